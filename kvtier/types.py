@@ -1,0 +1,102 @@
+"""The words that every part of kvtier shares: keys, operations, results. Stdlib only.
+
+Everything that crosses a process is a NamedTuple of plain values: it pickles inside vLLM's own
+metadata and msgpacks over the worker's pipe without a schema of its own.
+"""
+
+import math
+from enum import IntEnum, StrEnum
+from typing import NamedTuple, NewType
+
+BlockKey = NewType("BlockKey", bytes)
+"""vLLM's `OffloadKey`: the prefix-chained hash that ends a chunk, then its KV-cache group (4 bytes, big endian)."""
+
+TIER0 = 0
+"""Index of the arena (DRAM slots) in every list of tiers; lower tiers follow from 1."""
+
+NO_SLOT = -1
+
+
+class OpKind(IntEnum):
+    """What the brain asks of every rank's I/O process."""
+
+    OPEN = 0  # text: the namespace manifest (JSON). Opens every tier, starts the scan.
+    READ = 1  # record of `key` in `tier` -> verified and decoded into `slot`
+    WRITE = 2  # `slot` -> encoded record of `key` in `tier`
+    REMOVE = 3  # drop the record of `key` in `tier`; an absent record is a success
+    PROBE = 4  # write, read back and drop a small record: is `tier` well again?
+    CANCEL = 5  # drop queued operation `target`; it is answered CANCELLED unless it already runs
+    RESET = 6  # text: the new manifest. Every record written before is unreachable when this is answered
+    RECLAIM = 7  # remove foreign namespaces of `tier`, unlocked and oldest first, until `nbytes` are free
+    HASTEN = 8  # raise queued operation `target` to `priority`; never answered
+
+
+class Priority(IntEnum):
+    """Order in which an I/O process takes queued operations; lower goes first."""
+
+    DEMAND = 0  # a request waits for it
+    PREFETCH = 1
+    WRITE = 2
+    IDLE = 3  # write-behind: only when nothing else is queued, bounded bytes per second
+
+
+class OpStatus(StrEnum):
+    """How an operation ended on one rank. Everything but OK is a miss and a counter."""
+
+    OK = "ok"
+    MISSING = "missing"  # no such record
+    CORRUPT = "corrupt"  # checksum, length, key, namespace or codec is wrong; the record was removed
+    ERROR = "error"  # the operating system or the store said no
+    DEADLINE = "deadline"  # still queued when its deadline passed
+    CANCELLED = "cancelled"
+    DIED = "died"  # the I/O process went away; nothing of it runs any more
+
+
+class TierOp(NamedTuple):
+    """One operation, sent alike to every rank; `op` identifies it until each rank has answered once."""
+
+    op: int
+    kind: OpKind
+    tier: int = TIER0
+    key: bytes = b""
+    slot: int = NO_SLOT
+    group: int = 0  # the chunk's KV-cache group: each rank knows its raw bytes per group
+    end_token: int = 0  # where the chunk ends in its sequence; kept in the record
+    parent: bytes = b""  # key of the chunk before it, empty at the start; kept in the record
+    priority: Priority = Priority.DEMAND
+    deadline_s: float = math.inf  # seconds from its receipt after which a queued READ fails
+    target: int = 0  # CANCEL, HASTEN: the other operation's `op`
+    nbytes: int = 0  # RECLAIM: bytes wanted
+    text: str = ""  # OPEN, RESET: the namespace manifest
+
+
+class OpResult(NamedTuple):
+    """One rank's only answer to one operation."""
+
+    rank: int
+    op: int
+    status: OpStatus
+    nbytes: int = 0  # READ, WRITE: bytes of the whole record in its tier; OPEN, RECLAIM: foreign bytes left
+    seconds: float = 0.0  # in service, without the time queued
+    error: str = ""  # for people
+
+
+class ScanBatch(NamedTuple):
+    """Records that one rank found in one tier at start, in batches; never answers an operation."""
+
+    rank: int
+    tier: int
+    namespace: str  # whose records these are: a batch of another epoch is ignored
+    keys: list[bytes]
+    nbytes: list[int]  # of each record, as the tier accounts it
+    mtimes: list[float]  # seconds since the Unix epoch
+    done: bool  # the last batch of this rank and tier
+
+
+class GroupSpec(NamedTuple):
+    """One KV-cache group as the brain sees it."""
+
+    index: int
+    chunk_tokens: int
+    window_chunks: int | None  # chunks of its attention window; None: full attention
+    nbytes: int  # raw bytes of one chunk on one rank
