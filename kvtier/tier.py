@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +18,43 @@ class Entry(NamedTuple):
     mtime: float  # seconds since the Unix epoch
 
 
+class Site(NamedTuple):
+    """Which rank of which engine a tier serves; what its constructor is given beside its own config."""
+
+    name: str  # of the tier, for logs and errors
+    rank: int = 0
+    world_size: int = 1
+    dp_index: int = 0
+    dp_size: int = 1
+
+
 class Tier(ABC):
     """A store of records by key for one rank and one namespace.
 
+    Constructed as `cls(config, site)` where the class has a `Config` (a msgspec struct), else as
+    `cls(site)`: takes whatever lock it needs, or raises ConfigError. Then opened, then used.
     Calls block and may come from several threads at once. Buffers are 4 KiB aligned, their lengths
     multiples of 4 KiB; a record is written from, and read into, several buffers one after the other.
     Write is atomic: a reader, or a restart, sees the whole record or none.
     Eviction and capacity are the brain's: a tier only stores.
     """
+
+    persistent: ClassVar[bool] = True
+    """Whether records outlive the engine: then they are written behind by default, not on eviction."""
+
+    def open(self, namespace: str, manifest: str) -> None:  # noqa: B027 - optional: nothing may outlive it
+        """Go on under `namespace`, with what it holds from before; `manifest` says for people what that is.
+
+        Raises:
+            TierError: the medium failed; may be called again.
+        """
+
+    def reclaim(self, nbytes: int) -> int:
+        """Remove foreign namespaces nobody uses, oldest first, at least `nbytes` if there are; return the bytes left.
+
+        Both are this rank's share. `reclaim(0)` only counts.
+        """
+        return 0
 
     @abstractmethod
     def read(self, key: bytes, bufs: Sequence[Bytes]) -> int:

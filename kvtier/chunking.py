@@ -1,0 +1,19 @@
+"""How many tokens make a chunk: one rule for the connector, the simulator and `kvtier config check`."""
+
+LIMIT_TOKENS = 256
+TARGET_NBYTES = 2 << 20
+
+
+def auto_chunk_tokens(
+    block_tokens: int,
+    nbytes_per_token: int,
+    *,
+    limit_tokens: int = LIMIT_TOKENS,
+    target_nbytes: int = TARGET_NBYTES,
+) -> int:
+    """Return the smallest multiple of the block whose chunk reaches `target_nbytes` on one rank.
+
+    Never more than `limit_tokens`, because a chunk is hit whole or not at all; never less than one block.
+    """
+    wanted = -(-target_nbytes // (block_tokens * max(1, nbytes_per_token)))
+    return block_tokens * max(1, min(wanted, limit_tokens // block_tokens))

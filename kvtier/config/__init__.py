@@ -1,0 +1,29 @@
+"""The configuration: one YAML or mapping -> frozen structs, or a `ConfigError` in words.
+
+The structs are what every process of one engine must agree on; `digest` is how they check.
+"""
+
+from kvtier.config.load import default_dram_nbytes, load
+from kvtier.config.structs import (
+    Config,
+    IoConfig,
+    Plugin,
+    TierConfig,
+    WriteMode,
+    digest,
+    from_builtins,
+    to_builtins,
+)
+
+__all__ = [
+    "Config",
+    "IoConfig",
+    "Plugin",
+    "TierConfig",
+    "WriteMode",
+    "default_dram_nbytes",
+    "digest",
+    "from_builtins",
+    "load",
+    "to_builtins",
+]

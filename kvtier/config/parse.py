@@ -1,0 +1,133 @@
+"""From decoded YAML to the structs: units, plugins, defaults that depend on the kind of a tier."""
+
+from collections.abc import Callable
+from os import path as os_path
+
+import msgspec
+
+from kvtier.config.plugins import find, options, plugin
+from kvtier.config.rules import check
+from kvtier.config.structs import Config, IoConfig, WriteMode
+from kvtier.config.words import choose, join, mapping, mistake, refuse_unknown, translate
+from kvtier.units import parse_nbytes, parse_seconds
+
+_TIER_KEYS = (
+    *("name", "kind", "capacity", "numa", "eviction", "admission"),
+    *("codec", "write", "deadline", "wrappers"),
+)
+_NOT_FOR_DRAM = {
+    "codec": "its slots hold raw bytes",
+    "write": "it says when chunks go down into a tier",
+    "deadline": "nobody waits to read from it",
+    "wrappers": "they wrap what reads and writes records",
+}
+
+
+def parse(raw: object) -> Config:
+    """Turn decoded YAML into a checked configuration.
+
+    Raises:
+        ConfigError: the first mistake.
+    """
+    top = dict(mapping(raw, ""))
+    refuse_unknown(top, Config.__struct_fields__, "")
+    if top.get("chunk_tokens") == "auto":
+        del top["chunk_tokens"]
+    if "store" in top:
+        choose(top["store"], ("all", "prompt"), "store")
+    if "io" in top:
+        top["io"] = _io(top["io"])
+    _plugins(top, "prefetch", "prefetch", "prefetch")
+    if isinstance(tiers := top.get("tiers"), list | tuple):
+        top["tiers"] = [_tier(tier, index) for index, tier in enumerate(tiers)]
+    try:
+        config = msgspec.convert(top, Config)
+    except msgspec.ValidationError as exc:
+        raise translate(exc, "") from exc
+    check(config)
+    return config
+
+
+def _io(raw: object) -> dict[str, object]:
+    io = dict(mapping(raw, "io"))
+    refuse_unknown(io, IoConfig.__struct_fields__, "io")
+    _unit(io, "idle_write", parse_nbytes, "io")
+    return io
+
+
+def _tier(raw: object, index: int) -> dict[str, object]:
+    path = f"tiers[{index}]"
+    given = dict(mapping(raw, path))
+    tier = {key: given.pop(key) for key in _TIER_KEYS if key in given}
+    kind = tier.get("kind")
+    if not isinstance(kind, str):
+        raise mistake(join(path, "kind"), "missing" if kind is None else f"{kind!r} is not a name")
+    tier.setdefault("name", kind)
+    for key in ("capacity", "numa"):
+        if tier.get(key) == "auto":
+            del tier[key]
+    if isinstance(tier.get("numa"), int):
+        tier["numa"] = [tier["numa"]]
+    _unit(tier, "capacity", parse_nbytes, path)
+    _unit(tier, "deadline", parse_seconds, path)
+    for key in ("eviction", "admission", "codec"):
+        if key in tier:
+            tier[key] = plugin(key, tier[key], join(path, key))
+    _plugins(tier, "wrappers", "wrapper", join(path, "wrappers"))
+    if index == 0:
+        _dram(tier, given, path)
+    else:
+        _lower(tier, kind, given, path)
+    if "deadline" in tier:
+        tier["deadline_s"] = tier.pop("deadline")
+    return tier
+
+
+def _dram(tier: dict[str, object], given: dict[str, object], path: str) -> None:
+    """Check what only tier 0 is asked: that it is the DRAM, and nothing but slots."""
+    if tier["kind"] != "dram":
+        raise mistake(join(path, "kind"), f"the first tier is always 'dram', got {tier['kind']!r}")
+    refuse_unknown(given, (), path, also=_TIER_KEYS)
+    for key, why in _NOT_FOR_DRAM.items():
+        if key in tier:
+            raise mistake(join(path, key), f"not for dram: {why}; put it on a lower tier")
+
+
+def _lower(tier: dict[str, object], kind: str, given: dict[str, object], path: str) -> None:
+    """Check a lower tier's own options; what outlives the engine is written behind by default."""
+    if kind == "dram":
+        raise mistake(join(path, "kind"), "only the first tier is 'dram'")
+    tier_class = find("tier", kind, join(path, "kind"))
+    tier["options"] = options(tier_class, given, path, also=_TIER_KEYS)
+    if isinstance(directory := tier["options"].get("path"), str):
+        _directory(directory, join(path, "path"))
+    if "write" in tier:
+        choose(tier["write"], WriteMode, join(path, "write"))
+    elif tier_class.persistent:
+        tier["write"] = WriteMode.IDLE
+
+
+def _directory(directory: str, path: str) -> None:
+    """Refuse a directory that cannot be made; the tier itself finds out whether it may write there."""
+    parent = os_path.dirname(directory.rstrip("/"))
+    if not os_path.isabs(directory):
+        raise mistake(
+            path, f"{directory!r} is not absolute: the engine's processes may start elsewhere"
+        )
+    if not os_path.isdir(parent):
+        raise mistake(path, f"there is no directory {parent!r} to make {directory!r} in")
+    if os_path.exists(directory) and not os_path.isdir(directory):
+        raise mistake(path, f"{directory!r} is not a directory")
+
+
+def _plugins(raw: dict[str, object], key: str, kind: str, path: str) -> None:
+    if isinstance(listed := raw.get(key), list | tuple):
+        raw[key] = [plugin(kind, each, f"{path}[{i}]") for i, each in enumerate(listed)]
+
+
+def _unit(raw: dict[str, object], key: str, read: Callable[[object], float], path: str) -> None:
+    if key in raw:
+        try:
+            raw[key] = read(raw[key])
+        except ValueError as exc:
+            raise mistake(join(path, key), exc) from exc

@@ -1,0 +1,35 @@
+"""What must hold between the parts of a configuration, and between it and this machine."""
+
+from kvtier import topology
+from kvtier.config.structs import Config, TierConfig
+from kvtier.config.words import mistake
+
+
+def check(config: Config) -> None:
+    """Refuse a configuration that its structs allow but that cannot work here.
+
+    Raises:
+        ConfigError: the first rule that is broken.
+    """
+    if not config.tiers:
+        raise mistake("tiers", "there is none; the first is always {name: dram, kind: dram}")
+    names: dict[str, int] = {}
+    nodes = topology.numa_nodes()
+    for index, tier in enumerate(config.tiers):
+        path = f"tiers[{index}]"
+        if (other := names.setdefault(tier.name, index)) != index:
+            raise mistake(f"{path}.name", f"{tier.name!r} is the name of tiers[{other}] already")
+        _check_capacity(tier, index, path)
+        for node in tier.numa or ():
+            if node not in nodes:
+                known = ", ".join(map(str, nodes))
+                raise mistake(
+                    f"{path}.numa", f"there is no NUMA node {node}; this machine has {known}"
+                )
+
+
+def _check_capacity(tier: TierConfig, index: int, path: str) -> None:
+    if tier.capacity is None and index > 0:
+        raise mistake(f"{path}.capacity", "missing; a lower tier needs one, for example 100GiB")
+    if tier.capacity == 0:
+        raise mistake(f"{path}.capacity", "0 holds nothing; remove the tier instead")

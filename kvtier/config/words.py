@@ -1,0 +1,101 @@
+"""Mistakes in words: where, what, and what was probably meant."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from kvtier.errors import ConfigError
+from kvtier.registry import nearest
+
+_DECODING = re.compile(r"(?P<what>.*?)(?: - at `(?P<at>[^`]*)`)?", re.DOTALL)
+_EXPECTED = re.compile(r"Expected `(?P<want>[^`]*)`, got `(?P<got>[^`]*)`")
+_MISSING = re.compile(r"Object missing required field `(?P<key>[^`]*)`")
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>[^`]*)`")
+_TYPES = {
+    "int": "an integer",
+    "float": "a number",
+    "str": "a string",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a mapping",
+    "null": "nothing",
+}
+
+
+def join(path: str, key: str) -> str:
+    """Name `key` below `path`: `tiers[1]` and `capacity` make `tiers[1].capacity`."""
+    return f"{path}.{key}" if path and not key.startswith("[") else path + key
+
+
+def mistake(path: str, what: object) -> ConfigError:
+    """Make the error for one mistake."""
+    return ConfigError(f"{path}: {what}" if path else str(what))
+
+
+def refuse_unknown(
+    raw: Mapping[str, object], known: Iterable[str], path: str, *, also: Iterable[str] = ()
+) -> None:
+    """Refuse the first key that is not known, with the nearest of `known` and `also`.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    words = list(known)
+    for key in raw:
+        if key not in words:
+            close = nearest(str(key), [*words, *also])
+            raise mistake(join(path, str(key)), f"unknown key{close}")
+
+
+def choose(value: object, known: Iterable[str], path: str) -> str:
+    """Return `value` if it is one of `known`.
+
+    Raises:
+        ConfigError: it is not; the message lists them.
+    """
+    words = list(known)
+    if isinstance(value, str) and value in words:
+        return value
+    raise mistake(path, f"{value!r} is not one of {', '.join(words)}{nearest(str(value), words)}")
+
+
+def mapping(value: object, path: str) -> Mapping[str, object]:
+    """Return `value` if it is a mapping.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if isinstance(value, Mapping):
+        return value
+    raise mistake(path, f"expected a mapping, got {describe(value)}")
+
+
+def describe(value: object) -> str:
+    """Name the type of a decoded value as a YAML writer would."""
+    names = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+    if value is None:
+        return "nothing"
+    if isinstance(value, list | tuple):
+        return "a list"
+    return names.get(
+        type(value), "a mapping" if isinstance(value, Mapping) else type(value).__name__
+    )
+
+
+def translate(error: msgspec.ValidationError, path: str) -> ConfigError:
+    """Say a decoding error in the words of the file."""
+    match = _DECODING.fullmatch(str(error))
+    assert match is not None
+    at = (match["at"] or "").removeprefix("$").removeprefix(".")
+    where = join(path, at) if at else path
+    what = match["what"]
+    if found := _MISSING.fullmatch(what):
+        return mistake(join(where, found["key"]), "missing")
+    if found := _UNKNOWN.fullmatch(what):
+        return mistake(join(where, found["key"]), "unknown key")
+    if found := _EXPECTED.fullmatch(what):
+        wants = [_TYPES.get(word, word) for word in found["want"].split(" | ") if word != "null"]
+        got = _TYPES.get(found["got"], found["got"])
+        return mistake(where, f"expected {' or '.join(wants)}, got {got}")
+    return mistake(where, what[:1].lower() + what[1:].replace("`", ""))

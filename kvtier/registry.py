@@ -1,0 +1,112 @@
+"""Find plugins by name: one table per kind, then entry points, then `package.module:Class`.
+
+A table holds strings, so that nothing is imported before it is asked for. A built-in name always
+means the built-in: entry points cannot take it over.
+"""
+
+import difflib
+import importlib
+from importlib.metadata import entry_points
+
+from kvtier.codec import Codec
+from kvtier.errors import ConfigError
+from kvtier.policy import AdmissionPolicy, EvictionPolicy, PrefetchPolicy
+from kvtier.tier import Tier
+
+EVICTION = {
+    "lru": "kvtier.policies.eviction.lru:LruPolicy",
+}
+ADMISSION = {
+    "always": "kvtier.policies.admission.always:AlwaysPolicy",
+}
+PREFETCH = {
+    "arrival": "kvtier.policies.prefetch.arrival:ArrivalPolicy",
+}
+CODEC = {
+    "raw": "kvtier.codecs.raw:RawCodec",
+    "zstd": "kvtier.codecs.zstd:ZstdCodec",
+}
+TIER = {
+    "file": "kvtier.tiers.file:FileTier",
+}
+WRAPPER = {
+    "faulty": "kvtier.tiers.wrappers:FaultyTier",
+    "slow": "kvtier.tiers.wrappers:SlowTier",
+}
+
+TABLES = {
+    "eviction": EVICTION,
+    "admission": ADMISSION,
+    "prefetch": PREFETCH,
+    "codec": CODEC,
+    "tier": TIER,
+    "wrapper": WRAPPER,
+}
+INTERFACES: dict[str, type] = {
+    "eviction": EvictionPolicy,
+    "admission": AdmissionPolicy,
+    "prefetch": PrefetchPolicy,
+    "codec": Codec,
+    "tier": Tier,
+    "wrapper": Tier,
+}
+GROUPS = {
+    "eviction": "kvtier.policies",
+    "admission": "kvtier.policies",
+    "prefetch": "kvtier.policies",
+    "codec": "kvtier.codecs",
+    "tier": "kvtier.tiers",
+    "wrapper": "kvtier.tiers",
+}
+
+
+def lookup(kind: str, name: str) -> type:
+    """Import the plugin class that `name` means among the plugins of `kind`.
+
+    Raises:
+        ConfigError: the name is unknown, its package is not installed, or it is no plugin of this kind.
+    """
+    plugin = _load(kind, name, _target(kind, name))
+    if not isinstance(plugin, type) or not issubclass(plugin, INTERFACES[kind]):
+        raise ConfigError(f"{kind} {name!r} is not a subclass of {INTERFACES[kind].__name__}")
+    return plugin
+
+
+def names(kind: str) -> list[str]:
+    """List every name known for `kind`: built-ins first, then installed entry points."""
+    builtins = TABLES[kind]
+    return [*builtins, *sorted({e.name for e in entry_points(group=GROUPS[kind])} - set(builtins))]
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """Phrase the closest of `known` as a question, or nothing where none is close."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _target(kind: str, name: str) -> str:
+    if name in TABLES[kind]:
+        return TABLES[kind][name]
+    if ":" in name:
+        return name
+    for entry in entry_points(group=GROUPS[kind], name=name):
+        return entry.value
+    known = names(kind)
+    raise ConfigError(f"unknown {kind} {name!r}{nearest(name, known)}; known: {', '.join(known)}")
+
+
+def _load(kind: str, name: str, target: str) -> object:
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as exc:
+        raise ConfigError(_missing(kind, name, module, exc.name or "")) from exc
+    except AttributeError as exc:
+        raise ConfigError(f"{kind} {name!r}: {module} has no {attribute!r}") from exc
+
+
+def _missing(kind: str, name: str, module: str, absent: str) -> str:
+    if absent and (module == absent or module.startswith(absent + ".")):
+        return f"{kind} {name!r}: there is no module {absent!r}"
+    extra = f"; pip install 'kvtier[{name}]'" if name in TABLES[kind] else ""
+    return f"{kind} {name!r} needs the package {absent!r}, which is not installed{extra}"

@@ -1,0 +1,53 @@
+"""Sizes and durations as people write them. The only parser of either."""
+
+import re
+
+_NBYTES = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]iB|B)?\s*")
+_SECONDS = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|min|h)\s*")
+_DECIMAL = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])i?[Bb]?\s*", re.IGNORECASE)
+
+_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_TIMES = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+def parse_nbytes(value: object) -> int:
+    """Read `64GiB`, `512MiB` or a plain number of bytes.
+
+    Raises:
+        ValueError: it is neither; the message says what to write.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, str) and (match := _NBYTES.fullmatch(value)):
+        return int(float(match[1]) * _UNITS[match[2] or "B"])
+    if isinstance(value, str) and (match := _DECIMAL.fullmatch(value)):
+        raise ValueError(
+            f"{value!r} is not a size (did you mean '{match[1]}{match[2].upper()}iB'?)"
+        )
+    raise ValueError(
+        f"{value!r} is not a size; write for example 64GiB, 512MiB or a number of bytes"
+    )
+
+
+def parse_seconds(value: object) -> float:
+    """Read `2s`, `500ms` or a plain number of seconds.
+
+    Raises:
+        ValueError: it is neither, or not more than zero; the message says what to write.
+    """
+    seconds = 0.0
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    elif isinstance(value, str) and (match := _SECONDS.fullmatch(value)):
+        seconds = float(match[1]) * _TIMES[match[2]]
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"{value!r} is not a duration; write for example 2s or 500ms")
+    return seconds
+
+
+def format_nbytes(nbytes: float) -> str:
+    """Write a size with the largest unit that leaves at least 1, to three digits: `1.5GiB`."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if nbytes >= _UNITS[unit]:
+            return f"{nbytes / _UNITS[unit]:.4g}{unit}"
+    return f"{nbytes:.0f}B"
