@@ -1,0 +1,1 @@
+"""Device pages <-> arena slots: one engine per kind of device behind one interface."""

@@ -1,0 +1,78 @@
+"""The transfer interface: one rank's device pages <-> its arena slots. Nothing here blocks but `result`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from kvtier.arena import Arena
+
+
+class ChunkCopy(NamedTuple):
+    """One chunk between a slot and the device blocks that hold it."""
+
+    slot: int
+    group: int
+    blocks: tuple[int | None, ...]
+    """Device block per position of the chunk, `blocks_per_chunk` long; None: that piece does not move."""
+
+
+class Moved(NamedTuple):
+    """What a finished transfer did."""
+
+    nbytes: int
+    seconds: float  # from submission to the end of the copy
+
+
+class Transfer(ABC):
+    """A copy under way: the package's one asynchronous primitive."""
+
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether the copy is over, well or badly; never blocks."""
+
+    @abstractmethod
+    def result(self) -> Moved:
+        """Wait for the device side of the copy to be over.
+
+        Raises:
+            Exception: whatever made the copy fail; the destination is then undefined.
+        """
+
+
+class TransferEngine(ABC):
+    """Copies between the device's pages and the arena; called from the worker's main thread only.
+
+    A slot holds its chunk layer-major: for each tensor of the group, one page per block of the chunk.
+    Transfers of one direction end in the order of their submission. The caller keeps both ends alive and
+    unwritten until the transfer is done.
+    """
+
+    def __init__(
+        self,
+        arena: Arena,
+        pages: Mapping[int, Sequence[torch.Tensor]],
+        blocks_per_chunk: int,
+    ) -> None:
+        """Take per group its tensors, each (num_blocks, page_nbytes) int8, rows possibly strided."""
+        self.arena = arena
+        self.pages = {group: tuple(tensors) for group, tensors in pages.items()}
+        self.blocks_per_chunk = blocks_per_chunk
+
+    @abstractmethod
+    def offload(self, copies: Sequence[ChunkCopy]) -> Transfer:
+        """Start to copy device blocks into slots; pieces without a block are zeroed."""
+
+    @abstractmethod
+    def onload(self, copies: Sequence[ChunkCopy]) -> Transfer:
+        """Start to copy slots into device blocks; pieces without a block are left alone."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Wait for what runs and release everything; idempotent."""
+
+
+def chunk_nbytes(tensors: Sequence[torch.Tensor], blocks_per_chunk: int) -> int:
+    """Bytes that one chunk of a group with these tensors takes in a slot."""
+    return blocks_per_chunk * sum(tensor.shape[1] for tensor in tensors)

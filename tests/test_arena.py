@@ -1,0 +1,57 @@
+"""The arena is bounded, aligned, shared by descriptor and leaves nothing behind."""
+
+import mmap
+import os
+
+import numpy as np
+import pytest
+
+from kvtier.arena import Arena
+from kvtier.errors import ConfigError
+
+
+def open_descriptors() -> set[str]:
+    links = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))
+    return {os.readlink(link) for link in links if os.path.lexists(link)}
+
+
+def test_slots_are_disjoint_views_of_one_mapping() -> None:
+    arena = Arena(4, 8192)
+    for i in range(4):
+        arena.slot(i)[:] = i + 1
+    assert [int(arena.slot(i).sum()) // 8192 for i in range(4)] == [1, 2, 3, 4]
+    assert arena.slot(0).ctypes.data % 4096 == 0
+    arena.close()
+
+
+def test_another_mapping_of_the_descriptor_sees_the_same_bytes() -> None:
+    arena = Arena(2, 4096)
+    arena.slot(1)[:] = 7
+    with mmap.mmap(arena.fd, 8192) as other:
+        assert other[4096:] == b"\7" * 4096
+        other[0:1] = b"\5"
+    assert arena.slot(0)[0] == 5
+    arena.close()
+
+
+def test_close_leaves_the_mapping_to_its_last_view() -> None:
+    before = open_descriptors()
+    arena = Arena(2, 4096)
+    view = arena.slot(0)
+    arena.close()
+    arena.close()
+    assert np.all(view == 0)
+    del view
+    assert open_descriptors() == before
+
+
+def test_it_has_no_name_in_shared_memory() -> None:
+    before = os.listdir("/dev/shm")
+    arena = Arena(2, 4096)
+    assert os.listdir("/dev/shm") == before
+    arena.close()
+
+
+def test_a_capacity_below_one_chunk_is_refused_in_words() -> None:
+    with pytest.raises(ConfigError, match=r"tiers\[0\]\.capacity: no room for one chunk"):
+        Arena(0, 4096)
