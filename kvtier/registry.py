@@ -6,7 +6,11 @@ means the built-in: entry points cannot take it over.
 
 import difflib
 import importlib
+from collections.abc import Mapping
 from importlib.metadata import entry_points
+from typing import Literal, Protocol, overload
+
+import msgspec
 
 from kvtier.codec import Codec
 from kvtier.errors import ConfigError
@@ -72,6 +76,43 @@ def lookup(kind: str, name: str) -> type:
     return plugin
 
 
+class Named(Protocol):
+    """A plugin as a configuration names it: `kvtier.config.Plugin`."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def options(self) -> Mapping[str, object]: ...
+
+
+@overload
+def build(kind: Literal["eviction"], plugin: Named, *parts: object) -> EvictionPolicy: ...
+@overload
+def build(kind: Literal["admission"], plugin: Named, *parts: object) -> AdmissionPolicy: ...
+@overload
+def build(kind: Literal["prefetch"], plugin: Named, *parts: object) -> PrefetchPolicy: ...
+@overload
+def build(kind: Literal["codec"], plugin: Named, *parts: object) -> Codec: ...
+@overload
+def build(kind: Literal["tier", "wrapper"], plugin: Named, *parts: object) -> Tier: ...
+def build(kind: str, plugin: Named, *parts: object) -> object:
+    """Construct a plugin: `cls(config, *parts)` where its class declares a `Config`, else `cls(*parts)`.
+
+    Raises:
+        ConfigError: there is no such plugin, or its options are not what its `Config` takes.
+    """
+    plugin_class = lookup(kind, plugin.kind)
+    struct: type | None = getattr(plugin_class, "Config", None)
+    if struct is None:
+        return plugin_class(*parts)
+    try:
+        config: object = msgspec.convert(plugin.options, struct)
+    except msgspec.ValidationError as exc:
+        raise ConfigError(f"{kind} {plugin.kind!r}: {exc}") from exc
+    return plugin_class(config, *parts)
+
+
 def names(kind: str) -> list[str]:
     """List every name known for `kind`: built-ins first, then installed entry points."""
     builtins = TABLES[kind]
@@ -81,7 +122,7 @@ def names(kind: str) -> list[str]:
 def nearest(word: str, known: list[str]) -> str:
     """Phrase the closest of `known` as a question, or nothing where none is close."""
     close = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def _target(kind: str, name: str) -> str:
@@ -97,6 +138,8 @@ def _target(kind: str, name: str) -> str:
 
 def _load(kind: str, name: str, target: str) -> object:
     module, _, attribute = target.partition(":")
+    if not module or not attribute:
+        raise ConfigError(f"{kind} {name!r}: write it as package.module:Class")
     try:
         return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as exc:

@@ -9,6 +9,7 @@ from kvtier.config.plugins import find, options, plugin
 from kvtier.config.rules import check
 from kvtier.config.structs import Config, IoConfig, WriteMode
 from kvtier.config.words import choose, join, mapping, mistake, refuse_unknown, translate
+from kvtier.tier import Tier
 from kvtier.units import parse_nbytes, parse_seconds
 
 _TIER_KEYS = (
@@ -64,7 +65,7 @@ def _tier(raw: object, index: int) -> dict[str, object]:
         raise mistake(join(path, "kind"), "missing" if kind is None else f"{kind!r} is not a name")
     tier.setdefault("name", kind)
     for key in ("capacity", "numa"):
-        if tier.get(key) == "auto":
+        if key in tier and tier[key] in (None, "auto"):
             del tier[key]
     if isinstance(tier.get("numa"), int):
         tier["numa"] = [tier["numa"]]
@@ -98,9 +99,11 @@ def _lower(tier: dict[str, object], kind: str, given: dict[str, object], path: s
     if kind == "dram":
         raise mistake(join(path, "kind"), "only the first tier is 'dram'")
     tier_class = find("tier", kind, join(path, "kind"))
-    tier["options"] = options(tier_class, given, path, also=_TIER_KEYS)
-    if isinstance(directory := tier["options"].get("path"), str):
+    assert issubclass(tier_class, Tier)
+    tier["options"] = own = options(tier_class, given, path, also=_TIER_KEYS)
+    if isinstance(directory := own.get("path"), str):
         _directory(directory, join(path, "path"))
+    tier["persistent"] = tier_class.persistent
     if "write" in tier:
         choose(tier["write"], WriteMode, join(path, "write"))
     elif tier_class.persistent:

@@ -56,7 +56,7 @@ def options(
         return {}
     refuse_unknown(raw, _fields(struct), path, also=also)
     try:
-        checked = msgspec.convert(raw, struct)
+        checked: object = msgspec.convert(raw, struct)
     except msgspec.ValidationError as exc:
         raise translate(exc, path) from exc
     complete: dict[str, object] = msgspec.to_builtins(checked)

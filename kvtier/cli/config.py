@@ -1,0 +1,166 @@
+"""`kvtier config`: say what a configuration would do, before an engine is started with it."""
+
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from kvtier import topology
+from kvtier.chunking import auto_chunk_tokens
+from kvtier.cli.geometry import Geometry, read_geometry
+from kvtier.config import Config, Plugin, TierConfig, default_dram_nbytes, load
+from kvtier.errors import ConfigError
+from kvtier.units import format_nbytes
+
+PAGE = 4096
+
+app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
+
+
+class Chunk(NamedTuple):
+    """One chunk of one KV-cache group on one rank."""
+
+    tokens: int
+    nbytes: int
+    slot_nbytes: int
+    record_nbytes: int  # on a lower tier, if the codec saves nothing
+
+
+@app.callback()
+def _config() -> None:
+    """Look at configurations."""
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="The YAML to check.", show_default=False)],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A model's directory or config.json: adds what each tier would hold."),
+    ] = None,
+    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks on this node.")] = 1,
+    block_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the engine's block.")] = 16,
+    kv_dtype: Annotated[str, typer.Option(help="Dtype of the KV cache, fp8 for example.")] = "auto",
+) -> None:
+    """Check FILE as an engine on this machine would, and explain what it would do."""
+    config = load(file)
+    geometry = read_geometry(model, ranks=tp, dtype=kv_dtype) if model else None
+    chunk = chunk_of(config, geometry, block_tokens) if geometry else None
+    table = _tier_table(config, geometry, chunk, tp)
+    console = Console(highlight=False)
+    console.print(f"{escape(str(file))}: works on this machine")
+    if geometry and chunk:
+        console.print(_describe_model(geometry, chunk, config, tp))
+    console.print(table)
+    for note in notes(config, geometry):
+        console.print(f"- {escape(note)}")
+
+
+def chunk_of(config: Config, geometry: Geometry, block_tokens: int) -> Chunk:
+    """Size a chunk as the connector would.
+
+    Raises:
+        ConfigError: `chunk_tokens` does not fit the engine's block.
+    """
+    tokens = config.chunk_tokens or auto_chunk_tokens(block_tokens, geometry.nbytes_per_token)
+    if tokens % block_tokens:
+        raise ConfigError(
+            f"chunk_tokens: {tokens} is not a multiple of the engine's block of {block_tokens} tokens; "
+            f"use {-(-tokens // block_tokens) * block_tokens} or auto"
+        )
+    nbytes = tokens * geometry.group_layers * geometry.layer_nbytes
+    slot_nbytes = -(-nbytes // PAGE) * PAGE
+    return Chunk(tokens, nbytes, slot_nbytes, slot_nbytes + PAGE)
+
+
+def chunks_held(tier: TierConfig, chunk: Chunk, index: int, ranks: int) -> int:
+    """Count the chunks a tier has room for on each rank, if its codec saves nothing.
+
+    Raises:
+        ConfigError: there is no room for one.
+    """
+    nbytes = tier_nbytes(tier, ranks) // ranks
+    held = nbytes // (chunk.record_nbytes if index else chunk.slot_nbytes)
+    if held < 1:
+        raise ConfigError(
+            f"tiers[{index}].capacity: {format_nbytes(nbytes)} per rank has no room for one chunk of "
+            f"{format_nbytes(chunk.slot_nbytes)}"
+        )
+    return held
+
+
+def tier_nbytes(tier: TierConfig, ranks: int) -> int:
+    """Return a tier's capacity on this node, the automatic one where none is given."""
+    return default_dram_nbytes(ranks) * ranks if tier.capacity is None else tier.capacity
+
+
+def notes(config: Config, geometry: Geometry | None) -> list[str]:
+    """Say in words what the figures do not: what is not stored, and what may disappoint."""
+    found = []
+    dram = config.tiers[0].capacity
+    if dram is not None and dram > (free := topology.free_nbytes()):
+        found.append(
+            f"tiers[0].capacity: {format_nbytes(dram)} is more than the {format_nbytes(free)} of memory "
+            "that is free here now"
+        )
+    if config.store == "prompt":
+        found.append("store: prompt - what the model answers is not stored")
+    if len(config.tiers) > 1 and not config.persist_lora:
+        found.append("persist_lora: false - chunks of LoRA requests stay in dram")
+    if geometry and geometry.window:
+        found.append(
+            f"window layers keep the last {geometry.window} tokens of a prefix only, so a tier may hold "
+            "fewer tokens than shown by what those chunks take"
+        )
+    return found
+
+
+def _describe_model(geometry: Geometry, chunk: Chunk, config: Config, ranks: int) -> str:
+    kinds = ", ".join(f"{n} x {kind.replace('_', ' ')}" for kind, n in geometry.groups)
+    how = "auto" if config.chunk_tokens is None else "chunk_tokens"
+    return escape(
+        f"model: {geometry.layers} layers, {geometry.attention}, {geometry.dtype}, "
+        f"{format_nbytes(geometry.nbytes_per_token)} per token and rank, {ranks} rank(s)\n"
+        f"groups: {kinds} of {geometry.group_layers} layers\n"
+        f"chunk: {chunk.tokens} tokens ({how}), {format_nbytes(chunk.nbytes)} per group and rank"
+    )
+
+
+def _tier_table(
+    config: Config, geometry: Geometry | None, chunk: Chunk | None, ranks: int
+) -> Table:
+    table = Table("tier", "kind", "capacity", "per rank")
+    if chunk:
+        table.add_column("chunks", justify="right")
+        table.add_column("bytes each", justify="right")
+        table.add_column("tokens", justify="right")
+    for name in ("eviction", "admission", "codec", "write", "deadline"):
+        table.add_column(name)
+    for index, tier in enumerate(config.tiers):
+        nbytes = tier_nbytes(tier, ranks)
+        auto = " (auto)" if tier.capacity is None else ""
+        row = [tier.name, tier.kind, format_nbytes(nbytes) + auto, format_nbytes(nbytes // ranks)]
+        if chunk and geometry:
+            row += _room(tier, chunk, geometry, index, ranks)
+        row += [_name(tier.eviction), _name(tier.admission)]
+        row += (
+            [_name(tier.codec), tier.write, f"{tier.deadline_s:g}s"] if index else ["-", "-", "-"]
+        )
+        table.add_row(*map(escape, row))
+    return table
+
+
+def _room(tier: TierConfig, chunk: Chunk, geometry: Geometry, index: int, ranks: int) -> list[str]:
+    held = chunks_held(tier, chunk, index, ranks)
+    tokens = held // max(1, geometry.full_groups) * chunk.tokens
+    least = "at least " if index and tier.codec.kind != "raw" else ""
+    each = chunk.record_nbytes if index else chunk.slot_nbytes
+    return [f"{least}{held:,}", format_nbytes(each), f"{least}{tokens:,}"]
+
+
+def _name(plugin: Plugin) -> str:
+    options = ", ".join(f"{key}={value}" for key, value in plugin.options.items())
+    return f"{plugin.kind} ({options})" if options else plugin.kind

@@ -1,0 +1,124 @@
+"""How many bytes of KV a model makes, from its config.json alone: no weights, no torch, no vLLM."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from kvtier.errors import ConfigError
+
+_ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+
+
+class Geometry(NamedTuple):
+    """What decides the size of a chunk on one rank."""
+
+    attention: str  # MLA, MHA, GQA or MQA, with its heads, for people
+    dtype: str
+    layers: int
+    groups: tuple[tuple[str, int], ...]  # kind of layer and its KV-cache groups
+    group_layers: int  # layers that one group, and so one chunk, holds
+    layer_nbytes: int  # of one token in one layer on one rank
+    window: int | None  # tokens a sliding layer looks back
+
+    @property
+    def nbytes_per_token(self) -> int:
+        """Bytes of one token on one rank, all layers together."""
+        return self.layers * self.layer_nbytes
+
+    @property
+    def full_groups(self) -> int:
+        """Groups that keep every chunk of a sequence."""
+        return dict(self.groups).get(_FULL, 0)
+
+
+def read_geometry(model: Path, *, ranks: int, dtype: str = "auto") -> Geometry:
+    """Read a model's directory, or its config.json, as `ranks` tensor-parallel ranks see it.
+
+    Raises:
+        ConfigError: there is no such file, or it describes layers without an ordinary KV cache.
+    """
+    file = model / "config.json" if model.is_dir() else model
+    try:
+        raw = json.loads(file.read_text())
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"{file}: cannot be read as a model's config.json: {exc}") from exc
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{file}: not a model's config.json")
+    text = next((raw[key] for key in ("text_config", "llm_config") if raw.get(key)), raw)
+    try:
+        return _geometry({**raw, **text}, ranks, dtype)
+    except (KeyError, TypeError) as exc:
+        raise ConfigError(f"{file}: no attention layers in it that kvtier knows: {exc}") from exc
+
+
+def _geometry(raw: Mapping[str, object], ranks: int, dtype: str) -> Geometry:
+    dtype = _dtype(raw, dtype)
+    attention, elements = _attention(raw, ranks)
+    kinds = Counter(_layer_kinds(raw))
+    group_layers = _group_layers(list(kinds.values()))
+    window = raw.get("sliding_window")
+    return Geometry(
+        attention=attention,
+        dtype=dtype,
+        layers=kinds.total(),
+        groups=tuple((kind, -(-n // group_layers)) for kind, n in kinds.items()),
+        group_layers=group_layers,
+        layer_nbytes=elements * _ITEMSIZE[dtype],
+        window=window if isinstance(window, int) and _SLIDING in kinds else None,
+    )
+
+
+def _dtype(raw: Mapping[str, object], dtype: str) -> str:
+    """Choose the dtype of the KV cache; vLLM takes a float32 checkpoint as bfloat16 unless it is told."""
+    if dtype == "auto":
+        dtype = str(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16")
+        dtype = "bfloat16" if dtype == "float32" else dtype
+    if dtype not in _ITEMSIZE:
+        raise ConfigError(f"{dtype!r} is not a KV-cache dtype; known: {', '.join(_ITEMSIZE)}")
+    return dtype
+
+
+def _attention(raw: Mapping[str, object], ranks: int) -> tuple[str, int]:
+    """Name the kind of attention and count the elements per token, layer and rank."""
+    if raw.get("kv_lora_rank"):
+        latent = _int(raw, "kv_lora_rank") + _int(raw, "qk_rope_head_dim")
+        return f"MLA, {latent} latent elements on every rank", latent
+    heads = _int(raw, "num_attention_heads", "n_head")
+    kv_heads = _int(raw, "num_key_value_heads", default=heads)
+    dim = _int(raw, "head_dim", default=0) or _int(raw, "hidden_size", "n_embd") // heads
+    kind = "MHA" if kv_heads == heads else "MQA" if kv_heads == 1 else "GQA"
+    words = f"{kind}, {kv_heads} KV heads of {dim} elements"
+    return words, 2 * dim * max(1, kv_heads // ranks)
+
+
+def _layer_kinds(raw: Mapping[str, object]) -> list[str]:
+    layers = _int(raw, "num_hidden_layers", "n_layer")
+    listed = raw.get("layer_types")
+    if isinstance(listed, list):
+        kinds = [str(kind) for kind in listed[:layers]]
+    elif raw.get("sliding_window") and raw.get("use_sliding_window", True):
+        every = _int(raw, "sliding_window_pattern", default=layers + 1)
+        kinds = [_FULL if (i + 1) % every == 0 else _SLIDING for i in range(layers)]
+    else:
+        kinds = [_FULL] * layers
+    if foreign := set(kinds) - {_FULL, _SLIDING}:
+        raise ConfigError(
+            f"layers of kind {', '.join(sorted(foreign))}: their state is not counted per token, "
+            "so there is no figure for this model"
+        )
+    return kinds
+
+
+def _group_layers(counts: list[int]) -> int:
+    """Layers per KV-cache group, by vLLM's rule: the smallest count, unless all are nearly the same."""
+    return max(counts) if max(counts) < 1.5 * min(counts) else min(counts)
+
+
+def _int(raw: Mapping[str, object], *keys: str, default: int | None = None) -> int:
+    value = next((raw[key] for key in keys if raw.get(key) is not None), default)
+    if not isinstance(value, int):
+        raise KeyError(keys[0])
+    return value

@@ -1,0 +1,58 @@
+"""The command line: one module per command; none imports torch or vLLM before it is run.
+
+A module offers a function named like its command, or an `app` where the command has commands of its own.
+"""
+
+import importlib
+import importlib.util
+import sys
+from typing import Annotated
+
+import typer
+
+from kvtier import __version__
+from kvtier.errors import KvtierError
+
+COMMANDS = {
+    "config": "kvtier.cli.config",
+    "check": "kvtier.cli.check",
+    "demo": "kvtier.cli.demo",
+}
+
+
+def build() -> typer.Typer:
+    """Assemble the application from its commands."""
+    app = typer.Typer(
+        name="kvtier",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.callback(invoke_without_command=True)(_kvtier)
+    for name, where in COMMANDS.items():
+        if importlib.util.find_spec(where) is None:
+            continue
+        module = importlib.import_module(where)
+        if hasattr(module, name):
+            app.command(name)(getattr(module, name))
+        else:
+            app.add_typer(module.app, name=name)
+    return app
+
+
+def main() -> None:
+    """Run the command line; what kvtier refuses on purpose is a message and status 1, not a trace."""
+    try:
+        build()()
+    except KvtierError as exc:
+        typer.echo(f"kvtier: {exc}", err=True)
+        sys.exit(1)
+
+
+def _kvtier(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """More KV cache than the GPU has, in tiers below it."""
+    if version:
+        typer.echo(f"kvtier {__version__}")
+        raise typer.Exit

@@ -1,0 +1,118 @@
+"""`kvtier config check`, run as its users run it."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+LLAMA_8B = {
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "hidden_size": 4096,
+    "torch_dtype": "bfloat16",
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "kvtier.cli", *map(str, arguments)]
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={"COLUMNS": "200"},
+            timeout=60,
+        )
+
+    return run
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "kvtier.yaml"
+    path.write_text(
+        "tiers:\n"
+        "  - {name: dram, kind: dram, capacity: 1GiB}\n"
+        f"  - {{name: nvme, kind: file, path: {tmp_path}/cache, capacity: 10GiB, codec: zstd}}\n"
+    )
+    return path
+
+
+def words(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("│┃").split("│")]
+
+
+def test_without_a_model_it_lists_the_tiers(run: Run, file: Path) -> None:
+    done = run("config", "check", file)
+    assert (done.returncode, done.stderr) == (0, "")
+    dram, nvme = (words(line) for line in done.stdout.splitlines() if line.startswith("│"))
+    assert dram == ["dram", "dram", "1GiB", "1GiB", "lru", "always", "-", "-", "-"]
+    assert nvme == [
+        "nvme",
+        "file",
+        "10GiB",
+        "10GiB",
+        "lru",
+        "always",
+        "zstd (level=1)",
+        "idle",
+        "2s",
+    ]
+    assert "LoRA requests stay in dram" in done.stdout
+    assert not (file.parent / "cache").exists()
+
+
+def test_with_a_model_it_counts_chunks_and_tokens(run: Run, file: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
+    done = run("config", "check", file, "--model", tmp_path, "--tp", "2")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "GQA, 8 KV heads of 128 elements" in done.stdout
+    assert "chunk: 32 tokens (auto), 2MiB per group and rank" in done.stdout
+    dram, nvme = (words(line) for line in done.stdout.splitlines() if line.startswith("│"))
+    assert dram[2:7] == ["1GiB", "512MiB", "256", "2MiB", "8,192"]
+    assert nvme[2:7] == ["10GiB", "5GiB", "at least 2,555", "2.004MiB", "at least 81,760"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the file is empty; it needs at least 'tiers:'"),
+        (
+            "tiers: [{kind: dram, capcity: 1GiB}]",
+            "tiers[0].capcity: unknown key (did you mean 'capacity'?)",
+        ),
+    ],
+)
+def test_a_mistake_is_a_message_and_status_1(run: Run, file: Path, text: str, message: str) -> None:
+    file.write_text(text)
+    done = run("config", "check", file)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"kvtier: {file}: {message}\n"
+
+
+def test_what_only_the_model_reveals_is_refused_too(run: Run, file: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
+    file.write_text("chunk_tokens: 24")
+    done = run("config", "check", file, "--model", tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "chunk_tokens: 24 is not a multiple of the engine's block of 16 tokens" in done.stderr
+    file.write_text("tiers: [{kind: dram, capacity: 1MiB}]")
+    done = run("config", "check", file, "--model", tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "tiers[0].capacity: 1MiB per rank has no room for one chunk of 2MiB" in done.stderr
+
+
+def test_it_says_which_version_it_is(run: Run) -> None:
+    assert run("--version").stdout.startswith("kvtier ")
+
+
+def test_help_lists_the_commands(run: Run) -> None:
+    assert "config" in run("--help").stdout

@@ -1,0 +1,201 @@
+"""Every mistake in a configuration, and the exact words that answer it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from kvtier.config import load
+from kvtier.errors import ConfigError
+
+DRAM = {"name": "dram", "kind": "dram", "capacity": "1GiB"}
+
+
+def message(source: Mapping[str, object] | str | Path | None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(source)
+    return str(caught.value)
+
+
+def tiers(*lower: Mapping[str, object], **dram: object) -> dict[str, object]:
+    return {"tiers": [{**DRAM, **dram}, *lower]}
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ({"tires": []}, "tires: unknown key (did you mean 'tiers'?)"),
+        ({"colour": 1}, "colour: unknown key"),
+        ({"chunk_tokens": "big"}, "chunk_tokens: expected an integer, got a string"),
+        ({"chunk_tokens": 0}, "chunk_tokens: expected int >= 1"),
+        ({"store": "promt"}, "store: 'promt' is not one of all, prompt (did you mean 'prompt'?)"),
+        ({"weights_id": 7}, "weights_id: expected a string, got an integer"),
+        ({"persist_lora": "yes"}, "persist_lora: expected true or false, got a string"),
+        ({"prefetch": "arrival"}, "prefetch: expected a list, got a string"),
+        (
+            {"prefetch": ["arival"]},
+            "prefetch[0]: unknown prefetch 'arival' (did you mean 'arrival'?); known: arrival",
+        ),
+        ({"tiers": 3}, "tiers: expected a list, got an integer"),
+        ({"tiers": []}, "tiers: there is none; the first is always {name: dram, kind: dram}"),
+        ({"tiers": ["dram"]}, "tiers[0]: expected a mapping, got a string"),
+        ({"io": [1]}, "io: expected a mapping, got a list"),
+        ({"io": {"thread": 4}}, "io.thread: unknown key (did you mean 'threads'?)"),
+        ({"io": {"threads": 1}}, "io.threads: expected int >= 2"),
+        (
+            {"io": {"idle_write": "fast"}},
+            (
+                "io.idle_write: 'fast' is not a size; "
+                "write for example 64GiB, 512MiB or a number of bytes"
+            ),
+        ),
+    ],
+)
+def test_a_mistake_at_the_top(raw: Mapping[str, object], expected: str) -> None:
+    assert message(raw) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"capcity": "1GiB"}, "tiers[0].capcity: unknown key (did you mean 'capacity'?)"),
+        (
+            {"capacity": "64GB"},
+            "tiers[0].capacity: '64GB' is not a size (did you mean '64GiB'?)",
+        ),
+        (
+            {"capacity": "plenty"},
+            (
+                "tiers[0].capacity: 'plenty' is not a size; "
+                "write for example 64GiB, 512MiB or a number of bytes"
+            ),
+        ),
+        ({"capacity": 0}, "tiers[0].capacity: 0 holds nothing; remove the tier instead"),
+        ({"numa": [1023]}, "tiers[0].numa: there is no NUMA node 1023; this machine has "),
+        ({"numa": "near"}, "tiers[0].numa: expected a list, got a string"),
+        ({"name": "my tier"}, "tiers[0].name: expected str matching regex"),
+        (
+            {"eviction": "lur"},
+            "tiers[0].eviction: unknown eviction 'lur' (did you mean 'lru'?); known: lru",
+        ),
+        (
+            {"eviction": {"kind": "lru", "ghosts": 2}},
+            "tiers[0].eviction.ghosts: unknown key",
+        ),
+        ({"eviction": {"ghosts": 2}}, "tiers[0].eviction.kind: missing"),
+        (
+            {"eviction": ["lru"]},
+            "tiers[0].eviction: expected the name of a plugin or a mapping, got a list",
+        ),
+        (
+            {"eviction": "no.such.module:Thing"},
+            "tiers[0].eviction: eviction 'no.such.module:Thing': there is no module 'no'",
+        ),
+        (
+            {"eviction": "collections:OrderedDict"},
+            "tiers[0].eviction: eviction 'collections:OrderedDict' is not a subclass of EvictionPolicy",
+        ),
+        ({"kind": "file"}, "tiers[0].kind: the first tier is always 'dram', got 'file'"),
+        ({"kind": None}, "tiers[0].kind: missing"),
+        (
+            {"codec": "zstd"},
+            "tiers[0].codec: not for dram: its slots hold raw bytes; put it on a lower tier",
+        ),
+        (
+            {"write": "idle"},
+            (
+                "tiers[0].write: not for dram: it says when chunks go down into a tier; "
+                "put it on a lower tier"
+            ),
+        ),
+    ],
+)
+def test_a_mistake_in_the_dram_tier(change: Mapping[str, object], expected: str) -> None:
+    assert message(tiers(**change)).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"capcity": "1GiB"}, "tiers[1].capcity: unknown key (did you mean 'capacity'?)"),
+        ({"pth": "/tmp/x"}, "tiers[1].pth: unknown key (did you mean 'path'?)"),
+        (
+            {"capacity": None},
+            "tiers[1].capacity: missing; a lower tier needs one, for example 100GiB",
+        ),
+        ({"name": "dram"}, "tiers[1].name: 'dram' is the name of tiers[0] already"),
+        ({"kind": "dram"}, "tiers[1].kind: only the first tier is 'dram'"),
+        ({"kind": "fil"}, "tiers[1].kind: unknown tier 'fil' (did you mean 'file'?); known: file"),
+        (
+            {"write": "idel"},
+            (
+                "tiers[1].write: 'idel' is not one of on_evict, on_reuse, through, idle "
+                "(did you mean 'idle'?)"
+            ),
+        ),
+        (
+            {"deadline": "soon"},
+            "tiers[1].deadline: 'soon' is not a duration; write for example 2s or 500ms",
+        ),
+        ({"deadline": 0}, "tiers[1].deadline: 0 is not a duration; write for example 2s or 500ms"),
+        (
+            {"path": "cache"},
+            "tiers[1].path: 'cache' is not absolute: the engine's processes may start elsewhere",
+        ),
+        (
+            {"path": "/no/such/place"},
+            "tiers[1].path: there is no directory '/no/such' to make '/no/such/place' in",
+        ),
+        ({"path": 3}, "tiers[1].path: expected a string, got an integer"),
+        ({"path": "/proc/version"}, "tiers[1].path: '/proc/version' is not a directory"),
+        (
+            {"wrappers": ["solw"]},
+            "tiers[1].wrappers[0]: unknown wrapper 'solw' (did you mean 'slow'?); known: faulty, slow",
+        ),
+        ({"wrappers": "slow"}, "tiers[1].wrappers: expected a list, got a string"),
+    ],
+)
+def test_a_mistake_in_a_lower_tier(
+    change: Mapping[str, object], expected: str, tmp_path: Path
+) -> None:
+    lower = {"name": "nvme", "kind": "file", "path": str(tmp_path), "capacity": "1GiB", **change}
+    assert message(tiers(lower)) == expected
+
+
+def test_a_lower_tier_without_its_own_required_option() -> None:
+    assert message(tiers({"kind": "file", "capacity": "1GiB"})) == "tiers[1].path: missing"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "the file is empty; it needs at least 'tiers:'"),
+        ("# nothing\n", "the file is empty; it needs at least 'tiers:'"),
+        ("- a\n", "expected a mapping, got a list"),
+        ("store: all\ntiers: [\n", "line 3: not valid YAML: expected the node content"),
+        ("store: all\nstore: prompt\n", "line 2: not valid YAML: the key 'store' is there twice"),
+        ("store: \x01\n", "not valid YAML: "),
+        ("1: 2\n", "1: unknown key"),
+        ("tiers: [{kind: dram, capcity: 1}]", "tiers[0].capcity: unknown key"),
+    ],
+)
+def test_a_mistake_in_a_file_starts_with_its_name(text: str, expected: str, tmp_path: Path) -> None:
+    file = tmp_path / "kvtier.yaml"
+    file.write_text(text)
+    assert message(file).startswith(f"{file}: {expected}")
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    assert (
+        message(tmp_path / "no.yaml")
+        == f"{tmp_path}/no.yaml: cannot be read: No such file or directory"
+    )
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "kvtier.yaml").write_bytes(b"\xff\xfe\x00")
+    assert message(tmp_path / "kvtier.yaml").endswith("cannot be read: it is not text")
+
+
+def test_a_source_of_the_wrong_type() -> None:
+    assert message(3) == "expected the path of a YAML file or a mapping, got an integer"  # type: ignore[arg-type] # that is the test

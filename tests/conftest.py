@@ -1,0 +1,20 @@
+"""Fixtures for every test."""
+
+import os
+
+import pytest
+from hypothesis import settings
+
+# The same examples in every run, and no limit on their time: the machine may be busy.
+settings.register_profile("kvtier", deadline=None, derandomize=True)
+settings.load_profile("kvtier")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a CUDA device where there is none."""
+    if os.path.exists("/dev/nvidiactl"):
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
