@@ -1,0 +1,1 @@
+"""Engines that kvtier serves, one folder each."""

@@ -1,0 +1,1 @@
+"""The built-in policies, one per file: who leaves a tier, who enters it, what is fetched ahead."""

@@ -9,6 +9,7 @@ from kvtier.errors import ConfigError
 from kvtier.registry import nearest
 
 _DECODING = re.compile(r"(?P<what>.*?)(?: - at `(?P<at>[^`]*)`)?", re.DOTALL)
+_BOUNDED = re.compile(r"Expected `(?P<want>\w+)` (?P<bound>.*)", re.DOTALL)
 _EXPECTED = re.compile(r"Expected `(?P<want>[^`]*)`, got `(?P<got>[^`]*)`")
 _MISSING = re.compile(r"Object missing required field `(?P<key>[^`]*)`")
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>[^`]*)`")
@@ -98,4 +99,8 @@ def translate(error: msgspec.ValidationError, path: str) -> ConfigError:
         wants = [_TYPES.get(word, word) for word in found["want"].split(" | ") if word != "null"]
         got = _TYPES.get(found["got"], found["got"])
         return mistake(where, f"expected {' or '.join(wants)}, got {got}")
+    if found := _BOUNDED.fullmatch(what):
+        return mistake(
+            where, f"expected {_TYPES.get(found['want'], found['want'])} {found['bound']}"
+        )
     return mistake(where, what[:1].lower() + what[1:].replace("`", ""))

@@ -1,0 +1,1 @@
+"""Which chunks enter a tier."""

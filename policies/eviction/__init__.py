@@ -1,0 +1,1 @@
+"""Which chunks leave a tier when it is full."""

@@ -1,0 +1,1 @@
+"""Which chunks come up before they are asked for."""

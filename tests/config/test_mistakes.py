@@ -27,7 +27,7 @@ def tiers(*lower: Mapping[str, object], **dram: object) -> dict[str, object]:
         ({"tires": []}, "tires: unknown key (did you mean 'tiers'?)"),
         ({"colour": 1}, "colour: unknown key"),
         ({"chunk_tokens": "big"}, "chunk_tokens: expected an integer, got a string"),
-        ({"chunk_tokens": 0}, "chunk_tokens: expected int >= 1"),
+        ({"chunk_tokens": 0}, "chunk_tokens: expected an integer >= 1"),
         ({"store": "promt"}, "store: 'promt' is not one of all, prompt (did you mean 'prompt'?)"),
         ({"weights_id": 7}, "weights_id: expected a string, got an integer"),
         ({"persist_lora": "yes"}, "persist_lora: expected true or false, got a string"),
@@ -41,7 +41,7 @@ def tiers(*lower: Mapping[str, object], **dram: object) -> dict[str, object]:
         ({"tiers": ["dram"]}, "tiers[0]: expected a mapping, got a string"),
         ({"io": [1]}, "io: expected a mapping, got a list"),
         ({"io": {"thread": 4}}, "io.thread: unknown key (did you mean 'threads'?)"),
-        ({"io": {"threads": 1}}, "io.threads: expected int >= 2"),
+        ({"io": {"threads": 1}}, "io.threads: expected an integer >= 2"),
         (
             {"io": {"idle_write": "fast"}},
             (
@@ -73,7 +73,7 @@ def test_a_mistake_at_the_top(raw: Mapping[str, object], expected: str) -> None:
         ({"capacity": 0}, "tiers[0].capacity: 0 holds nothing; remove the tier instead"),
         ({"numa": [1023]}, "tiers[0].numa: there is no NUMA node 1023; this machine has "),
         ({"numa": "near"}, "tiers[0].numa: expected a list, got a string"),
-        ({"name": "my tier"}, "tiers[0].name: expected str matching regex"),
+        ({"name": "my tier"}, "tiers[0].name: expected a string matching regex"),
         (
             {"eviction": "lur"},
             "tiers[0].eviction: unknown eviction 'lur' (did you mean 'lru'?); known: lru",
