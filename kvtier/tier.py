@@ -50,9 +50,9 @@ class Tier(ABC):
         """
 
     def reclaim(self, nbytes: int) -> int:
-        """Remove foreign namespaces nobody uses, oldest first, at least `nbytes` if there are; return the bytes left.
+        """Remove foreign namespaces nobody uses, oldest first, until `nbytes` are free; return the bytes left.
 
-        Both are this rank's share. `reclaim(0)` only counts.
+        The answer is this rank's share. `reclaim(0)` only counts.
         """
         return 0
 
@@ -84,7 +84,11 @@ class Tier(ABC):
 
     @abstractmethod
     def reset(self, namespace: str, manifest: str) -> None:
-        """Forget every record and go on under `namespace`: none of them is ever readable again, nor after a restart."""
+        """Forget every record and go on under `namespace`: none is ever readable again, nor after a restart.
+
+        Raises:
+            TierError: not done, or not wholly; must be called again before anything else is.
+        """
 
     @abstractmethod
     def close(self) -> None:

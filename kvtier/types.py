@@ -20,13 +20,13 @@ NO_SLOT = -1
 class OpKind(IntEnum):
     """What the brain asks of every rank's I/O process."""
 
-    OPEN = 0  # text: the namespace manifest (JSON). Opens every tier, starts the scan.
+    OPEN = 0  # text: the namespace manifest (JSON). Opens `tier`, starts its scan.
     READ = 1  # record of `key` in `tier` -> verified and decoded into `slot`
     WRITE = 2  # `slot` -> encoded record of `key` in `tier`
     REMOVE = 3  # drop the record of `key` in `tier`; an absent record is a success
     PROBE = 4  # write, read back and drop a small record: is `tier` well again?
-    CANCEL = 5  # drop queued operation `target`; it is answered CANCELLED unless it already runs
-    RESET = 6  # text: the new manifest. Every record written before is unreachable when this is answered
+    CANCEL = 5  # drop queued operation `target`, answered CANCELLED unless it already runs; itself always OK
+    RESET = 6  # text: the new manifest of `tier`. Every record of before is unreachable when answered
     RECLAIM = 7  # remove foreign namespaces of `tier`, unlocked and oldest first, until `nbytes` are free
     HASTEN = 8  # raise queued operation `target` to `priority`; never answered
 

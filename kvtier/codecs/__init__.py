@@ -1,0 +1,9 @@
+"""Codecs, one per file. The id in a record header is a promise for ever; ids are never reused.
+
+| id | codec | |
+|---|---|---|
+| 0 | raw | the chunk as it is; also what any codec falls back to |
+| 1 | lz4 | reserved |
+| 2 | zstd | one zstd frame that states its content size |
+| 1024 and up | | third parties; below is kvtier's |
+"""

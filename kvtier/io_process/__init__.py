@@ -1,0 +1,1 @@
+"""The I/O process: lower tiers, codecs and checksums, away from the engine's interpreter."""

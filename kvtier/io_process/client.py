@@ -1,0 +1,211 @@
+"""The worker's end of its I/O process: operations go out, results come in, and death is survived.
+
+Lives on the worker's main thread, so nothing here waits but `wait_ready` and `close`. Every operation
+is answered exactly once, whatever happens to the process.
+"""
+
+import logging
+import math
+import select
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from kvtier.errors import ConfigError
+from kvtier.io_process import wire
+from kvtier.io_process.child import Child
+from kvtier.io_process.replay import Replay
+from kvtier.io_process.wire import Frame, FrameKind, IoSetup
+from kvtier.types import OpKind, OpResult, OpStatus, ScanBatch, TierOp
+
+logger = logging.getLogger(__name__)
+
+_FIRST_BACKOFF_S = 0.1
+_LAST_BACKOFF_S = 30.0
+_MAX_UNSENT = 4 << 20
+
+
+class IoClient:
+    """Start an I/O process, keep it alive, and answer for it while it is not. One thread.
+
+    Pending operations are bounded by `setup.queue` for READ and WRITE, by twice that for all; beyond,
+    they are answered ERROR. While there is no process they are answered DIED, but OPEN and RESET, which
+    wait for the next one.
+    """
+
+    def __init__(
+        self, setup: IoSetup, arena_fd: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._setup = setup
+        self._arena_fd = arena_fd
+        self._clock = clock
+        self._pending: dict[int, TierOp] = {}
+        self._answers: list[OpResult | ScanBatch] = []
+        self._replay = Replay()
+        self._unscanned: set[int] = set()  # tiers whose records were not all reported yet
+        self._refusal = ""
+        self._ready_at = math.inf
+        self._backoff_s = _FIRST_BACKOFF_S
+        self._restart_at = 0.0
+        self._child: Child | None = Child(setup, arena_fd)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process is there and takes operations."""
+        return self._ready_at < math.inf
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, if there is a process now."""
+        return self._child.pid if self._child else None
+
+    @property
+    def pending(self) -> int:
+        """How many operations are not answered yet."""
+        return len(self._pending)
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Wait until the process has its tiers; blocks, so for the start of the engine only.
+
+        Raises:
+            ConfigError: it cannot work, in its own words.
+        """
+        until = self._clock() + timeout_s
+        reason = f"the I/O process is not ready after {timeout_s:g} s"
+        while self._child and not self.alive and self._clock() < until:
+            select.select([self._child], [], [], 0.05)
+            self._exchange(self._child)
+            if self._child.broken:
+                reason = self._refusal or "the I/O process ended while it started; its log says why"
+                break
+        if not self.alive:
+            self.close()
+            raise ConfigError(reason)
+
+    def submit(self, ops: Sequence[TierOp]) -> None:
+        """Queue operations, and send what goes without waiting."""
+        accepted = [op for op in ops if self._accepts(op)]
+        if accepted and self._child:
+            self._child.unsent += wire.frame(FrameKind.OPS, accepted)
+            self._child.send()
+
+    def poll(self) -> list[OpResult | ScanBatch]:
+        """Return what came in, at most one scan batch a call; bury and restart a process that died."""
+        if self._child:
+            self._exchange(self._child)
+            if self._child.broken:
+                self._bury(self._child)
+        elif self._clock() >= self._restart_at:
+            self._restart()
+        answers, self._answers = self._answers, []
+        return answers
+
+    def close(self, timeout_s: float = 1.0) -> None:
+        """Let the process finish what it has in hand, for at most `timeout_s`; idempotent."""
+        if self._child:
+            self._child.leave(timeout_s)
+            self._child = None
+        self._restart_at = math.inf
+        self._ready_at = math.inf
+        self._answer_died()
+
+    def _accepts(self, op: TierOp) -> bool:
+        """Whether to send `op` now; otherwise it is answered, or waits for the next process."""
+        if op.kind is OpKind.HASTEN:
+            return self.alive and self._child is not None and len(self._child.unsent) < _MAX_UNSENT
+        changes = op.kind in (OpKind.OPEN, OpKind.RESET)
+        bound = self._setup.queue * (1 if op.kind in (OpKind.READ, OpKind.WRITE) else 2)
+        if not self.alive and not changes:
+            self._answer(op.op, OpStatus.DIED, "there is no I/O process now")
+        elif len(self._pending) >= bound:
+            self._answer(op.op, OpStatus.ERROR, "queue full")
+        else:
+            self._pending[op.op] = op
+            if changes:
+                self._replay.record(op)
+            if op.kind is OpKind.OPEN:
+                self._unscanned.add(op.tier)
+            return self.alive
+        return False
+
+    def _exchange(self, child: Child) -> None:
+        child.send()
+        child.receive()
+        try:
+            for frame in child.inbox.frames():
+                if self._take(frame):
+                    return
+        except (ValueError, msgspec.MsgspecError) as exc:
+            logger.warning("the I/O process talks nonsense: %s", exc)
+            child.broken = True
+
+    def _take(self, frame: Frame) -> bool:
+        """Take one frame in and return whether that was enough for one call."""
+        if frame.kind == FrameKind.RESULTS:
+            for result in wire.decode_results(frame.body):
+                self._settle(result)
+        elif frame.kind == FrameKind.SCAN:
+            return self._take_scan(wire.decode_scan(frame.body))
+        elif frame.kind == FrameKind.HELLO:
+            self._greet(wire.decode_hello(frame.body).error)
+        return False
+
+    def _settle(self, result: OpResult) -> None:
+        if result.status is OpStatus.OK:
+            self._replay.acknowledge(result.op)
+        if self._pending.pop(result.op, None):
+            self._answers.append(result)
+
+    def _take_scan(self, batch: ScanBatch) -> bool:
+        if batch.tier not in self._unscanned:
+            return False  # the brain knows these: they were scanned before the process died
+        if batch.done:
+            self._unscanned.discard(batch.tier)
+        self._answers.append(batch)
+        return True
+
+    def _greet(self, error: str) -> None:
+        assert self._child
+        if error:
+            logger.warning("the I/O process refuses: %s", error)
+            self._refusal = error
+            self._child.broken = True
+            return
+        self._ready_at = self._clock()
+        if told := self._replay.ops(self._pending):
+            self._child.unsent += wire.frame(FrameKind.OPS, told)
+            self._child.send()
+
+    def _bury(self, child: Child) -> None:
+        """Make sure it is dead; only then may its slots be used again, so only then answer."""
+        if self._clock() - self._ready_at > _LAST_BACKOFF_S:
+            self._backoff_s = _FIRST_BACKOFF_S
+        self._ready_at = math.inf
+        child.kill()
+        if not child.reaped():
+            return
+        logger.warning(
+            "the I/O process %d died; the next starts in %.1f s", child.pid, self._backoff_s
+        )
+        child.close()
+        self._child = None
+        self._restart_at = self._clock() + self._backoff_s
+        self._backoff_s = min(2 * self._backoff_s, _LAST_BACKOFF_S)
+        self._answer_died()
+
+    def _restart(self) -> None:
+        self._restart_at = self._clock() + self._backoff_s
+        try:
+            self._child = Child(self._setup, self._arena_fd)
+        except OSError as exc:
+            logger.warning("the I/O process cannot be started: %s", exc)
+            self._backoff_s = min(2 * self._backoff_s, _LAST_BACKOFF_S)
+
+    def _answer_died(self) -> None:
+        pending, self._pending = self._pending, {}
+        for op in pending:
+            self._answer(op, OpStatus.DIED, "the I/O process died")
+
+    def _answer(self, op: int, status: OpStatus, error: str) -> None:
+        self._answers.append(OpResult(self._setup.rank, op, status, error=error))

@@ -1,0 +1,113 @@
+"""One tier's own thread: what must not overlap (OPEN, RESET, RECLAIM, PROBE), and its scans beside it."""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Protocol
+
+from kvtier.errors import TierError
+from kvtier.io_process.lower import LowerTier, Served
+from kvtier.tier import Entry
+from kvtier.types import OpKind, OpStatus, ScanBatch, TierOp
+
+logger = logging.getLogger(__name__)
+
+SCAN_BATCH = 8192
+
+
+class Speaker(Protocol):
+    """Who takes answers and scans; any thread."""
+
+    def answer(self, op: TierOp, served: Served, seconds: float = 0.0) -> None:
+        """Answer one operation."""
+
+    def report(self, batch: ScanBatch) -> bool:
+        """Pass a scan batch on, waiting for room; False: nobody listens any more."""
+
+    def opened(self, tier: int, epoch: int) -> None:
+        """Let the operations of `epoch` run: the tier is open, or will not be."""
+
+
+class TierControl:
+    """Run one tier's control operations in the order of their receipt.
+
+    `put` and `epoch` belong to the main thread. The queue is bounded by the client's pending operations.
+    """
+
+    def __init__(self, rank: int, index: int, lower: LowerTier, speaker: Speaker) -> None:
+        self.lower = lower
+        self.epoch = 0
+        self._rank = rank
+        self._index = index
+        self._speaker = speaker
+        self._queue: queue.SimpleQueue[tuple[TierOp, int]] = queue.SimpleQueue()
+        threading.Thread(target=self._work, name=f"tier-{index}", daemon=True).start()
+
+    def put(self, op: TierOp) -> None:
+        """Queue a control operation; one that changes the namespace begins a new epoch."""
+        if op.kind in (OpKind.OPEN, OpKind.RESET):
+            self.epoch += 1
+        self._queue.put((op, self.epoch))
+
+    def _work(self) -> None:
+        while True:
+            op, epoch = self._queue.get()
+            started = time.monotonic()
+            served = guarded(op, lambda: self._run(op, epoch))  # noqa: B023 - called at once
+            self._speaker.answer(op, served, time.monotonic() - started)
+
+    def _run(self, op: TierOp, epoch: int) -> Served:
+        if op.kind in (OpKind.OPEN, OpKind.RESET):
+            return self._change(op, epoch)
+        if op.kind is OpKind.RECLAIM:
+            return Served(OpStatus.OK, self.lower.reclaim(op.nbytes))
+        reopened = self.lower.retry()
+        if reopened is not None:
+            self._start_scan(reopened)
+        return self.lower.probe()
+
+    def _change(self, op: TierOp, epoch: int) -> Served:
+        try:
+            self.lower.change(op.kind, op.text, epoch)
+        finally:
+            self._speaker.opened(self._index, epoch)
+        if op.kind is OpKind.RESET:
+            return Served(OpStatus.OK)
+        try:
+            return Served(OpStatus.OK, self.lower.reclaim(0))
+        finally:
+            self._start_scan(epoch)
+
+    def _start_scan(self, epoch: int) -> None:
+        threading.Thread(target=self._scan, args=(epoch, self.lower.namespace), daemon=True).start()
+
+    def _scan(self, epoch: int, namespace: str) -> None:
+        entries = self._entries(epoch)
+        while True:
+            some = list(islice(entries, SCAN_BATCH))
+            done = len(some) < SCAN_BATCH
+            keys, nbytes, mtimes = [list(column) for column in zip(*some, strict=True)] or ([],) * 3
+            batch = ScanBatch(self._rank, self._index, namespace, keys, nbytes, mtimes, done)
+            if not self._speaker.report(batch) or done:
+                return
+
+    def _entries(self, epoch: int) -> Iterator[Entry]:
+        try:
+            yield from self.lower.scan(epoch)
+        except TierError as exc:
+            logger.warning("the scan ends early: %s", exc)
+
+
+def guarded(op: TierOp, run: Callable[[], Served]) -> Served:
+    """Run one operation; whatever it raises is its answer, and a line in the log."""
+    try:
+        return run()
+    except TierError as exc:
+        logger.warning("%s of %s failed: %s", op.kind.name, op.key.hex() or "tier", exc)
+        return Served(OpStatus.ERROR, error=str(exc))
+    except Exception as exc:
+        logger.exception("%s of %s failed", op.kind.name, op.key.hex() or "tier")
+        return Served(OpStatus.ERROR, error=repr(exc))

@@ -1,0 +1,139 @@
+"""The I/O process: `python -m kvtier.io_process.main SOCKET_FD ARENA_FD`. Loads neither torch nor vllm.
+
+The main thread alone reads and writes the pipe and never waits for a tier. EOF and SIGTERM end it
+after the operations in hand.
+"""
+
+import contextlib
+import logging
+import os
+import select
+import socket
+import sys
+
+import msgspec
+
+from kvtier.errors import ConfigError
+from kvtier.io_process import system, wire
+from kvtier.io_process.buffers import Slots
+from kvtier.io_process.lower import LowerTier
+from kvtier.io_process.outbox import Outbox
+from kvtier.io_process.plugins import TierSetup, make_codec, make_tier
+from kvtier.io_process.service import Service
+from kvtier.io_process.wire import FrameBuffer, FrameKind, Hello, IoSetup
+from kvtier.tier import Site
+
+logger = logging.getLogger(__name__)
+
+_CHUNK = 1 << 18
+_EXPIRE_S = 0.05  # how late a queued operation may be told that its deadline passed
+_LEAVE_S = 5.0  # how long the operations in hand may take at the end
+
+
+class Pipe:
+    """This end of the worker's pipe, non-blocking after the setup. Main thread only."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.unsent = b""
+        self._inbox = FrameBuffer()
+
+    def setup(self) -> IoSetup | None:
+        """Wait for the first frame; None where the worker is gone already."""
+        while data := self.sock.recv(_CHUNK):
+            self._inbox.feed(data)
+            for frame in self._inbox.frames():
+                self.sock.setblocking(False)
+                return wire.decode_setup(frame.body)
+        return None
+
+    def receive(self, service: Service) -> bool:
+        """Pass on every operation that is there; False at the end of the pipe."""
+        try:
+            data = self.sock.recv(_CHUNK)
+        except BlockingIOError:
+            return True
+        self._inbox.feed(data)
+        for frame in self._inbox.frames():
+            for op in wire.decode_ops(frame.body):
+                service.handle(op)
+        return bool(data)
+
+    def send(self) -> None:
+        """Send what the socket takes of `unsent`."""
+        with contextlib.suppress(BlockingIOError):
+            self.unsent = self.unsent[self.sock.send(self.unsent) :]
+
+
+def main(sock_fd: int, arena_fd: int) -> None:
+    """Serve until the worker is gone."""
+    outbox = Outbox()
+    leaving = False
+
+    def leave() -> None:
+        nonlocal leaving
+        leaving = True
+        outbox.wake()
+
+    pipe = Pipe(socket.socket(fileno=sock_fd))
+    setup = pipe.setup()
+    if setup is None:
+        return
+    logging.basicConfig(
+        level=setup.log_level,
+        stream=sys.stderr,
+        format=f"%(levelname)s %(asctime)s kvtier io r{setup.rank}: %(message)s",
+    )
+    system.settle(setup.numa_node, leave)
+    try:
+        service = Service(setup, open_tiers(setup, arena_fd), outbox)
+    except (ConfigError, msgspec.ValidationError) as exc:
+        pipe.sock.setblocking(True)
+        pipe.sock.sendall(wire.frame(FrameKind.HELLO, Hello(str(exc))))
+        return
+    pipe.unsent = wire.frame(FrameKind.HELLO, Hello())
+    try:
+        while not leaving and turn(pipe, outbox, service):
+            pass
+    except (ConnectionError, ValueError, msgspec.MsgspecError) as exc:
+        logger.warning("the worker's pipe broke: %s", exc)
+    service.stop(_LEAVE_S)
+
+
+def turn(pipe: Pipe, outbox: Outbox, service: Service) -> bool:
+    """Wait for something to do and do it; False at the end of the pipe."""
+    if not pipe.unsent:
+        pipe.unsent = outbox.take()
+    pipe_fd = pipe.sock.fileno()
+    sending = [pipe_fd] if pipe.unsent else []
+    readable, writable, _ = select.select([pipe_fd, outbox.fileno()], sending, [], _EXPIRE_S)
+    service.expire()
+    if writable:
+        pipe.send()
+    return pipe_fd not in readable or pipe.receive(service)
+
+
+def open_tiers(setup: IoSetup, arena_fd: int) -> list[LowerTier]:
+    """Make every tier; its directories are locked when this returns.
+
+    Raises:
+        ConfigError: one of them cannot work.
+    """
+    slots = Slots(arena_fd, setup.arena_nbytes, setup.slot_nbytes)
+    lower = []
+    for builtins in setup.tiers:
+        tier = msgspec.convert(builtins, TierSetup)
+        site = Site(tier.name, setup.rank, setup.world_size, setup.dp_index, setup.dp_size)
+        codec = make_codec(tier.codec)
+        lower.append(
+            LowerTier(
+                tier.name, make_tier(tier, site), codec, setup.rank, slots, setup.group_nbytes
+            )
+        )
+    return lower
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
+    sys.stderr.flush()
+    os._exit(0)  # a thread that hangs in a dead disk must not keep the process

@@ -1,0 +1,109 @@
+"""The work of an I/O process: operations in, threads that run them, results out."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from kvtier.io_process.control import TierControl, guarded
+from kvtier.io_process.lower import LowerTier, Served
+from kvtier.io_process.opqueue import Job, OpQueue
+from kvtier.io_process.outbox import Outbox
+from kvtier.io_process.wire import IoSetup
+from kvtier.types import OpKind, OpResult, OpStatus, ScanBatch, TierOp
+
+
+class Service:
+    """Run every operation once and answer it once; no operation stops it.
+
+    `handle`, `expire` and `stop` belong to the main thread; only `stop` waits, for at most its timeout.
+    READ, WRITE and REMOVE share the threads through the queue, the rest has a thread per tier.
+    """
+
+    def __init__(
+        self,
+        setup: IoSetup,
+        tiers: Sequence[LowerTier],
+        outbox: Outbox,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._rank = setup.rank
+        self._group_nbytes = setup.group_nbytes
+        self._outbox = outbox
+        self._clock = clock
+        threads = max(2, setup.threads)
+        self._queue = OpQueue(threads, len(tiers), setup.idle_write_bytes_per_s, clock)
+        self._tiers = {
+            i: TierControl(setup.rank, i, lower, self) for i, lower in enumerate(tiers, 1)
+        }
+        self._threads = [
+            threading.Thread(target=self._work, name=f"io-{i}", daemon=True) for i in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def handle(self, op: TierOp) -> None:
+        """Take one operation in."""
+        if op.kind is OpKind.CANCEL:
+            self._cancelled([job] if (job := self._queue.cancel(op.target)) else [])
+            self.answer(op, Served(OpStatus.OK))
+        elif op.kind is OpKind.HASTEN:
+            self._queue.hasten(op.target, op.priority)
+        elif op.tier not in self._tiers:
+            self.answer(op, Served(OpStatus.ERROR, error=f"there is no tier {op.tier} here"))
+        elif op.kind in (OpKind.READ, OpKind.WRITE, OpKind.REMOVE):
+            deadline = self._clock() + op.deadline_s
+            nbytes = self._group_nbytes.get(op.group, 0)
+            self._queue.put(Job(op, self._tiers[op.tier].epoch, deadline, nbytes))
+        else:
+            tier = self._tiers[op.tier]
+            if op.kind in (OpKind.OPEN, OpKind.RESET):
+                self._queue.hold(op.tier, tier.epoch + 1)
+                self._cancelled(self._queue.drop(op.tier))
+            tier.put(op)
+
+    def expire(self) -> None:
+        """Answer the queued operations whose deadline has passed."""
+        for job in self._queue.expire():
+            self.answer(job.op, _LATE)
+
+    def stop(self, timeout_s: float) -> None:
+        """Finish the operations in hand, start no other, close the tiers."""
+        self._queue.close()
+        self._outbox.close()
+        until = self._clock() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, until - self._clock()))
+        for tier in self._tiers.values():
+            tier.lower.close()
+
+    def answer(self, op: TierOp, served: Served, seconds: float = 0.0) -> None:
+        """Answer one operation; any thread."""
+        result = OpResult(self._rank, op.op, served.status, served.nbytes, seconds, served.error)
+        self._outbox.add(result)
+
+    def report(self, batch: ScanBatch) -> bool:
+        """Pass a scan batch on, waiting for room; any thread."""
+        return self._outbox.add_scan(batch)
+
+    def opened(self, tier: int, epoch: int) -> None:
+        """Let the tier's operations run, unless it is about to change again; any thread."""
+        self._queue.release(tier, epoch)
+
+    def _cancelled(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            self.answer(job.op, Served(OpStatus.CANCELLED))
+
+    def _work(self) -> None:
+        while job := self._queue.take():
+            op, epoch = job.op, job.epoch
+            started = self._clock()
+            if started >= job.deadline:
+                served = _LATE
+            else:
+                lower = self._tiers[op.tier].lower
+                served = guarded(op, lambda: lower.serve(op, epoch))  # noqa: B023 - called at once
+            self._queue.done(job)
+            self.answer(op, served, self._clock() - started)
+
+
+_LATE = Served(OpStatus.DEADLINE, error="queued past its deadline")

@@ -1,0 +1,122 @@
+"""What goes over the worker's pipe: frames of a length, a kind and a msgpack body. No pickle.
+
+The client sends one SETUP, then OPS; the I/O process answers one HELLO, then RESULTS and SCAN.
+"""
+
+import struct
+from collections.abc import Iterator, Sequence
+from enum import IntEnum
+from typing import NamedTuple
+
+import msgspec
+
+from kvtier.types import OpResult, ScanBatch, TierOp
+
+_HEAD = struct.Struct("<IB")
+_MAX_NBYTES = 64 << 20
+
+
+class FrameKind(IntEnum):
+    """What a frame's body is."""
+
+    SETUP = 0  # IoSetup
+    HELLO = 1  # Hello
+    OPS = 2  # list[TierOp]
+    RESULTS = 3  # list[OpResult]
+    SCAN = 4  # ScanBatch
+
+
+class IoSetup(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything an I/O process needs to know; the first frame it gets."""
+
+    rank: int = 0
+    world_size: int = 1
+    dp_index: int = 0
+    dp_size: int = 1
+    arena_nbytes: int
+    slot_nbytes: int  # a multiple of 4 KiB
+    group_nbytes: dict[int, int]  # raw bytes of one chunk on this rank, per KV-cache group
+    tiers: list[
+        dict[str, object]
+    ]  # builtins of each lower tier's TierConfig; TierOp.tier 1 is the first
+    threads: int = 8
+    idle_write_bytes_per_s: float = 256 << 20
+    queue: int = 4096  # operations pending at once; more are refused
+    log_level: str = "INFO"
+    numa_node: int | None = None
+
+
+class Hello(msgspec.Struct, frozen=True):
+    """The I/O process is ready, or why it never will be."""
+
+    error: str = ""
+
+
+class Frame(NamedTuple):
+    """One frame as it arrived."""
+
+    kind: int
+    body: bytes
+
+
+class FrameBuffer:
+    """Cut a byte stream into frames. One thread."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        """Append what the socket gave."""
+        self._buffer += data
+
+    def frames(self) -> Iterator[Frame]:
+        """Take the whole frames out; may be left early, the rest stays."""
+        while len(self._buffer) >= _HEAD.size:
+            nbytes, kind = _HEAD.unpack_from(self._buffer)
+            if nbytes > _MAX_NBYTES:
+                raise ValueError(f"a frame of {nbytes} bytes")
+            end = _HEAD.size + nbytes
+            if len(self._buffer) < end:
+                return
+            body = bytes(self._buffer[_HEAD.size : end])
+            del self._buffer[:end]
+            yield Frame(kind, body)
+
+
+_encoder = msgspec.msgpack.Encoder()
+_ops = msgspec.msgpack.Decoder(list[TierOp])
+_results = msgspec.msgpack.Decoder(list[OpResult])
+_scan = msgspec.msgpack.Decoder(ScanBatch)
+
+
+def frame(
+    kind: FrameKind, body: IoSetup | Hello | ScanBatch | Sequence[TierOp | OpResult]
+) -> bytes:
+    """Encode one frame."""
+    encoded = _encoder.encode(body)
+    return _HEAD.pack(len(encoded), kind) + encoded
+
+
+def decode_setup(body: bytes) -> IoSetup:
+    """Decode a SETUP frame."""
+    return msgspec.msgpack.decode(body, type=IoSetup)
+
+
+def decode_hello(body: bytes) -> Hello:
+    """Decode a HELLO frame."""
+    return msgspec.msgpack.decode(body, type=Hello)
+
+
+def decode_ops(body: bytes) -> list[TierOp]:
+    """Decode an OPS frame."""
+    return _ops.decode(body)
+
+
+def decode_results(body: bytes) -> list[OpResult]:
+    """Decode a RESULTS frame."""
+    return _results.decode(body)
+
+
+def decode_scan(body: bytes) -> ScanBatch:
+    """Decode a SCAN frame."""
+    return _scan.decode(body)

@@ -1,0 +1,217 @@
+"""What lies in a file tier's directory beside records: locks, manifests, trash, foreign namespaces.
+
+    <path>/[dp<i>/]r<rank>.lock                      held by the process that serves this rank
+    <path>/[dp<i>/]<namespace>/manifest.json         for people; its mtime is when it was last opened
+    <path>/[dp<i>/]<namespace>/r<rank>/<aa>/<key>.kvt
+    <path>/[dp<i>/]<namespace>/r<rank>/partial/      records being written
+    <path>/[dp<i>/].trash-<anything>                 on its way out; never read
+
+Every process holds a shared flock on the namespace directory that it uses: nobody removes it then.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from kvtier.errors import ConfigError
+from kvtier.tier import Site
+
+PARTIAL = "partial"
+SUFFIX = ".kvt"
+_NAMESPACE = re.compile(r"[0-9a-f]{32}")
+_RETRY_S = 0.1
+
+
+class Root:
+    """The open directory of one rank in one namespace.
+
+    Work through its descriptor follows the directory into the trash: what straddles a reset can never
+    land in a directory that is read again. Closed when the last operation lets go of it.
+    """
+
+    def __init__(self, namespace: Path, rank: int, manifest: str) -> None:
+        self.path = namespace / f"r{rank}"
+        lock = _share(namespace)
+        try:
+            _describe(namespace, manifest)
+            for directory in (self.path, self.path / PARTIAL):
+                directory.mkdir(mode=0o700, exist_ok=True)
+            self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            os.close(lock)
+            raise
+        weakref.finalize(self, os.close, lock)
+        weakref.finalize(self, os.close, self.fd)
+        for leftover in os.listdir(self.path / PARTIAL):
+            os.unlink(self.path / PARTIAL / leftover)
+
+
+class Foreign(NamedTuple):
+    """A namespace that is not ours."""
+
+    opened: float  # when it was last opened, seconds since the epoch
+    nbytes: int
+    path: Path
+
+
+def base_of(path: str, site: Site) -> Path:
+    """Name the directory that this engine's ranks share."""
+    return Path(path) / f"dp{site.dp_index}" if site.dp_size > 1 else Path(path)
+
+
+def lock_rank(
+    base: Path, site: Site, timeout_s: float, sleep: Callable[[float], None] = time.sleep
+) -> int:
+    """Lock one rank's place below `base` and return the descriptor that holds the lock.
+
+    Retried: after a kill -9 the process before may outlive its engine for a moment.
+
+    Raises:
+        ConfigError: somebody else still holds it.
+    """
+    fd = os.open(base / f"r{site.rank}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        for _ in range(max(1, round(timeout_s / _RETRY_S))):
+            if _try_lock(fd):
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+                return fd
+            sleep(_RETRY_S)
+        holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+        raise ConfigError(
+            f"tier {site.name!r}: {base} is in use by another engine (rank {site.rank}, pid {holder}); "
+            "stop it, or give this engine a path of its own"
+        )
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def locked_ranks(base: Path) -> list[str]:
+    """List who holds a rank of this directory, as `r0 (pid 17)`."""
+    holders = []
+    for lock in sorted(base.glob("r*.lock")):
+        fd = os.open(lock, os.O_RDONLY)
+        try:
+            if not _try_lock(fd):
+                holders.append(f"{lock.stem} (pid {os.pread(fd, 32, 0).decode().strip()})")
+        finally:
+            os.close(fd)
+    return holders
+
+
+def namespaces(base: Path) -> Iterator[Path]:
+    """List the namespace directories below `base`; nothing else there is ever touched."""
+    for entry in base.iterdir():
+        if _NAMESPACE.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink():
+            yield entry
+
+
+def foreign(base: Path, own: str) -> list[Foreign]:
+    """Weigh every namespace but `own`, oldest first."""
+    found = []
+    for path in namespaces(base):
+        if path.name != own:
+            with suppress(FileNotFoundError):
+                found.append(Foreign(_opened(path), _weigh(path), path))
+    return sorted(found)
+
+
+def discard(namespace: Path) -> bool:
+    """Remove a namespace unless somebody uses it, and return whether it is gone."""
+    try:
+        fd = os.open(namespace, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return True
+    try:
+        if not (_try_lock(fd) and _is_at(fd, namespace)):
+            return False
+        trash = to_trash(namespace)
+    finally:
+        os.close(fd)
+    shutil.rmtree(trash, ignore_errors=True)
+    return True
+
+
+def to_trash(path: Path, rank: int | None = None) -> Path:
+    """Rename a namespace, or one rank's part of it, so that nobody finds it again."""
+    base = path.parent if rank is None else path.parent.parent
+    trash = base / f".trash-r{rank}-{os.getpid()}-{time.monotonic_ns()}"
+    os.rename(path, trash)
+    return trash
+
+
+def trash_in(base: Path) -> list[Path]:
+    """List what a reset or a reclaim left to be removed."""
+    return sorted(base.glob(".trash-*"))
+
+
+def drop_if_empty(namespace: Path) -> None:
+    """Remove a namespace directory that holds no rank's records any more and that nobody uses."""
+    if not any(namespace.glob("r*")):
+        discard(namespace)
+
+
+def _share(namespace: Path) -> int:
+    """Make and lock a namespace directory; again if it was removed in between."""
+    while True:
+        namespace.mkdir(mode=0o700, exist_ok=True)
+        fd = os.open(namespace, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            if _is_at(fd, namespace):
+                return fd
+        except OSError:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _describe(namespace: Path, manifest: str) -> None:
+    target = namespace / "manifest.json"
+    partial = namespace / f"manifest.{os.getpid()}.partial"
+    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(fd, "w") as file:
+        file.write(manifest)
+    os.replace(partial, target)
+
+
+def _opened(namespace: Path) -> float:
+    try:
+        return (namespace / "manifest.json").stat().st_mtime
+    except FileNotFoundError:
+        return namespace.stat().st_mtime
+
+
+def _weigh(directory: str | os.PathLike[str]) -> int:
+    total = 0
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                if entry.is_dir(follow_symlinks=False):
+                    total += _weigh(entry.path)
+                else:
+                    total += entry.stat(follow_symlinks=False).st_size
+    return total

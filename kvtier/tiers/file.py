@@ -1,0 +1,259 @@
+"""The file tier: one file per record, read and written past the page cache where the disk allows it.
+
+A file appears under its name only when it is whole (`os.replace`). No fsync: a record that a power
+cut mangles fails its checksum, and a cache may forget.
+"""
+
+import errno
+import itertools
+import logging
+import mmap
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from kvtier.errors import ConfigError, TierError
+from kvtier.tier import Bytes, Entry, Site, Tier
+from kvtier.tiers import directory
+from kvtier.tiers.directory import PARTIAL, SUFFIX, Root
+
+logger = logging.getLogger(__name__)
+
+_LOCK_TIMEOUT_S = 10.0
+_O_DIRECT = getattr(os, "O_DIRECT", 0)
+
+
+class FileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the records go; the directory is made, its parent must be there."""
+
+    path: str
+
+
+class FileTier(Tier):
+    """Store records as files. Any thread; operations share nothing but the open directory."""
+
+    Config = FileConfig
+    persistent = True
+
+    def __init__(
+        self, config: FileConfig, site: Site, *, lock_timeout_s: float = _LOCK_TIMEOUT_S
+    ) -> None:
+        self._site = site
+        self._base = directory.base_of(config.path, site)
+        self._serial = itertools.count()
+        self._root: Root | None = None
+        try:
+            self._base.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = directory.lock_rank(self._base, site, lock_timeout_s)
+        except OSError as exc:
+            raise ConfigError(f"tier {site.name!r}: {config.path}: {exc.strerror}") from exc
+        try:
+            self._direct = _probe_direct(self._base / f".probe-r{site.rank}", site.name)
+        except OSError as exc:
+            self.close()
+            raise ConfigError(f"tier {site.name!r}: {config.path}: {exc.strerror}") from exc
+        self._sweep(directory.trash_in(self._base))
+
+    def open(self, namespace: str, manifest: str) -> None:
+        self._root = None
+        try:
+            self._root = Root(self._base / namespace, self._site.rank, manifest)
+        except OSError as exc:
+            raise TierError(self._site.name, "open", str(exc)) from exc
+
+    def reclaim(self, nbytes: int) -> int:
+        own = self._opened("reclaim").path.parent.name
+        left = freed = 0
+        try:
+            for namespace in directory.foreign(self._base, own):
+                if freed < nbytes and directory.discard(namespace.path):
+                    logger.info("removed foreign namespace %s", namespace.path)
+                    freed += namespace.nbytes
+                else:
+                    left += namespace.nbytes
+        except OSError as exc:
+            raise TierError(self._site.name, "reclaim", str(exc)) from exc
+        return -(-left // self._site.world_size)
+
+    def read(self, key: bytes, bufs: Sequence[Bytes]) -> int:
+        root = self._opened("read")
+        try:
+            fd = os.open(_name(key), os.O_RDONLY | self._direct, dir_fd=root.fd)
+        except FileNotFoundError:
+            return 0
+        except OSError as exc:
+            raise TierError(self._site.name, "read", str(exc)) from exc
+        try:
+            return _read(fd, bufs)
+        except OSError as exc:
+            raise TierError(self._site.name, "read", str(exc)) from exc
+        finally:
+            os.close(fd)
+
+    def write(self, key: bytes, bufs: Sequence[Bytes]) -> int:
+        root = self._opened("write")
+        partial = f"{PARTIAL}/{key.hex()}.{next(self._serial)}.partial"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | self._direct
+        try:
+            fd = os.open(partial, flags, 0o600, dir_fd=root.fd)
+            try:
+                nbytes = _write(fd, bufs)
+            finally:
+                os.close(fd)
+            _publish(root.fd, partial, _name(key))
+        except OSError as exc:
+            with suppress(OSError):
+                os.unlink(partial, dir_fd=root.fd)
+            raise TierError(self._site.name, "write", str(exc)) from exc
+        return nbytes
+
+    def remove(self, key: bytes) -> bool:
+        root = self._opened("remove")
+        try:
+            os.unlink(_name(key), dir_fd=root.fd)
+        except FileNotFoundError:
+            return False
+        except OSError as exc:
+            raise TierError(self._site.name, "remove", str(exc)) from exc
+        return True
+
+    def scan(self) -> Iterator[Entry]:
+        root = self._opened("scan")
+        try:
+            yield from _scan(root.fd)
+        except OSError as exc:
+            raise TierError(self._site.name, "scan", str(exc)) from exc
+
+    def reset(self, namespace: str, manifest: str) -> None:
+        if self._root is not None:
+            self._abandon(self._root.path)
+        # An earlier engine may have come this far too, with other weights.
+        self._abandon(self._base / namespace / f"r{self._site.rank}")
+        self.open(namespace, manifest)
+
+    def close(self) -> None:
+        self._root = None
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _opened(self, operation: str) -> Root:
+        root = self._root
+        if root is None:
+            raise TierError(self._site.name, operation, "no namespace is open")
+        return root
+
+    def _abandon(self, path: Path) -> None:
+        try:
+            with suppress(FileNotFoundError):
+                self._sweep([directory.to_trash(path, self._site.rank)])
+        except OSError as exc:
+            raise TierError(self._site.name, "reset", str(exc)) from exc
+        self._root = None
+        with suppress(OSError):
+            directory.drop_if_empty(path.parent)
+
+    def _sweep(self, trash: list[Path]) -> None:
+        """Remove in the background; what a crash leaves is found at the next start."""
+        if trash:
+            threading.Thread(target=_remove_trees, args=(trash,), daemon=True).start()
+
+
+def _name(key: bytes) -> str:
+    name = key.hex()
+    return f"{name[:2]}/{name}{SUFFIX}"
+
+
+def _remove_trees(paths: list[Path]) -> None:
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _read(fd: int, bufs: Sequence[Bytes]) -> int:
+    nbytes = os.fstat(fd).st_size
+    wanted = min(nbytes, sum(map(len, bufs)))
+    done = 0
+    while done < wanted and (n := os.preadv(fd, _after(bufs, done), done)):
+        done += n
+    return nbytes if done == wanted else done
+
+
+def _write(fd: int, bufs: Sequence[Bytes]) -> int:
+    nbytes = sum(map(len, bufs))
+    done = 0
+    while done < nbytes:
+        n = os.pwritev(fd, _after(bufs, done), done)
+        if not n:
+            raise OSError(errno.EIO, "nothing was written")
+        done += n
+    return nbytes
+
+
+def _after(bufs: Sequence[Bytes], skip: int) -> list[Bytes]:
+    """Name what of `bufs` is left after its first `skip` bytes."""
+    left = []
+    for buf in bufs:
+        if skip < len(buf):
+            left.append(buf[skip:])
+        skip = max(0, skip - len(buf))
+    return left
+
+
+def _publish(root: int, partial: str, name: str) -> None:
+    try:
+        os.replace(partial, name, src_dir_fd=root, dst_dir_fd=root)
+    except FileNotFoundError:
+        with suppress(FileExistsError):
+            os.mkdir(os.path.dirname(name), 0o700, dir_fd=root)
+        os.replace(partial, name, src_dir_fd=root, dst_dir_fd=root)
+
+
+def _scan(root: int) -> Iterator[Entry]:
+    for prefix in os.listdir(root):
+        if len(prefix) != 2:
+            continue
+        fd = os.open(prefix, os.O_RDONLY | os.O_DIRECTORY, dir_fd=root)
+        try:
+            with os.scandir(fd) as files:
+                for file in files:
+                    stem, dot, suffix = file.name.rpartition(".")
+                    if dot + suffix == SUFFIX and (entry := _entry(stem, file)):
+                        yield entry
+        finally:
+            os.close(fd)
+
+
+def _entry(stem: str, file: os.DirEntry[str]) -> Entry | None:
+    try:
+        stat = file.stat(follow_symlinks=False)
+        return Entry(bytes.fromhex(stem), stat.st_size, stat.st_mtime)
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _probe_direct(path: Path, tier: str) -> int:
+    """Return O_DIRECT if this file system really writes and reads with it, else 0; said once."""
+    page = mmap.mmap(-1, 4096)
+    for flag in (_O_DIRECT, 0):
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | flag, 0o600)
+            try:
+                os.pwritev(fd, [page], 0)
+                os.preadv(fd, [page], 0)
+            finally:
+                os.close(fd)
+                os.unlink(path)
+        except OSError as exc:
+            if not flag:
+                raise
+            logger.warning(
+                "tier %r: %s takes no O_DIRECT (%s); using the page cache", tier, path.parent, exc
+            )
+        else:
+            return flag
+    return 0
