@@ -1,0 +1,1 @@
+"""The vLLM connector: everything that knows vLLM is here."""

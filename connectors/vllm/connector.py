@@ -1,0 +1,175 @@
+"""The connector that vLLM builds: one class, two roles. Every hook of ours runs behind the guard."""
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorHandshakeMetadata,
+    KVConnectorMetadata,
+    KVConnectorRole,
+    KVConnectorTransferResults,
+)
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
+
+from kvtier.connectors.vllm import settings
+from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata
+from kvtier.connectors.vllm.rank import Rank
+from kvtier.connectors.vllm.scheduling import Fetch, Scheduling
+
+if TYPE_CHECKING:
+    import torch
+    from vllm.config import VllmConfig
+    from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics
+    from vllm.forward_context import ForwardContext
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.request import Request
+
+
+class KVTierConnector(OffloadingConnector):
+    """vLLM's offloading connector with the brain behind it and an I/O process per rank below it.
+
+    What is vLLM's stays vLLM's (which blocks, when, fencing, hybrid groups): each hook calls the base class
+    and adds ours. `scheduling` exists in EngineCore, `rank` in each worker.
+    """
+
+    def __init__(
+        self,
+        vllm_config: "VllmConfig",
+        role: KVConnectorRole,
+        kv_cache_config: "KVCacheConfig",
+    ) -> None:
+        config = settings.configure(vllm_config, kv_cache_config)
+        super().__init__(vllm_config, role, kv_cache_config)
+        self._scheduling: Scheduling | None = None
+        self._rank: Rank | None = None
+        if self.connector_scheduler is not None:
+            self._scheduling = Scheduling(
+                config, vllm_config, kv_cache_config, self.connector_scheduler
+            )
+        if self.connector_worker is not None:
+            self._rank = Rank(config, vllm_config, kv_cache_config, self.connector_worker)
+
+    @property
+    def scheduling(self) -> Scheduling:
+        """The EngineCore side."""
+        assert self._scheduling is not None
+        return self._scheduling
+
+    @property
+    def rank(self) -> Rank:
+        """The worker side."""
+        assert self._rank is not None
+        return self._rank
+
+    # EngineCore
+
+    def set_xfer_handshake_metadata_pp_aware(
+        self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]
+    ) -> None:
+        self.scheduling.meet(list(metadata.values()))
+
+    def on_new_request(self, request: "Request") -> None:
+        super().on_new_request(request)
+        side = self.scheduling
+        side.guard.run(partial(side.arrive, request), None)
+
+    def get_num_new_matched_tokens(
+        self, request: "Request", num_computed_tokens: int
+    ) -> tuple[int | None, bool]:
+        side = self.scheduling
+        if side.guard.run(partial(side.reading, request), False):
+            return None, False
+        for _ in range(2):
+            answer = super().get_num_new_matched_tokens(request, num_computed_tokens)
+            hit = answer[0]
+            if not hit:
+                return answer
+            fetch = partial(side.fetch, request, num_computed_tokens, hit)
+            match side.guard.run(fetch, Fetch.SHORTER):
+                case Fetch.PINNED:
+                    return answer
+                case Fetch.READING:
+                    return None, False
+        return 0, False
+
+    def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> KVConnectorMetadata:
+        meta = super().build_connector_meta(scheduler_output)
+        side = self.scheduling
+        ours = KVTierMetadata(meta.load_jobs, meta.store_jobs, meta.jobs_to_flush)
+        side.guard.run(partial(side.step, scheduler_output, ours), None)
+        return ours
+
+    def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
+        meta = connector_output.kv_connector_worker_meta
+        if isinstance(meta, KVTierWorkerMetadata):
+            side = self.scheduling
+            side.guard.run(partial(side.hear, meta), None)
+        super().update_connector_output(connector_output)
+
+    def has_pending_push_work(self) -> bool:
+        side = self.scheduling
+        return super().has_pending_push_work() or side.guard.run(side.unopened, False)
+
+    def request_finished(
+        self, request: "Request", block_ids: list[int]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        self._cancel(request)
+        return super().request_finished(request, block_ids)
+
+    def request_finished_all_groups(
+        self, request: "Request", block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        self._cancel(request)
+        return super().request_finished_all_groups(request, block_ids)
+
+    def reset_cache(self) -> bool | None:
+        side = self.scheduling
+        side.guard.run(side.reset, None)
+        return super().reset_cache()
+
+    def _cancel(self, request: "Request") -> None:
+        side = self.scheduling
+        side.guard.run(partial(side.cancel, request.request_id), None)
+
+    # Workers
+
+    def register_kv_caches(self, kv_caches: "dict[str, torch.Tensor]") -> None:
+        super().register_kv_caches(kv_caches)
+        self.rank.attach()
+
+    def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
+        return self.rank.hello()
+
+    def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
+        self.rank.before(kv_connector_metadata)
+        super().handle_preemptions(kv_connector_metadata)
+
+    def start_load_kv(self, forward_context: "ForwardContext", **kwargs: Any) -> None:
+        self.rank.order(self._connector_metadata)
+        super().start_load_kv(forward_context, **kwargs)
+
+    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+        loads = self.rank.loads()
+        sent, received = self.get_finished(finished_req_ids)
+        return KVConnectorTransferResults(
+            finished_sending=set(sent),
+            finished_recving=set(received),
+            failed_recving=self.rank.failed_requests(loads, received),
+        )
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        return self.rank.invalid_blocks()
+
+    def build_connector_worker_meta(self) -> KVTierWorkerMetadata | None:
+        return self.rank.report(super().build_connector_worker_meta())
+
+    # API server
+
+    @classmethod
+    def build_prom_metrics(cls, vllm_config: "VllmConfig", *args: Any) -> "KVConnectorPromMetrics":
+        transfer = vllm_config.kv_transfer_config
+        assert transfer is not None
+        settings.name_spec(transfer.kv_connector_extra_config)
+        return super().build_prom_metrics(vllm_config, *args)

@@ -1,0 +1,38 @@
+"""The fuse: a bug of ours turns kvtier off and leaves the engine running."""
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Guard:
+    """Runs hooks until one raises; from then on every hook answers its default. One per process."""
+
+    def __init__(self) -> None:
+        self.broken = ""
+
+    def run(self, hook: Callable[[], T], default: T) -> T:
+        """Run a hook, or answer `default` when kvtier is off or goes off here."""
+        if self.broken:
+            return default
+        try:
+            return hook()
+        except Exception as exc:
+            self.trip(exc)
+            return default
+
+    def trip(self, cause: Exception | str) -> None:
+        """Turn kvtier off, once, with the trace of an exception that is being handled."""
+        if self.broken:
+            return
+        self.broken = repr(cause)
+        logger.error(
+            "kvtier has turned itself off: %s. The engine goes on without it; "
+            "restart to turn it on again, and please report this.",
+            cause,
+            exc_info=isinstance(cause, Exception),
+        )

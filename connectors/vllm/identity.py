@@ -1,0 +1,169 @@
+"""The namespace manifest: everything that makes one engine's KV bytes meaningless to another.
+
+Two engines share records only if their manifests are equal to the letter.
+"""
+
+import json
+import re
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from kvtier.connectors.vllm.messages import Hello
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+FORMAT = 1
+_SAMPLE = 64 << 10
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
+_SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})(/|$)")
+
+
+def weights_identity(model: str, load_format: str, seed: int | None) -> str:
+    """Identify a model's weights; empty where nothing trustworthy can be found.
+
+    A hub snapshot is its commit. A directory is config.json and, per weight file, its name, size and a hash
+    of sampled pieces; never a modification time, which a copy changes and an edit may not.
+    """
+    if str(load_format) == "dummy":
+        return f"dummy:{seed}"
+    path = Path(model)
+    if not path.is_dir():
+        return _snapshot_commit(model)
+    if match := _SNAPSHOT.search(str(path.resolve())):
+        return f"commit:{match.group(1)}"
+    files = sorted({file for pattern in _WEIGHTS for file in path.glob(pattern)})
+    if not files:
+        return ""
+    digest = xxhash.xxh3_128()
+    for file in [path / "config.json", *files]:
+        if file.is_file():
+            digest.update(f"{file.name}:{file.stat().st_size}:".encode())
+            for piece in _samples(file):
+                digest.update(piece)
+    return f"files:{digest.hexdigest()}"
+
+
+def _samples(file: Path) -> Iterable[bytes]:
+    """Read pieces spread over the file: its head, its tail and 14 between."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        for i in range(16):
+            stream.seek(max(0, (size - _SAMPLE) * i // 15))
+            yield stream.read(_SAMPLE)
+
+
+def _snapshot_commit(model: str) -> str:
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return ""
+    found = try_to_load_from_cache(model, "config.json")
+    match = _SNAPSHOT.search(found) if isinstance(found, str) else None
+    return f"commit:{match.group(1)}" if match else ""
+
+
+def manifest(
+    vllm_config: "VllmConfig",
+    kv_cache_config: "KVCacheConfig",
+    hellos: Iterable[Hello],
+    weights_id: str,
+    epoch: str = "",
+) -> str:
+    """Write the namespace out as JSON, the same text for the same meaning.
+
+    Args:
+        weights_id: the user's own word on the weights, mixed in.
+        epoch: empty until the cache is reset; then random, so that no later engine takes these records.
+    """
+    import vllm
+    from vllm.v1.core.kv_cache_utils import NONE_HASH
+
+    model, cache, parallel = (
+        vllm_config.model_config,
+        vllm_config.cache_config,
+        vllm_config.parallel_config,
+    )
+    hf = model.hf_config
+    draft = vllm_config.speculative_config
+    ranks = sorted(hellos, key=lambda hello: hello.rank)
+    described = {
+        "format": FORMAT,
+        "vllm": ".".join(vllm.__version__.split(".")[:2]),
+        "model": model.model,
+        "architecture": sorted(getattr(hf, "architectures", None) or []),
+        "weights": [hello.weights or _nonce() for hello in ranks],
+        "weights_id": weights_id,
+        "dtype": str(model.dtype),
+        "quantization": str(model.quantization),
+        "kv_dtype": str(cache.cache_dtype),
+        "kv_scales": _nonce() if getattr(cache, "calculate_kv_scales", False) else "",
+        "rope": repr(
+            getattr(hf, "rope_parameters", None) or getattr(hf, "rope_scaling", None)
+        ),
+        "hf_overrides": repr(getattr(model, "hf_overrides", None)),
+        "draft": repr((draft.method, getattr(draft, "model", None))) if draft else "",
+        "attention": repr(getattr(vllm_config.attention_config, "backend", None)),
+        "platform": _platform(),
+        "kv_layout": str(getattr(cache, "kv_cache_layout", None)),
+        "groups": [
+            {
+                "layers": list(group.layer_names),
+                "spec": type(group.kv_cache_spec).__name__,
+                "block_tokens": group.kv_cache_spec.block_size,
+            }
+            for group in kv_cache_config.kv_cache_groups
+        ],
+        "pages": [
+            {str(group): list(pages) for group, pages in hello.pages.items()} for hello in ranks
+        ],
+        "blocks_per_chunk": ranks[0].blocks_per_chunk,
+        "parallel": {
+            "tensor": parallel.tensor_parallel_size,
+            "pipeline": parallel.pipeline_parallel_size,
+            "decode_context": parallel.decode_context_parallel_size,
+            "prefill_context": parallel.prefill_context_parallel_size,
+        },
+        "hash": [str(cache.prefix_caching_hash_algo), bytes(NONE_HASH).hex()],
+        "epoch": epoch,
+    }
+    return json.dumps(described, sort_keys=True, indent=1)
+
+
+def persistent(vllm_config: "VllmConfig", hellos: Iterable[Hello]) -> str:
+    """Say why the records of this engine cannot outlive it; empty if they can."""
+    import os
+
+    cache = vllm_config.cache_config
+    if not all(hello.weights for hello in hellos):
+        return "the weights cannot be identified; set weights_id"
+    if "xxhash" in str(cache.prefix_caching_hash_algo) and os.getenv("PYTHONHASHSEED") is None:
+        return "block hashes are seeded at random; set PYTHONHASHSEED or use sha256"
+    if getattr(cache, "calculate_kv_scales", False):
+        return "kv scales are computed anew at each start"
+    return ""
+
+
+def _nonce() -> str:
+    return f"random:{secrets.token_hex(16)}"
+
+
+def new_epoch() -> str:
+    """Draw the epoch that follows a reset."""
+    return _nonce()
+
+
+def _platform() -> str:
+    """Name what decides the packing inside a page beyond the layout: the device, and the CPU's vector unit."""
+    from vllm.platforms import current_platform
+
+    if current_platform.device_type != "cpu":
+        return str(current_platform.device_type)
+    flags = Path("/proc/cpuinfo").read_text().split("flags", 2)[1].split("\n", 1)[0].split()
+    units = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+    return "cpu:" + ",".join(units)

@@ -1,0 +1,86 @@
+"""What rides on vLLM's own metadata between the scheduler and every rank."""
+
+from dataclasses import dataclass, field
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorHandshakeMetadata,
+    KVConnectorWorkerMetadata,
+)
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
+    OffloadingConnectorMetadata,
+    OffloadingWorkerMetadata,
+)
+from vllm.v1.kv_offload.base import LoadStoreSpec
+
+from kvtier.types import OpResult, ScanBatch, TierOp
+
+
+class SlotSpec(LoadStoreSpec):
+    """The arena's side of a load or store job: slots per KV-cache group, in chunk order.
+
+    `plan` names the brain's plan, None when kvtier is off; a slot may be NO_SLOT in a load: that chunk is gone.
+    """
+
+    def __init__(self, plan: int | None, slots: tuple[tuple[int, ...], ...]) -> None:
+        self.plan = plan
+        self.slots = slots
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello(KVConnectorHandshakeMetadata):
+    """What a rank tells the brain at start; all but `rank`, `slots` and the sizes must agree."""
+
+    rank: int
+    slots: int
+    group_nbytes: dict[int, int]  # raw bytes of one chunk of each group on this rank
+    pages: dict[int, tuple[int, ...]]  # per group: page bytes of each tensor
+    config_digest: str
+    blocks_per_chunk: int
+    weights: str  # identity of the weights; empty: none could be found
+
+
+@dataclass
+class KVTierMetadata(OffloadingConnectorMetadata):
+    """vLLM's jobs of one step and the brain's operations for every rank's I/O process."""
+
+    ops: list[TierOp] = field(default_factory=list)
+    fail_loads: bool = False  # a reset: every load in flight is of a cache that is gone
+
+
+@dataclass
+class KVTierWorkerMetadata(OffloadingWorkerMetadata):
+    """vLLM's finished jobs of one step and the answers of the ranks' I/O processes.
+
+    Every rank always sends this class: vLLM's aggregation drops or refuses a mixture.
+    No `__len__`, no `__bool__`: the aggregator tests for truth.
+    """
+
+    results: list[OpResult] = field(default_factory=list)
+    scans: list[ScanBatch] = field(default_factory=list)
+    failed: dict[int, set[int]] = field(default_factory=dict)
+    """Job -> positions of its chunks (in job order) that did not make it on some rank."""
+    broken: str = ""  # why a rank turned itself off
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> "KVTierWorkerMetadata":
+        merged = super().aggregate(other)
+        assert isinstance(merged, OffloadingWorkerMetadata)
+        failed = {job: set(positions) for job, positions in self.failed.items()}
+        if isinstance(other, KVTierWorkerMetadata):
+            for job, positions in other.failed.items():
+                failed.setdefault(job, set()).update(positions)
+            return KVTierWorkerMetadata(
+                completed_jobs=merged.completed_jobs,
+                transfer_stats=merged.transfer_stats,
+                results=self.results + other.results,
+                scans=self.scans + other.scans,
+                failed=failed,
+                broken=self.broken or other.broken,
+            )
+        return KVTierWorkerMetadata(
+            completed_jobs=merged.completed_jobs,
+            transfer_stats=merged.transfer_stats,
+            results=self.results,
+            scans=self.scans,
+            failed=failed,
+            broken=self.broken,
+        )

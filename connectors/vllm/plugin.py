@@ -1,0 +1,23 @@
+"""vLLM's plugin entry point: makes `"kv_connector": "KVTierConnector"` known in every process."""
+
+import logging
+
+logger = logging.getLogger(__name__)
+
+
+def register() -> None:
+    """Register the connector and its spec once; never raises, because vLLM would not start."""
+    try:
+        from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+        from vllm.v1.kv_offload.factory import OffloadingSpecFactory
+
+        if "KVTierConnector" not in KVConnectorFactory._registry:
+            KVConnectorFactory.register_connector(
+                "KVTierConnector", "kvtier.connectors.vllm.connector", "KVTierConnector"
+            )
+        if "KVTierSpec" not in OffloadingSpecFactory._registry:
+            OffloadingSpecFactory.register_spec(
+                "KVTierSpec", "kvtier.connectors.vllm.spec", "KVTierSpec"
+            )
+    except Exception:
+        logger.exception("kvtier is installed but could not register with this vLLM")

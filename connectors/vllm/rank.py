@@ -1,0 +1,122 @@
+"""The worker's half of the connector: what `KVTierConnector` adds to vLLM's own worker hooks."""
+
+import logging
+from collections.abc import Iterable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
+    OffloadingWorkerMetadata,
+)
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.worker import (
+    OffloadingConnectorWorker,
+)
+
+from kvtier.config import Config, digest
+from kvtier.connectors.vllm.guard import Guard
+from kvtier.connectors.vllm.identity import weights_identity
+from kvtier.connectors.vllm.messages import Hello, KVTierMetadata, KVTierWorkerMetadata
+from kvtier.connectors.vllm.worker import KVTierWorker
+from kvtier.types import OpResult, OpStatus, ScanBatch
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+logger = logging.getLogger(__name__)
+
+
+class Rank:
+    """Passes operations down, answers up, and failures to vLLM in the shape it survives."""
+
+    def __init__(
+        self,
+        config: Config,
+        vllm_config: "VllmConfig",
+        kv_cache_config: "KVCacheConfig",
+        base: OffloadingConnectorWorker,
+    ) -> None:
+        self.guard = Guard()
+        self._config = config
+        self._vllm_config = vllm_config
+        self._base = base
+        self._one_group = len(kv_cache_config.kv_cache_groups) == 1
+        self._answers: list[OpResult | ScanBatch] = []
+        self._said_broken = False
+
+    @property
+    def worker(self) -> KVTierWorker:
+        """Our worker, which vLLM's half has built in `register_kv_caches`."""
+        assert isinstance(self._base.worker, KVTierWorker)
+        return self._base.worker
+
+    def attach(self) -> None:
+        """Put the guard between vLLM and our worker."""
+        self.worker.guard = self.guard
+
+    def hello(self) -> Hello:
+        """Describe this rank to the brain."""
+        model, worker = self._vllm_config.model_config, self.worker
+        return Hello(
+            rank=self._vllm_config.parallel_config.rank,
+            slots=worker.arena.slots,
+            group_nbytes=worker.group_nbytes,
+            pages=worker.pages,
+            config_digest=digest(self._config),
+            blocks_per_chunk=worker.blocks_per_chunk,
+            weights=weights_identity(
+                model.model, self._vllm_config.load_config.load_format, model.seed
+            ),
+        )
+
+    def before(self, meta: KVConnectorMetadata) -> None:
+        """Act on a reset before vLLM waits for the copies that it flushes."""
+        if isinstance(meta, KVTierMetadata) and meta.fail_loads:
+            self.worker.fail_loads()
+
+    def order(self, meta: KVConnectorMetadata | None) -> None:
+        """Hand the step's operations to the I/O process."""
+        if not isinstance(meta, KVTierMetadata) or not meta.ops:
+            return
+        if self.guard.broken:
+            rank = self._vllm_config.parallel_config.rank
+            self._answers += [OpResult(rank, op.op, OpStatus.ERROR) for op in meta.ops]
+            return
+        self.guard.run(partial(self.worker.submit_ops, meta.ops), None)
+
+    def loads(self) -> dict[int, str]:
+        """Snapshot vLLM's load jobs, which it forgets as it collects them."""
+        return dict(self._base._load_jobs)
+
+    def failed_requests(self, loads: dict[int, str], received: Iterable[str]) -> set[str]:
+        """Name the requests that must start again, where block ids cannot say which blocks are bad."""
+        failed = self.worker.take_failed_loads()
+        if self._one_group:
+            return set()
+        return {loads[job] for job in failed if job in loads} & set(received)
+
+    def invalid_blocks(self) -> set[int]:
+        """Name the device blocks that did not get their KV, where there is one group to name them in."""
+        blocks = self.worker.take_invalid_blocks()
+        return blocks if self._one_group else set()
+
+    def report(self, base: OffloadingWorkerMetadata | None) -> KVTierWorkerMetadata | None:
+        """Join vLLM's finished jobs with our answers; None only when there is nothing of either."""
+        answers = self._answers + self.guard.run(self.worker.poll, [])
+        self._answers = []
+        failed = self.worker.take_failed()
+        broken = "" if self._said_broken else self.guard.broken
+        if base is None and not answers and not failed and not broken:
+            return None
+        self._said_broken = bool(self.guard.broken)
+        meta = KVTierWorkerMetadata(
+            results=[answer for answer in answers if isinstance(answer, OpResult)],
+            scans=[answer for answer in answers if isinstance(answer, ScanBatch)],
+            failed=failed,
+            broken=broken,
+        )
+        if base is not None:
+            meta.completed_jobs = base.completed_jobs
+            meta.transfer_stats = base.transfer_stats
+        return meta

@@ -1,0 +1,251 @@
+"""EngineCore's half of the connector: what `KVTierConnector` adds to vLLM's own scheduler hooks."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandshakeMetadata
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import (
+    OffloadingConnectorScheduler,
+)
+
+from kvtier.cache import TieredCache
+from kvtier.config import Config, digest
+from kvtier.connectors.vllm import identity
+from kvtier.connectors.vllm.brain import build_brain
+from kvtier.connectors.vllm.hints import Hints
+from kvtier.connectors.vllm.manager import TieredCacheManager
+from kvtier.connectors.vllm.messages import Hello, KVTierMetadata, KVTierWorkerMetadata, SlotSpec
+from kvtier.errors import ConfigError
+from kvtier.types import BlockKey
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.request import Request
+
+logger = logging.getLogger(__name__)
+
+_PREFILL_TOKENS = 64  # a step of fewer is decode and says nothing about prefill
+
+
+class Fetch(Enum):
+    """What became of a hit that vLLM's lookups found."""
+
+    PINNED = auto()  # all of it is in tier 0 and stays there for this request
+    READING = auto()  # ask again later
+    SHORTER = auto()  # look up again: what is below tier 0 does not come
+
+
+@dataclass(slots=True)
+class _Job:
+    """A load or store that the ranks carry out."""
+
+    plan: int
+    keys: tuple[BlockKey, ...]
+    ranks_left: int
+    failed: set[int] = field(default_factory=set)
+
+
+class Scheduling:
+    """Drives the brain from vLLM's steps. Called from EngineCore's main thread only."""
+
+    def __init__(
+        self,
+        config: Config,
+        vllm_config: "VllmConfig",
+        kv_cache_config: "KVCacheConfig",
+        base: OffloadingConnectorScheduler,
+    ) -> None:
+        assert isinstance(base.manager, TieredCacheManager)
+        self.manager = base.manager
+        self.guard = base.manager.guard
+        self._config = config
+        self._vllm_config = vllm_config
+        self._kv_cache_config = kv_cache_config
+        self._base = base
+        self._ranks = vllm_config.parallel_config.world_size
+        self._hellos: list[Hello] = []
+        self._opened = False
+        self._jobs: dict[int, _Job] = {}
+        self._reading: set[str] = set()
+        self._fail_loads = False
+        self._step_started = (0.0, 0)
+
+    @property
+    def brain(self) -> TieredCache:
+        """The brain, once the ranks have said hello."""
+        assert self.manager.brain is not None
+        return self.manager.brain
+
+    def meet(self, metadata: Sequence[KVConnectorHandshakeMetadata]) -> None:
+        """Take the ranks' hellos and make the brain that fits them.
+
+        Raises:
+            ConfigError: the ranks disagree or one is missing; the start is refused.
+        """
+        self._hellos = [hello for hello in metadata if isinstance(hello, Hello)]
+        agree(self._hellos, self._ranks, digest(self._config))
+        brain = build_brain(self._config, self._base.config, self._hellos, self._ranks)
+        groups = [group.group_idx for group in self._base.config.kv_group_configs]
+        self.manager.attach(brain, groups, self._base._req_status)
+        why = identity.persistent(self._vllm_config, self._hellos)
+        if why and len(self._config.tiers) > 1:
+            logger.warning("kvtier: nothing stored will be found again after a restart: %s", why)
+
+    def unopened(self) -> bool:
+        """Whether the engine owes us one step, with which the tiers open."""
+        return bool(self._hellos) and not self._opened
+
+    def arrive(self, request: "Request") -> None:
+        """Tell the brain of a new request."""
+        hints = Hints.of(request.kv_transfer_params)
+        persist = hints.persist and (request.lora_request is None or self._config.persist_lora)
+        self.manager.arrive(request.request_id, hints._replace(persist=persist))
+
+    def reading(self, request: "Request") -> bool:
+        """Whether reads for this request are still under way; O(1)."""
+        name = request.request_id
+        if name not in self._reading:
+            return False
+        if not self.brain.ready(name):
+            return True
+        self._reading.discard(name)
+        return False
+
+    def fetch(self, request: "Request", computed: int, hit: int) -> Fetch:
+        """Pin a hit of `hit` tokens after `computed`, or order the reads that it needs."""
+        name = request.request_id
+        plan = self.brain.plan_read(name, self._needed(name, computed, computed + hit))
+        if plan is None:
+            return Fetch.PINNED
+        if not plan.reading:
+            return Fetch.SHORTER
+        self.manager.note_source(name, plan.keys)
+        self._reading.add(name)
+        return Fetch.READING
+
+    def step(self, output: "SchedulerOutput", meta: KVTierMetadata) -> None:
+        """End a step: adopt vLLM's new jobs, offer again what had no room, take the brain's operations."""
+        if not self._opened:
+            self._open()
+        for job_id, job in chain(meta.load_jobs.items(), meta.store_jobs.items()):
+            spec = job.src_spec if job_id in meta.load_jobs else job.dst_spec
+            if isinstance(spec, SlotSpec) and spec.plan is not None:
+                keys = self.manager.planned.pop(spec.plan).keys
+                self._jobs[job_id] = _Job(spec.plan, keys, self._ranks)
+        self._offer_again()
+        meta.ops = self.brain.drain()
+        meta.fail_loads, self._fail_loads = self._fail_loads, False
+        self._step_started = (time.monotonic(), output.total_num_scheduled_tokens)
+
+    def hear(self, meta: KVTierWorkerMetadata) -> None:
+        """Take what the ranks report: answers first, so that a failure is known before its job ends."""
+        if meta.broken:
+            self.guard.trip(f"a worker is off: {meta.broken}")
+            return
+        for batch in meta.scans:
+            self.brain.scanned(batch)
+        self.brain.complete(meta.results)
+        load = meta.transfer_stats.load
+        if load.time:
+            self.brain.transferred(load.bytes, load.time)
+        for job_id, positions in meta.failed.items():
+            if job_id in self._jobs:
+                self._jobs[job_id].failed |= positions
+        for job_id, count in meta.completed_jobs.items():
+            self._acknowledge(job_id, count)
+        self._measure_prefill()
+
+    def cancel(self, request: str) -> None:
+        """Forget what was being read for a request that ended."""
+        self._reading.discard(request)
+        self.brain.cancel(request)
+
+    def reset(self) -> None:
+        """Begin a new epoch. Requests whose KV is of the old one are not stored until they are preempted."""
+        status = self._base._req_status
+        stale = [n for n, s in status.items() if s.req.num_computed_tokens or s.transfer_jobs]
+        self._reading.clear()
+        self._fail_loads = True
+        self.brain.reset(self._manifest(identity.new_epoch()), stale=stale)
+
+    def _open(self) -> None:
+        self._opened = True
+        slots = min(hello.slots for hello in self._hellos)
+        self.brain.open(slots, self._manifest())
+
+    def _manifest(self, epoch: str = "") -> str:
+        return identity.manifest(
+            self._vllm_config, self._kv_cache_config, self._hellos, self._config.weights_id, epoch
+        )
+
+    def _needed(self, request: str, start: int, end: int) -> list[BlockKey]:
+        """List the keys that a hit of tokens [start, end) loads: of a window group, only its window."""
+        keys: list[BlockKey] = []
+        status = self._base._req_status[request]
+        for group, state in zip(
+            self._base.config.kv_group_configs, status.group_states, strict=True
+        ):
+            first = start // group.tokens_per_chunk
+            last = -(-end // group.tokens_per_chunk)
+            window = group.load_window_size_in_chunks(end)
+            if window is not None:
+                first = max(first, last - window)
+            keys += [BlockKey(key) for key in state.offload_keys[first:last]]
+        return keys
+
+    def _offer_again(self) -> None:
+        """Rewind vLLM's store index to the first chunk that only lacked room.
+
+        At once or never: vLLM keeps block ids true only from that index on.
+        """
+        for request, keys in self.manager.no_room.items():
+            status = self._base._req_status.get(request)
+            if status is None:
+                continue
+            for key in keys:
+                end = status.req_context.get_offload_key_position(key)
+                position = self.manager.position(key)
+                state = status.group_states[position]
+                group = self._base.config.kv_group_configs[position]
+                if end is not None:
+                    first = end // group.tokens_per_chunk - 1
+                    state.next_stored_chunk_idx = min(state.next_stored_chunk_idx, first)
+        self.manager.no_room.clear()
+
+    def _acknowledge(self, job_id: int, count: int) -> None:
+        job = self._jobs.get(job_id)
+        if job is None:
+            return
+        job.ranks_left -= count
+        if job.ranks_left <= 0:
+            del self._jobs[job_id]
+            self.brain.finish(job.plan, [job.keys[i] for i in job.failed])
+
+    def _measure_prefill(self) -> None:
+        started, tokens = self._step_started
+        if tokens >= _PREFILL_TOKENS:
+            self.brain.prefilled(tokens, time.monotonic() - started)
+        self._step_started = (0.0, 0)
+
+
+def agree(hellos: Sequence[Hello], ranks: int, config_digest: str) -> None:
+    """Refuse ranks that do not run the same thing.
+
+    Raises:
+        ConfigError: says what differs.
+    """
+    if len(hellos) != ranks:
+        raise ConfigError(f"kvtier: {len(hellos)} of {ranks} ranks answered; this parallelism is not supported")
+    if any(hello.config_digest != config_digest for hello in hellos):
+        raise ConfigError("kvtier: the configuration file changed during the start; start again")
+    for what in ("blocks_per_chunk", "weights"):
+        values = {getattr(hello, what) for hello in hellos}
+        if len(values) > 1:
+            raise ConfigError(f"kvtier: ranks disagree on {what}: {sorted(map(str, values))}")

@@ -1,0 +1,87 @@
+"""From vLLM's configuration and ours to what both sides of the connector run with."""
+
+from typing import TYPE_CHECKING, Any
+
+from kvtier.chunking import auto_chunk_tokens
+from kvtier.config import Config, load
+from kvtier.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+
+def configure(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> Config:
+    """Load our configuration and set what vLLM's offloading connector reads, before it reads it.
+
+    Runs alike in EngineCore and in every worker, and must come to the same result in each.
+    """
+    transfer = vllm_config.kv_transfer_config
+    assert transfer is not None
+    extra: dict[str, Any] = transfer.kv_connector_extra_config
+    refuse_foreign_keys(extra)
+    config = load(extra.get("kvtier"))
+    name_spec(extra)
+    transfer.kv_load_failure_policy = "recompute"
+    extra["offload_prompt_only"] = config.store == "prompt"
+    extra["blocks_per_chunk"] = blocks_per_chunk(config, vllm_config, kv_cache_config)
+    return config
+
+
+def name_spec(extra: dict[str, Any]) -> None:
+    """Point vLLM's factory at our spec; the API server needs this for the metrics too."""
+    extra["spec_name"] = "KVTierSpec"
+    extra["spec_module_path"] = "kvtier.connectors.vllm.spec"
+
+
+def refuse_foreign_keys(extra: dict[str, Any]) -> None:
+    """Refuse options of vLLM's own connector that would not mean what they say here."""
+    if extra.get("sync_load_budget_bytes"):
+        raise ConfigError(
+            "kv_connector_extra_config.sync_load_budget_bytes: not supported by kvtier; remove it"
+        )
+    if extra.get("canonical_layout"):
+        raise ConfigError(
+            "kv_connector_extra_config.canonical_layout: not supported by kvtier; remove it"
+        )
+
+
+def blocks_per_chunk(
+    config: Config, vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig"
+) -> int:
+    """Blocks of one chunk, from the model's configuration alone so that every process agrees."""
+    from vllm.v1.kv_cache_interface import MambaSpec
+
+    specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
+    block_tokens = max(spec.block_size for spec in specs)
+    if any(isinstance(spec, MambaSpec) for spec in specs):
+        return 1
+    if config.chunk_tokens is not None:
+        if config.chunk_tokens % block_tokens:
+            raise ConfigError(
+                f"chunk_tokens: {config.chunk_tokens} is not a multiple of the engine's block of "
+                f"{block_tokens} tokens; use {-(-config.chunk_tokens // block_tokens) * block_tokens} or auto"
+            )
+        return config.chunk_tokens // block_tokens
+    tokens = auto_chunk_tokens(block_tokens, kv_nbytes_per_token(vllm_config))
+    retention = getattr(vllm_config.cache_config, "prefix_cache_retention_interval", None)
+    while retention and tokens > block_tokens and retention % tokens:
+        tokens -= block_tokens
+    return tokens // block_tokens
+
+
+def kv_nbytes_per_token(vllm_config: "VllmConfig") -> int:
+    """Estimate the KV bytes of one token on one rank, all layers taken as full attention."""
+    import torch
+
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    cache_dtype = vllm_config.cache_config.cache_dtype
+    itemsize = model.dtype.itemsize if cache_dtype == "auto" else _itemsize(cache_dtype, torch)
+    heads = 1 if model.use_mla else 2 * model.get_num_kv_heads(parallel)
+    layers = -(-model.get_total_num_hidden_layers() // parallel.pipeline_parallel_size)
+    return int(heads * model.get_head_size() * layers * itemsize)
+
+
+def _itemsize(cache_dtype: str, torch: Any) -> int:
+    dtype = getattr(torch, cache_dtype, None)
+    return int(dtype.itemsize) if dtype is not None else 1
