@@ -1,0 +1,91 @@
+"""Fixtures: models, engines that tests share, servers; and the check that nothing stays behind."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from kvtier.demo.server import Server, ServerConfig
+from tests.engine import models
+from tests.engine.harness import Engine, EngineConfig
+
+EngineFactory = Callable[[EngineConfig], Engine]
+ServerFactory = Callable[[ServerConfig], Server]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here):
+            item.add_marker(pytest.mark.engine)
+
+
+def shared_memory() -> set[Path]:
+    return set(Path("/dev/shm").iterdir())
+
+
+def assert_nothing_shared(before: set[Path], *, killed: bool) -> None:
+    """Assert that no name was left in /dev/shm; vLLM itself leaves some when it is killed: removed."""
+    left = shared_memory() - before
+    if killed:
+        for path in [path for path in left if path.name.startswith(("psm_", "sem.mp-"))]:
+            path.unlink(missing_ok=True)
+            left.remove(path)
+    assert not left
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.llama(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.gemma(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineFactory]:
+    """Give the engine of a configuration; one runs at a time, until another is asked for.
+
+    Tests that share a configuration stand next to each other, so that few engines start.
+    """
+    folder = tmp_path_factory.mktemp("engines")
+    before = shared_memory()
+    running: list[Engine] = []
+
+    def close() -> None:
+        while running:
+            last = running.pop()
+            last.close()
+            assert_nothing_shared(before, killed=last.process.returncode != 0)
+
+    def engine(config: EngineConfig) -> Engine:
+        if running and running[0].config == config and running[0].process.poll() is None:
+            assert running[0].unfinished() == 0, "the test before left requests"
+            return running[0]
+        close()
+        running.append(Engine(config, folder / f"{len(list(folder.iterdir()))}.log"))
+        return running[0]
+
+    yield engine
+    close()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[ServerFactory]:
+    """Start a real `vllm serve` that is ready; it ends with the test, whole and without a trace."""
+    before = shared_memory()
+    started: list[Server] = []
+    with ExitStack() as stack:
+
+        def serve(config: ServerConfig) -> Server:
+            server = Server(config, tmp_path / f"serve-{len(list(tmp_path.iterdir()))}.log")
+            stack.callback(server.close)
+            started.append(server)
+            server.wait_ready()
+            return server
+
+        yield serve
+    assert_nothing_shared(before, killed=any(s.process.returncode != 0 for s in started))
