@@ -26,10 +26,12 @@ def plugin_classes() -> Iterator[type]:
         package = importlib.import_module(folder)
         for module_info in pkgutil.walk_packages(package.__path__, folder + "."):
             module = importlib.import_module(module_info.name)
-            for value in vars(module).values():
-                if inspect.isclass(value) and issubclass(value, interfaces):
-                    if value.__module__ == module.__name__ and not inspect.isabstract(value):
-                        yield value
+            own = [
+                v for v in vars(module).values() if getattr(v, "__module__", "") == module.__name__
+            ]
+            for value in filter(inspect.isclass, own):
+                if issubclass(value, interfaces) and not inspect.isabstract(value):
+                    yield value
 
 
 def test_every_plugin_in_the_tree_is_in_a_table() -> None:
@@ -99,7 +101,7 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(
     def import_module(name: str) -> None:
         raise ModuleNotFoundError(name="zstandard")
 
-    monkeypatch.setattr(registry.importlib, "import_module", import_module)
+    monkeypatch.setattr(importlib, "import_module", import_module)
     with pytest.raises(ConfigError, match=r"needs the package 'zstandard'.*kvtier\[zstd\]"):
         registry.lookup("codec", "zstd")
 
