@@ -5,6 +5,7 @@ A module offers a function named like its command, or an `app` where the command
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from typing import Annotated
 
@@ -33,8 +34,9 @@ def build() -> typer.Typer:
         if importlib.util.find_spec(where) is None:
             continue
         module = importlib.import_module(where)
-        if hasattr(module, name):
-            app.command(name)(getattr(module, name))
+        command = getattr(module, name, None)
+        if inspect.isfunction(command):
+            app.command(name)(command)
         else:
             app.add_typer(module.app, name=name)
     return app
