@@ -19,6 +19,8 @@ from kvtier.io_process.replay import Replay
 from kvtier.io_process.wire import Frame, FrameKind, IoSetup
 from kvtier.types import OpKind, OpResult, OpStatus, ScanBatch, TierOp
 
+__all__ = ["IoClient", "IoSetup"]
+
 logger = logging.getLogger(__name__)
 
 _FIRST_BACKOFF_S = 0.1

@@ -1,5 +1,6 @@
 """The work of an I/O process: operations in, threads that run them, results out."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -51,7 +52,7 @@ class Service:
         elif op.tier not in self._tiers:
             self.answer(op, Served(OpStatus.ERROR, error=f"there is no tier {op.tier} here"))
         elif op.kind in (OpKind.READ, OpKind.WRITE, OpKind.REMOVE):
-            deadline = self._clock() + op.deadline_s
+            deadline = self._clock() + op.deadline_s if op.kind is OpKind.READ else math.inf
             nbytes = self._group_nbytes.get(op.group, 0)
             self._queue.put(Job(op, self._tiers[op.tier].epoch, deadline, nbytes))
         else:
@@ -62,7 +63,7 @@ class Service:
             tier.put(op)
 
     def expire(self) -> None:
-        """Answer the queued operations whose deadline has passed."""
+        """Answer the queued reads whose deadline has passed."""
         for job in self._queue.expire():
             self.answer(job.op, _LATE)
 

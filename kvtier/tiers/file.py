@@ -161,7 +161,7 @@ class FileTier(Tier):
     def _sweep(self, trash: list[Path]) -> None:
         """Remove in the background; what a crash leaves is found at the next start."""
         if trash:
-            threading.Thread(target=_remove_trees, args=(trash,), daemon=True).start()
+            threading.Thread(target=_remove_trees, args=(trash,), name="sweep", daemon=True).start()
 
 
 def _name(key: bytes) -> str:

@@ -1,6 +1,8 @@
 """A worker without an engine: an arena, an I/O process and its client, for tests and benches."""
 
 import itertools
+import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ import numpy.typing as npt
 from kvtier.arena import Arena
 from kvtier.io_process.client import IoClient
 from kvtier.io_process.wire import IoSetup
-from kvtier.types import OpKind, OpResult, Priority, ScanBatch, TierOp
+from kvtier.types import OpKind, OpResult, ScanBatch, TierOp
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -124,4 +126,10 @@ def rig(
         arena.close()
 
 
-__all__ = ["Priority", "Rig", "file_tier", "key_of", "pattern", "rig"]
+def rewrite(control: Path, faults: dict[str, object]) -> None:
+    """Write a FaultyTier's control file at once; its mtime differs from the one before."""
+    before = control.stat().st_mtime_ns if control.exists() else 0
+    fresh = control.with_suffix(".new")
+    fresh.write_text(json.dumps(faults))
+    os.utime(fresh, ns=(before + 10**9, before + 10**9))
+    os.replace(fresh, control)

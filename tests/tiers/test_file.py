@@ -1,0 +1,196 @@
+"""The file tier: the contract of every tier, and what is a file system's own."""
+
+import errno
+import json
+import os
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from kvtier.errors import ConfigError, TierError
+from kvtier.testing.tiers import FIRST, PAGE, SECOND, TierContract, pages
+from kvtier.tier import Site
+from kvtier.tiers import directory
+from kvtier.tiers.file import FileConfig, FileTier
+from tests.tiers.medium import FileMedium
+
+KEY = b"\xab" * 36
+
+
+class TestFileTier(FileMedium, TierContract):
+    def test_lays_files_out_as_designed(self) -> None:
+        tier = self.opened()
+        tier.write(KEY, [pages(2)])
+        name = KEY.hex()
+        record = self.base / FIRST / "r0" / name[:2] / f"{name}.kvt"
+        assert record.stat().st_size == 2 * PAGE
+        assert json.loads((self.base / FIRST / "manifest.json").read_text()) == {"namespace": FIRST}
+        for path in [self.base, *self.base.rglob("*")]:
+            mode = stat.S_IMODE(path.stat().st_mode)
+            assert mode == (0o700 if path.is_dir() else 0o600), path
+
+    def test_each_data_parallel_engine_has_its_level(self) -> None:
+        tier = self.make(Site("kv", dp_index=3, dp_size=4))
+        tier.open(FIRST, "{}")
+        tier.write(KEY, [pages(1)])
+        assert len(list((self.base / "dp3" / FIRST / "r0").rglob("*.kvt"))) == 1
+
+    def test_two_ranks_share_a_namespace(self) -> None:
+        tiers = [self.opened(rank=rank) for rank in range(2)]
+        for rank, tier in enumerate(tiers):
+            tier.write(KEY, [pages(1, seed=rank)])
+        tiers[0].reset(SECOND, "{}")
+        assert tiers[0].read(KEY, [pages(1)]) == 0
+        assert tiers[1].read(KEY, [pages(1)]) == PAGE
+        tiers[1].reset(SECOND, "{}")
+        assert not (self.base / FIRST).exists()
+
+    def test_finds_a_record_that_appeared_behind_its_back(self) -> None:
+        tier = self.opened()
+        tier.write(KEY, [pages(1)])
+        record = next(self.base.rglob("*.kvt"))
+        other = record.with_name(f"{(KEY[:-1] + b'x').hex()}.kvt")
+        other.write_bytes(record.read_bytes())
+        assert {entry.key for entry in tier.scan()} == {KEY, KEY[:-1] + b"x"}
+        record.unlink()
+        assert tier.read(KEY, [pages(1)]) == 0
+
+    def test_scan_ignores_what_is_no_record(self) -> None:
+        tier = self.opened()
+        tier.write(KEY, [pages(1)])
+        shard = next(self.base.rglob("*.kvt")).parent
+        (shard / "nonsense.kvt").write_text("")
+        (shard / "abcd").write_text("")
+        (shard / "abcd.txt").write_text("")
+        assert [entry.key for entry in tier.scan()] == [KEY]
+
+    def test_removes_what_a_crash_left(self) -> None:
+        tier = self.opened()
+        tier.close()
+        (self.base / FIRST / "r0" / "partial" / "ab.partial").write_text("half a record")
+        trash = self.base / ".trash-r0-1-1"
+        (trash / "ab").mkdir(parents=True)
+        (trash / "ab" / "x.kvt").write_text("")
+        again = self.opened()
+        for thread in threading.enumerate():
+            if thread.name == "sweep":
+                thread.join()
+        assert list(again.scan()) == []
+        assert not list(self.base.rglob("*.partial"))
+        assert not trash.exists()
+
+    def test_says_who_holds_the_directory(self) -> None:
+        self.opened()
+        with pytest.raises(
+            ConfigError, match=rf"{self.base} is in use .* pid {os.getpid()}.*stop it"
+        ):
+            self.make(Site("kv"))
+
+    def test_a_directory_that_cannot_be_is_refused(self) -> None:
+        self.base.write_text("a file")
+        with pytest.raises(ConfigError, match="kv"):
+            self.make(Site("kv"))
+
+    def test_a_directory_removed_under_its_feet_is_an_error_until_opened_again(self) -> None:
+        tier = self.opened()
+        tier.write(KEY, [pages(1)])
+        subprocess.run(["rm", "-rf", str(self.base / FIRST)], check=True)
+        with pytest.raises(TierError, match="No such file"):
+            tier.write(KEY, [pages(1)])
+        assert tier.read(KEY, [pages(1)]) == 0
+        tier.open(FIRST, "{}")
+        tier.write(KEY, [pages(1)])
+        assert tier.read(KEY, [pages(1)]) == PAGE
+
+    def test_what_straddles_a_reset_lands_in_the_trash(self) -> None:
+        tier = self.opened()
+        before = tier._opened("test")
+        tier.reset(SECOND, "{}")
+        tier._root = before  # an operation that began before the reset
+        with pytest.raises(TierError):
+            tier.write(KEY, [pages(1)])
+        assert not list(self.base.rglob("*.kvt"))
+
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG])
+    def test_a_write_that_fails_leaves_nothing(
+        self, number: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tier = self.opened()
+        real = os.pwritev
+        calls = 0
+
+        def failing(fd: int, bufs: list[memoryview], offset: int) -> int:
+            nonlocal calls
+            calls += 1
+            if calls > 1:
+                raise OSError(number, os.strerror(number))
+            return real(fd, bufs[:1], offset)  # a short write first
+
+        monkeypatch.setattr(os, "pwritev", failing)
+        with pytest.raises(TierError, match=os.strerror(number)):
+            tier.write(KEY, [pages(1), pages(1)])
+        assert not list(self.base.rglob("*.partial"))
+        assert not list(self.base.rglob("*.kvt"))
+
+    def test_short_reads_and_writes_are_continued(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        tier, record = self.opened(), pages(3, seed=1)
+        writes, reads = os.pwritev, os.preadv
+        monkeypatch.setattr(os, "pwritev", lambda fd, bufs, at: writes(fd, [bufs[0][:PAGE]], at))
+        monkeypatch.setattr(os, "preadv", lambda fd, bufs, at: reads(fd, [bufs[0][:PAGE]], at))
+        tier.write(KEY, [record[:PAGE], record[PAGE:]])
+        out = pages(3)
+        assert tier.read(KEY, [out]) == 3 * PAGE
+        assert (out == record).all()
+
+
+class TestForeign(FileMedium):
+    """Namespaces of other models below the same path."""
+
+    def test_counts_and_removes_oldest_first(self) -> None:
+        for i, namespace in enumerate("abc"):
+            tier = self.opened(namespace * 32)
+            tier.write(KEY, [pages(4)])
+            tier.close()
+            os.utime(self.base / (namespace * 32) / "manifest.json", (i, i))
+        tier = self.opened(FIRST)
+        everything = sum(f.nbytes for f in directory.foreign(self.base, FIRST))
+        assert everything >= 3 * 4 * PAGE
+        assert tier.reclaim(0) == -(-everything // 2)  # one of two ranks
+        left = tier.reclaim(1)
+        assert sorted(p.name[0] for p in directory.namespaces(self.base)) == ["1", "b", "c"]
+        assert left < everything // 2
+        assert tier.reclaim(1 << 40) == 0
+
+    def test_spares_what_a_live_process_uses(self) -> None:
+        self.opened(FIRST, rank=1).write(KEY, [pages(1)])
+        tier = self.opened(SECOND, rank=0)
+        assert tier.reclaim(1 << 40) > 0
+        assert (self.base / FIRST).exists()
+
+    def test_never_touches_what_is_not_ours(self) -> None:
+        tier = self.opened()
+        (self.base / "precious").mkdir()
+        (self.base / "precious" / "data").write_text("do not remove")
+        (self.base / ("e" * 32)).symlink_to(self.base / "precious")
+        tier.reclaim(1 << 40)
+        assert (self.base / "precious" / "data").exists()
+
+
+def test_a_lock_outlives_no_process(tmp_path: Path) -> None:
+    script = (
+        "import sys; from kvtier.tiers.file import *; from kvtier.tier import Site; "
+        "t = FileTier(FileConfig(path=sys.argv[1]), Site('kv')); print('held', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with pytest.raises(ConfigError, match=f"pid {holder.pid}"):
+            FileTier(FileConfig(path=str(tmp_path)), Site("kv"), lock_timeout_s=0.1)
+        holder.kill()
+    FileTier(FileConfig(path=str(tmp_path)), Site("kv"), lock_timeout_s=1).close()
