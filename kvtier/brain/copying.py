@@ -1,0 +1,178 @@
+"""Copies between the device and slots: plans that every rank carries out."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+from kvtier.brain.core import Core
+from kvtier.brain.demotion import Demotion
+from kvtier.brain.plans import LoadPlan, StorePlan
+from kvtier.brain.promotion import Promotion
+from kvtier.brain.requests import Request
+from kvtier.index import IN_TIER0, TIERS
+from kvtier.types import NO_SLOT, BlockKey
+
+_NOTHING = StorePlan(0, (), (), ())
+
+
+@dataclass(slots=True)
+class Copies:
+    """One plan under way; its slots are in use until every rank is done."""
+
+    epoch: int
+    keys: Sequence[BlockKey]
+    slots: Sequence[int]
+    pins: list[BlockKey]
+    store: bool
+
+
+class Copying:
+    """Make plans and end them. Plans of ended epochs only give their slots back."""
+
+    def __init__(self, core: Core, demotion: Demotion, promotion: Promotion) -> None:
+        self.plans: dict[int, Copies] = {}
+        self.storing: set[BlockKey] = set()
+        self._core = core
+        self._ledger = core.ledger
+        self._demotion = demotion
+        self._promotion = promotion
+        self._ids = count(1)
+
+    def load(self, keys: Sequence[BlockKey]) -> LoadPlan:
+        """Pin what is in tier 0 and give its slots."""
+        ledger, index = self._ledger, self._ledger.index
+        found = [key for key in keys if index.resident(key)]
+        ledger.rescue(found)
+        ledger.pin(found)
+        held = set(found)
+        slots = tuple(index.slots[index.rows[key]] if key in held else NO_SLOT for key in keys)
+        used = [slot for slot in slots if slot != NO_SLOT]
+        self._core.counters.loads += len(used)
+        self._core.counters.vanished += len(slots) - len(used)
+        for slot in used:
+            ledger.slots.use(slot)
+        return LoadPlan(self._plan(found, used, found, store=False), slots)
+
+    def store(self, request: Request, keys: Sequence[BlockKey]) -> StorePlan:
+        """Touch what is here and give slots to what is not, in order, as many as fit."""
+        ledger = self._ledger
+        here = [key for key in keys if ledger.index.resident(key)]
+        ledger.rescue(here)
+        ledger.touch(here)
+        fresh, parents = self._storable(request, keys)
+        if not fresh:
+            return _NOTHING
+        ledger.rescue(parents)
+        ledger.pin(parents)  # or room would be made at the prefix's cost
+        self._make_room(len(fresh))
+        taken, slots = self._claim(request, fresh)
+        no_room = tuple(fresh[len(taken) :])
+        self._core.counters.no_room += len(no_room)
+        if not taken:
+            ledger.unpin(parents)
+            return _NOTHING._replace(no_room=no_room)
+        self.storing.update(taken)
+        plan = self._plan(taken, slots, parents, store=True)
+        return StorePlan(plan, tuple(taken), tuple(slots), no_room)
+
+    def finish(self, plan_id: int, failed: Collection[BlockKey]) -> None:
+        """End a plan, once."""
+        plan = self.plans.pop(plan_id, None)
+        if plan is None:
+            return
+        for slot in plan.slots:
+            self._ledger.slots.done(slot)
+        if plan.epoch != self._core.flights.epoch:
+            return
+        self._ledger.unpin(plan.pins)
+        if plan.store:
+            self._stored(plan.keys, failed)
+        else:
+            for key in failed:
+                self._lose(key)
+
+    def clear(self) -> None:
+        """Forget what was being stored: its epoch has ended."""
+        self.storing.clear()
+
+    def _stored(self, keys: Sequence[BlockKey], failed: Collection[BlockKey]) -> None:
+        self.storing.difference_update(keys)
+        for key in keys:
+            if key in failed:
+                self._ledger.abandon(key)
+        good = [key for key in keys if key not in failed]
+        self._ledger.arrived(good)
+        self._demotion.stored(good)
+        self._core.counters.stores += len(good)
+
+    def _storable(
+        self, request: Request, keys: Sequence[BlockKey]
+    ) -> tuple[list[BlockKey], list[BlockKey]]:
+        """Return the keys to take in and, of their parents, those that tier 0 holds."""
+        index = self._ledger.index
+        fresh: dict[BlockKey, None] = {}
+        parents: list[BlockKey] = []
+        for key in keys:
+            row = index.rows.get(key)
+            place = self._core.layout.place(request, key)
+            if place is None or (row is not None and index.slots[row] != NO_SLOT):
+                continue  # unknown, or here, or on its way
+            parent = place.parent
+            if parent is None or parent in fresh or parent in self.storing:
+                fresh[key] = None
+                continue
+            flags = index.flags_of(parent)
+            if flags & TIERS:
+                fresh[key] = None
+                if flags & IN_TIER0:
+                    parents.append(parent)
+            else:
+                self._core.counters.orphans += 1
+        return list(fresh), parents
+
+    def _claim(
+        self, request: Request, keys: Sequence[BlockKey]
+    ) -> tuple[list[BlockKey], list[int]]:
+        taken: list[BlockKey] = []
+        slots: list[int] = []
+        for key in keys:
+            place = self._core.layout.place(request, key)
+            assert place is not None
+            slot = self._ledger.claim(key, place, volatile=not request.persist)
+            if slot == NO_SLOT:
+                break
+            taken.append(key)
+            slots.append(slot)
+        return taken, slots
+
+    def _make_room(self, n: int) -> None:
+        lack = n - self._ledger.slots.free
+        if lack > 0:
+            self._promotion.relieve()
+            self._demotion.make_room(lack)
+
+    def _plan(
+        self,
+        keys: Sequence[BlockKey],
+        slots: Sequence[int],
+        pins: list[BlockKey],
+        *,
+        store: bool,
+    ) -> int:
+        plan = next(self._ids)
+        if slots:
+            self.plans[plan] = Copies(self._core.flights.epoch, keys, slots, pins, store)
+        return plan
+
+    def _lose(self, key: BlockKey) -> None:
+        """Forget a chunk of tier 0 that could not be loaded, whoever holds it."""
+        if not self._ledger.index.resident(key):
+            return
+        epoch = self._core.flights.epoch
+        pins = [request.held for request in self._core.roster.requests.values()]
+        pins += [plan.pins for plan in self.plans.values() if plan.epoch == epoch]
+        for mine in pins:
+            while key in mine:
+                mine.remove(key)
+                self._ledger.unpin((key,))
+        self._ledger.expel(key)

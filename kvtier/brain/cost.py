@@ -1,0 +1,74 @@
+"""Is it worth to read: moving averages of what reading and computing cost.
+
+Every estimate of slowness halves with each half-life without a sample: a tier that was too slow is
+tried again.
+"""
+
+from collections.abc import Callable
+
+_HALF_LIFE_S = 30.0
+
+
+class Pace:
+    """Seconds per unit, averaged with weights that fade with age; 0 while nothing is known."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._units = 0.0
+        self._seconds = 0.0
+        self._at = clock()
+
+    def add(self, units: float, seconds: float) -> None:
+        """Note that `units` took `seconds`."""
+        keep = self._fade()
+        self._units = self._units * keep + units
+        self._seconds = self._seconds * keep + seconds
+        self._at = self._clock()
+
+    def __call__(self) -> float:
+        """Return the seconds per unit, faded by the time without a sample."""
+        return self._seconds / self._units * self._fade() if self._units else 0.0
+
+    def steady(self) -> float:
+        """Return the seconds per unit as last measured."""
+        return self._seconds / self._units if self._units else 0.0
+
+    def _fade(self) -> float:
+        return float(0.5 ** ((self._clock() - self._at) / _HALF_LIFE_S))
+
+
+class ReadCost:
+    """One tier's read cost: a latency plus a time per byte."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._latency = Pace(clock)
+        self._per_byte = Pace(clock)
+
+    def served(self, seconds: float) -> None:
+        """Note the service time of one read."""
+        self._latency.add(1, seconds)
+
+    def arrived(self, nbytes: int, seconds: float) -> None:
+        """Note that a request had `nbytes` after `seconds`, queueing included."""
+        self._per_byte.add(nbytes, max(0.0, seconds - self._latency.steady()))
+
+    def estimate(self, nbytes: int) -> float:
+        """Seconds until `nbytes` would be here; 0 while nothing is known."""
+        return self._latency() + nbytes * self._per_byte()
+
+
+class Costs:
+    """The engine's side of the bargain: prefill per token, slot to device per byte."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.prefill = Pace(clock)
+        self.load = Pace(clock)
+
+    @property
+    def known(self) -> bool:
+        """Whether the engine's own speed is known."""
+        return self.prefill.steady() > 0
+
+    def dearer(self, read_s: float, nbytes: int, tokens: int) -> bool:
+        """Whether reading for `read_s` and loading `nbytes` costs more than computing `tokens`."""
+        return read_s + nbytes * self.load() > tokens * self.prefill.steady()

@@ -1,0 +1,185 @@
+"""Tier 0 to the tiers below: who leaves, what is written first, what is written behind."""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from kvtier.brain.core import Core
+from kvtier.brain.flights import Flight
+from kvtier.brain.lower import Lower
+from kvtier.brain.requests import Place
+from kvtier.config import WriteMode
+from kvtier.index import HIT, IN_TIER0, TIERS, VOLATILE
+from kvtier.types import TIER0, BlockKey, OpKind
+
+_PAGE = 4096  # a record's header, and the unit of its size
+_BATCH = 64  # victims per step in the background
+_ON_STORE = (WriteMode.THROUGH, WriteMode.IDLE)
+
+
+class Demotion:
+    """Evict from tier 0 and keep the lower tiers fed. Never waits: what no tier takes is dropped."""
+
+    def __init__(self, core: Core, *, low_watermark: float) -> None:
+        self._core = core
+        self._ledger = core.ledger
+        self._lowers = core.lowers
+        self._counters = core.counters
+        self._low_watermark = low_watermark
+        self._backlog: dict[int, deque[BlockKey]] = {}  # writes to come, per tier
+
+    def open(self) -> None:
+        """Size what depends on the number of slots; the oldest write falls out of a full queue."""
+        n = self._ledger.slots.n
+        self._backlog = {
+            lower.tier: deque(maxlen=n) for lower in self._lowers if lower.spec.write in _ON_STORE
+        }
+
+    def clear(self) -> None:
+        """Forget what was to be written."""
+        for backlog in self._backlog.values():
+            backlog.clear()
+
+    def stored(self, keys: Sequence[BlockKey]) -> None:
+        """Queue the writes of chunks that just came from the device."""
+        for backlog in self._backlog.values():
+            backlog.extend(keys)
+
+    def reused(self, keys: Iterable[BlockKey]) -> None:
+        """Write chunks that were hit a second time into the tiers that wait for that."""
+        for lower in self._lowers:
+            if lower.spec.write is WriteMode.ON_REUSE:
+                for key in keys:
+                    self._write(lower, key)
+
+    def make_room(self, n: int) -> None:
+        """Free up to `n` slots. Victims that go down first are free at a later step only, and expected then."""
+        if not any(lower.stalled for lower in self._lowers):
+            n -= len(self._ledger.leaving)
+        if n > 0:
+            for key in self._ledger.policies[TIER0].victims(n, self._ledger.pins.__contains__):
+                self._evict(key, needed=True)
+
+    @property
+    def pressed(self) -> bool:
+        """Whether free slots are scarce."""
+        return self._ledger.slots.free <= self._target()
+
+    def could_free(self) -> bool:
+        """Whether a slot would be free at once if one were needed."""
+        pinned = self._ledger.pins.__contains__
+        victims = self._ledger.policies[TIER0].victims(1, pinned)
+        return any(not self._would_write(key) for key in victims)
+
+    def tick(self) -> None:
+        """Once per step: queued writes, then victims down to the low watermark of free slots."""
+        for lower in self._lowers:
+            if lower.tier in self._backlog and lower.serving:
+                self._write_behind(lower)
+        if any(lower.serving for lower in self._lowers):
+            self._to_watermark()
+
+    def wrote(self, flight: Flight, lower: Lower, key: BlockKey) -> None:
+        """Take the answer to WRITE; the slot of a chunk that was leaving is free with the last one."""
+        ledger = self._ledger
+        ledger.slots.done(flight.op.slot)
+        lower.wrote(flight, key)
+        if flight.ok:
+            place = Place(BlockKey(flight.op.parent) or None, flight.op.end_token)
+            ledger.record(lower.tier, [(key, place, flight.nbytes)])
+        if key in ledger.leaving and not any(self._writing(low, key) for low in self._lowers):
+            self._expel(key)
+            self._counters.demotions += 1
+
+    def _evict(self, key: BlockKey, *, needed: bool) -> None:
+        """Send a victim down, or free it; one that is needed nowhere else is dropped only if `needed`."""
+        if self._save(key):
+            self._ledger.leave(key)
+        elif needed or self._ledger.index.flags_of(key) & TIERS & ~IN_TIER0:
+            self._expel(key)
+
+    def _expel(self, key: BlockKey) -> None:
+        if not self._ledger.index.flags_of(key) & TIERS & ~IN_TIER0:
+            self._counters.dropped += 1
+        for lower in self._lowers:
+            lower.counters.refused += self._wanted(lower, key)
+        self._counters.evictions += 1
+        self._ledger.expel(key)
+        self._ledger.policies[TIER0].evicted(key)
+
+    def _save(self, key: BlockKey) -> bool:
+        """Write a victim, or hurry its write, wherever it should be; return whether a write is under way."""
+        saved = False
+        for lower in self._lowers:
+            if self._writing(lower, key):
+                lower.hasten(lower.ops[key])
+                saved = True
+            elif self._wanted(lower, key):
+                saved |= self._write(lower, key)
+        return saved
+
+    def _would_write(self, key: BlockKey) -> bool:
+        return any(
+            self._writing(lower, key)
+            or (self._wanted(lower, key) and lower.serving and not self._full(lower, idle=False))
+            for lower in self._lowers
+        )
+
+    def _wanted(self, lower: Lower, key: BlockKey) -> bool:
+        """Whether a chunk that leaves tier 0 should be in `lower` and is not."""
+        flags = self._ledger.index.flags_of(key)
+        if flags >> lower.tier & 1 or flags & VOLATILE:
+            return False
+        return lower.spec.write is not WriteMode.ON_REUSE or flags & HIT != 0
+
+    def _writing(self, lower: Lower, key: BlockKey) -> bool:
+        flight = lower.ops.get(key)
+        return flight is not None and flight.op.kind is OpKind.WRITE
+
+    def _write(self, lower: Lower, key: BlockKey, *, idle: bool = False) -> bool:
+        """Order a write if `lower` lacks the chunk and can take it now."""
+        ledger = self._ledger
+        row = ledger.index.rows.get(key)
+        if row is None:
+            return False
+        flags = ledger.index.flags[row]
+        if (
+            self._full(lower, idle=idle)
+            or flags & VOLATILE
+            or not flags & IN_TIER0
+            or flags >> lower.tier & 1
+        ):
+            return False
+        group = self._core.layout.group(key)
+        nbytes = worst_case(group.nbytes)
+        end = ledger.index.ends[row]
+        if not lower.accepts(key, end, nbytes):
+            return False
+        lower.write(key, Place(ledger.index.parents[row], end), group.index, nbytes, idle)
+        return True
+
+    def _write_behind(self, lower: Lower) -> None:
+        backlog = self._backlog[lower.tier]
+        idle = lower.spec.write is WriteMode.IDLE
+        while backlog and not lower.wanted and not self._full(lower, idle=idle):
+            if not self._write(lower, backlog[0], idle=idle) and lower.wanted:
+                return  # only room lacks: it is being made
+            backlog.popleft()
+
+    def _full(self, lower: Lower, *, idle: bool) -> bool:
+        return (lower.idles if idle else lower.demotions) >= lower.spec.max_writes
+
+    def _target(self) -> int:
+        return int(self._ledger.slots.n * self._low_watermark)
+
+    def _to_watermark(self) -> None:
+        ledger = self._ledger
+        lack = self._target() - ledger.slots.free - len(ledger.leaving)
+        if lack > 0:
+            victims = ledger.policies[TIER0].victims(min(lack, _BATCH), ledger.pins.__contains__)
+            for key in victims:
+                self._evict(key, needed=False)
+
+
+def worst_case(nbytes: int) -> int:
+    """Bytes of the largest record that a chunk of `nbytes` can become."""
+    return _PAGE + -(-nbytes // _PAGE) * _PAGE

@@ -1,0 +1,136 @@
+"""Operations on their way: each is answered once by every rank, then it has ended."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from kvtier.types import OpKind, OpResult, OpStatus, Priority, TierOp
+
+_AWAKE_S = 1.0
+
+_SEVERITY = {
+    status: i
+    for i, status in enumerate(
+        (
+            OpStatus.OK,
+            OpStatus.CANCELLED,
+            OpStatus.DEADLINE,
+            OpStatus.DIED,
+            OpStatus.ERROR,
+            OpStatus.MISSING,
+            OpStatus.CORRUPT,
+        )
+    )
+}
+
+
+@dataclass(slots=True)
+class Flight:
+    """One operation and what the ranks said so far: the worst status, the largest numbers."""
+
+    op: TierOp
+    epoch: int
+    left: int  # one bit per rank that has not answered
+    priority: Priority
+    status: OpStatus = OpStatus.OK
+    nbytes: int = 0
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether every rank that answered said OK."""
+        return self.status is OpStatus.OK
+
+
+class Flights:
+    """Number, send and track operations."""
+
+    def __init__(self, ranks: int, clock: Callable[[], float]) -> None:
+        self.epoch = 0
+        self.moved = clock()
+        self._ranks = (1 << ranks) - 1
+        self._clock = clock
+        self._next = 1
+        self._flying: dict[int, Flight] = {}
+        self._outbox: list[TierOp] = []
+        self._busy = 0  # flights that keep the engine awake
+        self._eager = False  # the outbox holds one of these
+
+    def __len__(self) -> int:
+        return len(self._flying)
+
+    def number(self) -> int:
+        """Return the number of the next operation."""
+        self._next += 1
+        return self._next
+
+    def order(self, op: TierOp) -> Flight:
+        """Send an operation that every rank answers."""
+        flight = Flight(op, self.epoch, self._ranks, op.priority)
+        self._flying[op.op] = flight
+        self._outbox.append(op)
+        if _keeps_awake(flight):
+            self._busy += 1
+            self._eager = True
+            self.moved = self._clock()
+        return flight
+
+    def cancel(self, flight: Flight) -> None:
+        """Ask the ranks to drop an operation; it is still answered."""
+        self._outbox.append(TierOp(self.number(), OpKind.CANCEL, target=flight.op.op))
+
+    def hasten(self, flight: Flight, priority: Priority) -> None:
+        """Raise a queued operation; one that already runs does not mind."""
+        if priority >= flight.priority:
+            return
+        slept = not _keeps_awake(flight)
+        flight.priority = priority
+        if slept:
+            self._busy += 1
+            self._eager = True
+            self.moved = self._clock()
+        op = TierOp(self.number(), OpKind.HASTEN, target=flight.op.op, priority=priority)
+        self._outbox.append(op)
+
+    def answer(self, result: OpResult) -> Flight | None:
+        """Take one rank's answer; return the flight if it was the last, None for all that is unknown."""
+        flight = self._flying.get(result.op)
+        bit = 1 << result.rank
+        if flight is None or not flight.left & bit:
+            return None
+        flight.left &= ~bit
+        flight.nbytes = max(flight.nbytes, result.nbytes)
+        flight.seconds = max(flight.seconds, result.seconds)
+        if _SEVERITY[result.status] > _SEVERITY[flight.status]:
+            flight.status = result.status
+        if _keeps_awake(flight):
+            self.moved = self._clock()
+        if flight.left:
+            return None
+        del self._flying[result.op]
+        self._busy -= _keeps_awake(flight)
+        return flight
+
+    def drain(self) -> list[TierOp]:
+        """Take the operations to send."""
+        out, self._outbox = self._outbox, []
+        if self._eager:
+            self._eager = False
+            self.moved = self._clock()
+        return out
+
+    def awake(self) -> bool:
+        """Whether something that matters is to be sent, or is under way and moved within the last second."""
+        return self._eager or (self._busy > 0 and self._clock() - self.moved <= _AWAKE_S)
+
+    def end_epoch(self) -> list[Flight]:
+        """Begin a new epoch and return what is still under way of the old ones."""
+        self.epoch += 1
+        return list(self._flying.values())
+
+    def all(self) -> Collection[Flight]:
+        """List everything under way, of every epoch."""
+        return self._flying.values()
+
+
+def _keeps_awake(flight: Flight) -> bool:
+    return flight.priority is not Priority.IDLE and flight.op.kind is not OpKind.PROBE

@@ -1,0 +1,227 @@
+"""Who holds what: the index, the slots, the pins and the policies, kept in step with each other."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+from kvtier.brain.plans import CacheEvent
+from kvtier.brain.requests import Place
+from kvtier.brain.slots import Slots
+from kvtier.index import HIT, IN_TIER0, TIERS, VOLATILE, Index
+from kvtier.policy import EvictionPolicy
+from kvtier.types import NO_SLOT, TIER0, BlockKey
+
+_MAX_EVENTS = 4096  # batches kept if nobody asks for them; the oldest go first
+
+
+class Ledger:
+    """Every change of residency goes through here.
+
+    A policy tracks exactly the chunks that its tier holds, but for those of tier 0 that are `leaving`:
+    written down first, their slot is freed by the last answer unless somebody asks for them again.
+    """
+
+    def __init__(self, names: Sequence[str], policies: Sequence[EvictionPolicy]) -> None:
+        self.index = Index(len(policies) - 1)
+        self.slots = Slots(0)
+        self.pins: dict[BlockKey, int] = {}
+        self.leaving: set[BlockKey] = set()
+        self.visible = IN_TIER0  # the tiers that lookups see
+        self.policies = policies
+        self.chunks = [0] * len(policies)
+        self._names = names
+        self._events: deque[CacheEvent] = deque(maxlen=_MAX_EVENTS)
+
+    # slots of tier 0
+
+    def claim(self, key: BlockKey, place: Place, *, volatile: bool = False) -> int:
+        """Reserve a slot for a chunk on its way in; NO_SLOT if none is free."""
+        slot = self.slots.take()
+        if slot == NO_SLOT:
+            return NO_SLOT
+        row = self._row(key, place)
+        self.index.slots[row] = slot
+        if volatile and not self.index.flags[row] & TIERS:
+            self.index.flags[row] |= VOLATILE
+        self.slots.use(slot)
+        return slot
+
+    def abandon(self, key: BlockKey) -> None:
+        """Give back the slot of a chunk that did not make it."""
+        self._vacate(key, self.index.rows[key])
+
+    def arrived(self, keys: Sequence[BlockKey]) -> None:
+        """Make chunks whose slots are filled on every rank readable."""
+        for key in keys:
+            row = self.index.rows[key]
+            self.index.flags[row] |= IN_TIER0
+        self._enter(TIER0, keys)
+
+    def leave(self, key: BlockKey) -> None:
+        """Note that a victim is being written down; its slot follows."""
+        self.policies[TIER0].remove(key)
+        self.leaving.add(key)
+
+    def rescue(self, keys: Iterable[BlockKey]) -> None:
+        """Keep those of `keys` that were leaving: they are wanted again."""
+        if self.leaving:
+            back = [key for key in keys if key in self.leaving]
+            self.leaving.difference_update(back)
+            self._track(TIER0, back)
+
+    def expel(self, key: BlockKey) -> None:
+        """Take a chunk out of tier 0."""
+        self.leaving.discard(key)
+        self._leave(TIER0, key)
+        self._vacate(key, self.index.rows[key])
+
+    # records of lower tiers
+
+    def record(self, tier: int, keys: Sequence[tuple[BlockKey, Place, int]]) -> None:
+        """Note that every rank has a record of these chunks, of so many bytes."""
+        for key, place, nbytes in keys:
+            row = self._row(key, place)
+            self.index.flags[row] |= 1 << tier
+            self.index.sizes[tier - 1][row] = nbytes
+        self._enter(tier, [key for key, _, _ in keys])
+
+    def erase(self, tier: int, key: BlockKey) -> int:
+        """Forget a lower tier's record and return its bytes."""
+        nbytes = self.index.sizes[tier - 1][self.index.rows[key]]
+        self._leave(tier, key)
+        self.index.prune(key)
+        return nbytes
+
+    # pins
+
+    def pin(self, keys: Iterable[BlockKey]) -> None:
+        """Hold resident chunks, once for each mention."""
+        pins = self.pins
+        for key in keys:
+            pins[key] = pins.get(key, 0) + 1
+
+    def unpin(self, keys: Iterable[BlockKey]) -> None:
+        """Undo one `pin`."""
+        pins = self.pins
+        for key in keys:
+            left = pins[key] - 1
+            if left:
+                pins[key] = left
+            else:
+                del pins[key]
+
+    # use
+
+    def touch(self, keys: Sequence[BlockKey]) -> None:
+        """Note a use of chunks given in prefix order, in every tier and up to the start of the prefix."""
+        above: BlockKey | None = None
+        for key in reversed(keys):
+            if above is not None and above != key:
+                self._touch_up(above, self.policies)
+            for policy in self.policies:
+                policy.touch(key)
+            row = self.index.rows.get(key)
+            above = None if row is None else self.index.parents[row]
+        self._touch_up(above, self.policies)
+
+    def hit(self, keys: Iterable[BlockKey]) -> list[BlockKey]:
+        """Mark chunks as hit and return those that had been before."""
+        index = self.index
+        again = []
+        for key in keys:
+            row = index.rows[key]
+            if index.flags[row] & HIT:
+                again.append(key)
+            else:
+                index.flags[row] |= HIT
+        return again
+
+    def link(self, keys: Sequence[BlockKey], place: Callable[[int], Place]) -> None:
+        """Give chunks that a scan found their place, now that a request shows it."""
+        index = self.index
+        for i in range(len(keys) - 1, -1, -1):
+            row = index.rows.get(keys[i])
+            if row is not None and not index.ends[row]:
+                parent, end = place(i)
+                index.link(row, parent, end)
+                for tier, policy in enumerate(self.policies):
+                    if index.flags[row] >> tier & 1:
+                        policy.remove(keys[i])
+                        policy.insert(keys[i], parent)
+
+    # the whole
+
+    def clear(self) -> None:
+        """Forget every chunk and pin; slots still in use stay in quarantine."""
+        for tier in range(len(self.policies)):
+            held = [
+                key for key, row in self.index.rows.items() if self.index.flags[row] >> tier & 1
+            ]
+            for key in held:
+                self.policies[tier].remove(key)
+            if held:
+                self._events.append(CacheEvent(tier, self._names[tier], tuple(held), True))
+        for row in self.index.rows.values():
+            if self.index.slots[row] != NO_SLOT:
+                self.slots.release(self.index.slots[row])
+        self.index = Index(len(self.policies) - 1)
+        self.chunks = [0] * len(self.policies)
+        self.pins.clear()
+        self.leaving.clear()
+
+    def events(self) -> list[CacheEvent]:
+        """Take what changed since the last call, neighbours merged."""
+        merged: list[CacheEvent] = []
+        run: list[BlockKey] = []
+        for event in self._events:
+            if merged and (merged[-1].tier, merged[-1].removed) == (event.tier, event.removed):
+                run.extend(event.keys)
+                continue
+            if merged:
+                merged[-1] = merged[-1]._replace(keys=tuple(run))
+            merged.append(event)
+            run = list(event.keys)
+        if merged:
+            merged[-1] = merged[-1]._replace(keys=tuple(run))
+        self._events.clear()
+        return merged
+
+    def _row(self, key: BlockKey, place: Place) -> int:
+        row = self.index.rows.get(key)
+        if row is None:
+            return self.index.add(key, place.parent, place.end)
+        if place.end and not self.index.ends[row]:
+            self.index.link(row, place.parent, place.end)
+        return row
+
+    def _vacate(self, key: BlockKey, row: int) -> None:
+        self.slots.release(self.index.slots[row])
+        self.index.slots[row] = NO_SLOT
+        self.index.prune(key)
+
+    def _enter(self, tier: int, keys: Sequence[BlockKey]) -> None:
+        self._track(tier, keys)
+        self.chunks[tier] += len(keys)
+        if keys:
+            self._events.append(CacheEvent(tier, self._names[tier], tuple(keys), False))
+
+    def _leave(self, tier: int, key: BlockKey) -> None:
+        self.policies[tier].remove(key)
+        self.chunks[tier] -= 1
+        self.index.flags[self.index.rows[key]] &= ~(1 << tier)
+        self._events.append(CacheEvent(tier, self._names[tier], (key,), True))
+
+    def _track(self, tier: int, keys: Sequence[BlockKey]) -> None:
+        """Insert tail first, then touch the ancestors, so that no head is older than its tail."""
+        rows, ends, parents = self.index.rows, self.index.ends, self.index.parents
+        policy = self.policies[tier]
+        for key in sorted(keys, key=lambda key: ends[rows[key]], reverse=True):
+            policy.insert(key, parents[rows[key]])
+        inserted = set(keys)
+        for parent in dict.fromkeys(parents[rows[key]] for key in keys):
+            if parent not in inserted:
+                self._touch_up(parent, (policy,))
+
+    def _touch_up(self, key: BlockKey | None, policies: Sequence[EvictionPolicy]) -> None:
+        for ancestor in self.index.lineage(key):
+            for policy in policies:
+                policy.touch(ancestor)

@@ -1,0 +1,54 @@
+"""What the brain is told and what it answers: its vocabulary towards the connector and the simulator."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from kvtier.config import WriteMode
+from kvtier.policy import AdmissionPolicy, EvictionPolicy
+from kvtier.types import BlockKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LowerTier:
+    """What the brain must know of one tier below the arena."""
+
+    name: str
+    capacity: int  # bytes of one rank's share
+    write: WriteMode
+    deadline_s: float
+    persistent: bool
+    eviction: EvictionPolicy
+    admission: AdmissionPolicy | None = None  # None: every chunk may enter
+    max_writes: int = 64  # demotions in flight; as many idle writes beside them
+
+
+class ReadPlan(NamedTuple):
+    """What `plan_read` ordered."""
+
+    reading: int  # reads under way for the request; 0: ask the lookups again
+    keys: tuple[BlockKey, ...] = ()  # the chunks that come from below tier 0
+
+
+class LoadPlan(NamedTuple):
+    """Slots to copy to the device; NO_SLOT where the chunk is gone."""
+
+    plan_id: int
+    slots: tuple[int, ...]
+
+
+class StorePlan(NamedTuple):
+    """Slots to copy from the device. Keys in neither list are not wanted."""
+
+    plan_id: int
+    keys: tuple[BlockKey, ...]
+    slots: tuple[int, ...]
+    no_room: tuple[BlockKey, ...]  # refused for lack of room only: offer them again
+
+
+class CacheEvent(NamedTuple):
+    """Chunks that became readable in a tier, or left it."""
+
+    tier: int
+    name: str
+    keys: tuple[BlockKey, ...]
+    removed: bool

@@ -1,0 +1,234 @@
+"""The tiers below to tier 0: reads that requests wait for, and reads ahead."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from kvtier.brain.core import Core
+from kvtier.brain.demotion import Demotion
+from kvtier.brain.flights import Flight
+from kvtier.brain.lower import Lower
+from kvtier.brain.plans import ReadPlan
+from kvtier.brain.requests import Place, Reading, Request
+from kvtier.index import TIERS
+from kvtier.policy import PrefetchPolicy
+from kvtier.types import NO_SLOT, BlockKey, Priority
+
+
+@dataclass(slots=True)
+class Fill:
+    """One READ under way into a slot, and who waits for it."""
+
+    lower: Lower
+    flight: Flight
+    waiters: dict[str, Request] = field(default_factory=dict)
+    cancelled: bool = False
+
+
+class Promotion:
+    """At most `read_share` of the slots are being filled at any time; what does not fit is a miss."""
+
+    def __init__(self, core: Core, demotion: Demotion, *, read_share: float) -> None:
+        self.fills: dict[BlockKey, Fill] = {}
+        self._core = core
+        self._ledger = core.ledger
+        self._lowers = core.lowers
+        self._layout = core.layout
+        self._demotion = demotion
+        self._read_share = read_share
+
+    def plan(self, request: Request, wanted: Sequence[BlockKey]) -> ReadPlan:
+        """Order what of `wanted` is not in tier 0, in order, up to the first that cannot come."""
+        missing = [key for key in wanted if not self._ledger.index.resident(key)]
+        if self._too_dear(request, wanted, missing):
+            self._core.counters.refused_reads += 1
+            request.refused = True
+            self._core.roster.settle(request)
+            return ReadPlan(0)
+        self._make_room(sum(key not in self.fills for key in missing))
+        reading = Reading(self._core.clock(), self._core.clock())
+        for key in missing:
+            fill = self._join(key) or self._start(request, key, Priority.DEMAND)
+            if fill is None:
+                break
+            fill.waiters[request.name] = request
+            deadline = reading.started + fill.lower.spec.deadline_s
+            reading.expect(key, fill.lower.tier, self._nbytes(fill.lower, key), deadline)
+        if not reading.left:
+            self._core.roster.settle(request)
+            return ReadPlan(0)
+        request.reading = reading
+        return ReadPlan(len(reading.left), tuple(key for key in missing if key in reading.left))
+
+    def read_ahead(self, request: Request, policy: PrefetchPolicy) -> None:
+        """Read what the policy wants of a request that arrived; a window group's window only."""
+        reach = self._reach(request)
+        for group, keys in zip(self._layout.groups, request.groups, strict=True):
+            last = min(len(keys), reach // group.chunk_tokens)
+            first = 0 if group.window_chunks is None else max(0, last - group.window_chunks)
+            self._prefetch(request, policy.arrived(keys[first:last]))
+
+    def _reach(self, request: Request) -> int:
+        """Tokens that the full groups could give, in any tier."""
+        reach = []
+        for group, keys in zip(self._layout.groups, request.groups, strict=True):
+            if group.window_chunks is None:
+                flags = map(self._ledger.index.flags_of, keys)
+                n = next((i for i, flag in enumerate(flags) if not flag & TIERS), len(keys))
+            else:
+                n = len(keys)
+            reach.append(n * group.chunk_tokens)
+        return min(reach)
+
+    def _prefetch(self, request: Request, keys: Sequence[BlockKey]) -> None:
+        """Read ahead, into free slots only, up to the first key that is nowhere."""
+        missing = [key for key in keys if not self._ledger.index.resident(key)]
+        if not missing or self._too_dear(request, keys, missing):
+            return
+        for key in missing:
+            if key in self.fills:
+                continue
+            if self._demotion.pressed or self._start(request, key, Priority.PREFETCH) is None:
+                return
+            self._core.counters.prefetches += 1
+
+    def expire(self, request: Request) -> None:
+        """End the wait of a request whose deadline passed: it goes on with what it has."""
+        reading = request.reading
+        if reading is None:
+            return
+        self._core.counters.late_reads += 1
+        late = {self.fills[key].lower.tier for key in reading.left}
+        for lower in self._lowers:
+            if lower.tier in late:
+                lower.breaker.failed()
+        self._learn(reading)
+        self.abandon(request)
+        self._core.roster.settle(request)
+
+    def abandon(self, request: Request) -> None:
+        """Stop to wait; reads that nobody else waits for are cancelled."""
+        reading, request.reading = request.reading, None
+        if reading is None:
+            return
+        for key in reading.left:
+            fill = self.fills[key]
+            del fill.waiters[request.name]
+            if not fill.waiters:
+                self._cancel(fill)
+
+    def ended(self, flight: Flight, lower: Lower, key: BlockKey) -> bool:
+        """Take the answer to READ; return whether the chunk is in its slot, to be made readable."""
+        fill = self.fills.pop(key)
+        lower.counters.hits += len(fill.waiters) if flight.ok else 0
+        self._ledger.slots.done(flight.op.slot)
+        lower.answered(flight, key)
+        if not flight.ok:
+            self._ledger.abandon(key)
+        for request in fill.waiters.values():
+            self._arrived(request, key, ok=flight.ok)
+        return flight.ok
+
+    def relieve(self) -> None:
+        """Cancel reads ahead: slots are wanted."""
+        for fill in self.fills.values():
+            if not fill.waiters:
+                self._cancel(fill)
+
+    def _arrived(self, request: Request, key: BlockKey, *, ok: bool) -> None:
+        reading = request.reading
+        assert reading is not None
+        reading.left.remove(key)
+        if ok:
+            request.below += 1
+            request.held.append(key)
+            self._ledger.pin((key,))
+        else:
+            reading.failed = True
+        if not reading.left:
+            self._learn(reading)
+            request.reading = None
+            self._core.roster.settle(request)
+
+    def _learn(self, reading: Reading) -> None:
+        if reading.failed:
+            return
+        seconds = self._core.clock() - reading.started
+        for lower in self._lowers:
+            if nbytes := reading.nbytes.get(lower.tier):
+                lower.cost.arrived(nbytes, seconds)
+
+    def _join(self, key: BlockKey) -> Fill | None:
+        fill = self.fills.get(key)
+        if fill is None or fill.cancelled:
+            return None
+        self._core.flights.hasten(fill.flight, Priority.DEMAND)
+        return fill
+
+    def _start(self, request: Request, key: BlockKey, priority: Priority) -> Fill | None:
+        """Order a READ of a chunk from the first tier that has it; None if none can be read now."""
+        lower = self._source(key)
+        if lower is None or self._budget() <= 0:
+            return None
+        place = self._layout.place(request, key) or Place(None, 0)
+        slot = self._ledger.claim(key, place)
+        if slot == NO_SLOT:
+            return None
+        group = self._layout.group(key).index
+        fill = Fill(lower, lower.read(key, place, slot, group, priority))
+        self.fills[key] = fill
+        return fill
+
+    def _source(self, key: BlockKey) -> Lower | None:
+        index = self._ledger.index
+        row = index.rows.get(key)
+        if row is None or index.slots[row] != NO_SLOT:
+            return None
+        for lower in self._lowers:
+            if index.flags[row] >> lower.tier & 1 and lower.serving:
+                return lower
+        return None
+
+    def _budget(self) -> int:
+        return int(self._ledger.slots.n * self._read_share) - len(self.fills)
+
+    def _make_room(self, n: int) -> None:
+        lack = min(n, self._budget()) - self._ledger.slots.free
+        if lack > 0:
+            self.relieve()
+            self._demotion.make_room(lack)
+
+    def _cancel(self, fill: Fill) -> None:
+        if not fill.cancelled:
+            fill.cancelled = True
+            self._core.flights.cancel(fill.flight)
+
+    def _nbytes(self, lower: Lower, key: BlockKey) -> int:
+        index = self._ledger.index
+        return index.sizes[lower.tier - 1][index.rows[key]]
+
+    def _too_dear(
+        self, request: Request, wanted: Sequence[BlockKey], missing: Sequence[BlockKey]
+    ) -> bool:
+        """Whether to compute from the first missing chunk on is cheaper than to read and load."""
+        if not self._core.costs.known:
+            return False
+        spans = self._layout.spans(request, wanted)
+        starts = [spans[key][0] for key in missing if key in spans]
+        if not starts:
+            return False
+        first = min(starts)
+        tokens = max(end for _, end in spans.values()) - first
+        per_tier: dict[int, int] = {}
+        for key in missing:
+            lower = self._source(key)
+            if lower is not None and key not in self.fills:
+                nbytes = self._nbytes(lower, key)
+                per_tier[lower.tier] = per_tier.get(lower.tier, 0) + nbytes
+        read_s = sum(
+            lower.cost.estimate(per_tier[lower.tier])
+            for lower in self._lowers
+            if lower.tier in per_tier
+        )
+        loaded = [key for key, (_, end) in spans.items() if end > first]
+        nbytes = sum(self._layout.group(key).nbytes for key in loaded)
+        return self._core.costs.dearer(read_s, nbytes, tokens)

@@ -1,0 +1,346 @@
+"""The brain: which chunk is where, who may use it, what moves next. A pure state machine.
+
+It may forget; it never lies: a chunk is readable only where every rank has it, and a slot is reused
+only when no rank can still read or write it.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from kvtier.brain.audit import audit
+from kvtier.brain.copying import Copying
+from kvtier.brain.core import Core
+from kvtier.brain.cost import Costs
+from kvtier.brain.demotion import Demotion, worst_case
+from kvtier.brain.flights import Flight, Flights
+from kvtier.brain.keeper import Keeper
+from kvtier.brain.ledger import Ledger
+from kvtier.brain.lower import Lower
+from kvtier.brain.plans import CacheEvent, LoadPlan, LowerTier, ReadPlan, StorePlan
+from kvtier.brain.promotion import Promotion
+from kvtier.brain.report import report
+from kvtier.brain.requests import Layout, Request, Roster
+from kvtier.brain.slots import Slots
+from kvtier.brain.stats import CacheStats, Counters, TierStats
+from kvtier.config import WriteMode
+from kvtier.index import IN_TIER0, MAX_LOWER
+from kvtier.policy import EvictionPolicy, PrefetchPolicy
+from kvtier.types import BlockKey, GroupSpec, OpKind, OpResult, ScanBatch, TierOp
+
+__all__ = [
+    "CacheEvent",
+    "CacheStats",
+    "LoadPlan",
+    "LowerTier",
+    "ReadPlan",
+    "StorePlan",
+    "TierStats",
+    "TieredCache",
+    "WriteMode",
+]
+
+
+class TieredCache:
+    """Decides for every rank at once. Called from one thread; no call waits or does I/O.
+
+    Unknown requests, plans and operations are ignored: the engine may speak of what is long over.
+    """
+
+    def __init__(  # noqa: PLR0913 - everything it depends on comes in here, by name
+        self,
+        *,
+        groups: Sequence[GroupSpec],
+        ranks: int,
+        tier0: EvictionPolicy,
+        lower: Sequence[LowerTier],
+        prefetch: PrefetchPolicy | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        low_watermark: float = 0.05,
+        read_share: float = 0.5,
+    ) -> None:
+        assert len(lower) <= MAX_LOWER
+        names = ["dram", *(tier.name for tier in lower)]
+        ledger = Ledger(names, [tier0, *(tier.eviction for tier in lower)])
+        flights = Flights(ranks, clock)
+        self._core = Core(
+            layout=Layout(groups),
+            ledger=ledger,
+            flights=flights,
+            lowers=tuple(Lower(i, tier, ledger, flights, clock) for i, tier in enumerate(lower, 1)),
+            roster=Roster(),
+            costs=Costs(clock),
+            counters=Counters(),
+            clock=clock,
+        )
+        largest = max(worst_case(group.nbytes) for group in groups)
+        self._keepers = [
+            Keeper(low, ledger, flights, ranks=ranks, largest=largest, clock=clock)
+            for low in self._core.lowers
+        ]
+        self._demotion = Demotion(self._core, low_watermark=low_watermark)
+        self._promotion = Promotion(self._core, self._demotion, read_share=read_share)
+        self._copying = Copying(self._core, self._demotion, self._promotion)
+        self._prefetch = prefetch
+        self._ledger = ledger
+        self._counters = self._core.counters
+        self._requests = self._core.roster.requests
+        self._masks = self._core.roster.masks
+        self._opened = False
+        self._next_manifest: str | None = None  # of a reset before `open`
+
+    def open(self, slots: int, manifest: str) -> None:
+        """Start to serve with so many slots; orders the start of every lower tier."""
+        assert not self._opened
+        self._opened = True
+        self._ledger.slots = Slots(slots)
+        self._demotion.open()
+        for keeper in self._keepers:
+            keeper.open(manifest)
+        if self._next_manifest is not None:
+            self._end_epoch(self._next_manifest)
+
+    def reset(self, manifest: str, stale: Collection[str] | None = None) -> None:
+        """Forget every chunk and begin a new epoch under `manifest`.
+
+        `stale` are the requests whose KV is of the old epoch: they store nothing until they are
+        preempted. Those that stored or loaded are always among them; None means all.
+        """
+        self._counters.resets += 1
+        for request in self._requests.values():
+            request.held.clear()
+            request.reading = None
+            request.counted = request.below = 0
+            if not request.refused:
+                self._core.roster.unsettle(request)
+            if stale is None or request.used or request.name in stale:
+                request.stale = True
+        if self._opened:
+            self._end_epoch(manifest)
+        else:
+            self._next_manifest = manifest
+
+    def arrive(
+        self, request: str, groups: Sequence[Sequence[BlockKey]], *, persist: bool = True
+    ) -> None:
+        """Learn a request's keys: per group its whole prefix, from chunk 0.
+
+        Without `persist` what it stores never leaves tier 0.
+        """
+        self.depart(request)
+        known = Request(request, persist, [list(keys) for keys in groups])
+        self._requests[request] = known
+        for keys in known.groups:
+            known.places.update(zip(keys, range(len(keys)), strict=True))
+        if self._ledger.index.unlinked:
+            for position, keys in enumerate(known.groups):
+                self._ledger.link(keys, self._core.layout.placing(keys, position))
+        if self._prefetch is not None and self._core.lowers:
+            self._promotion.read_ahead(known, self._prefetch)
+
+    def extend(self, request: str, group: int, keys: Sequence[BlockKey]) -> None:
+        """Add the chunks that decoding made to one of the request's groups, by its position."""
+        known = self._requests.get(request)
+        if known is not None:
+            start = len(known.groups[group])
+            known.groups[group].extend(keys)
+            known.places.update(zip(keys, range(start, start + len(keys)), strict=True))
+
+    def preempted(self, request: str) -> None:
+        """Note that a request starts again from nothing: its KV will be of this epoch."""
+        known = self._requests.get(request)
+        if known is not None:
+            known.stale = known.used = False
+            if not known.refused and known.reading is None:
+                self._core.roster.unsettle(known)
+
+    def cancel(self, request: str) -> None:
+        """Drop what a request waits for and holds."""
+        known = self._requests.get(request)
+        if known is not None:
+            self._promotion.abandon(known)
+            self._hold(known, [])
+
+    def depart(self, request: str) -> None:
+        """Forget a request; its copies under way keep their own pins."""
+        self.cancel(request)
+        self._core.roster.drop(request)
+
+    def lookup(self, request: str, key: BlockKey) -> bool:
+        """Whether a request may count on a chunk: in any tier before its reads are settled, then in tier 0."""
+        ledger = self._ledger
+        row = ledger.index.rows.get(key)
+        self._counters.lookups += 1
+        if row is not None:
+            return ledger.index.flags[row] & self._masks.get(request, ledger.visible) != 0
+        return False
+
+    def plan_read(self, request: str, keys: Sequence[BlockKey]) -> ReadPlan | None:
+        """Pin a hit, or order the reads that it needs; None: all of it is in tier 0 and pinned.
+
+        A hit that costs more to read than to compute is refused until the request departs.
+        """
+        known = self._requests.get(request)
+        if known is None:
+            return ReadPlan(0)
+        if known.reading is not None:
+            return ReadPlan(len(known.reading.left))
+        wanted = list(keys)
+        if known.held == wanted:
+            return None
+        resident = [key for key in wanted if self._ledger.index.resident(key)]
+        self._hold(known, resident)
+        if len(resident) == len(wanted):
+            self._count_hits(known, wanted)
+            return None
+        if self._core.roster.settled(known):
+            return ReadPlan(0)
+        return self._promotion.plan(known, wanted)
+
+    def ready(self, request: str) -> bool:
+        """Whether the request waits for no read any more; past its deadline it does not."""
+        known = self._requests.get(request)
+        if known is None or known.reading is None:
+            return True
+        if self._core.clock() < known.reading.deadline:
+            return False
+        self._promotion.expire(known)
+        return True
+
+    def plan_load(self, request: str, keys: Sequence[BlockKey]) -> LoadPlan:
+        """Give the slots of a hit to copy to the device; the plan takes over the request's pins."""
+        plan = self._copying.load(keys)
+        known = self._requests.get(request)
+        if known is not None:
+            known.used = True
+            self._hold(known, [])
+        return plan
+
+    def plan_store(self, request: str, keys: Sequence[BlockKey]) -> StorePlan:
+        """Give slots to as many of `keys` as fit, in order; those already here are touched.
+
+        What is refused for lack of room only is in `no_room`; what else is not taken is not wanted.
+        """
+        known = self._requests.get(request)
+        if known is None or known.stale:
+            return StorePlan(0, (), (), ())
+        known.used = True
+        return self._copying.store(known, keys)
+
+    def finish(self, plan_id: int, failed: Collection[BlockKey] = ()) -> None:
+        """End a plan: every rank has made its copies, but for the keys that failed somewhere."""
+        self._copying.finish(plan_id, failed)
+
+    def prefilled(self, tokens: int, seconds: float) -> None:
+        """Learn how fast the engine computes."""
+        self._core.costs.prefill.add(tokens, seconds)
+
+    def transferred(self, nbytes: int, seconds: float) -> None:
+        """Learn how fast slots are copied to the device."""
+        self._core.costs.load.add(nbytes, seconds)
+        self._counters.loaded.add(nbytes, seconds)
+
+    def drain(self) -> list[TierOp]:
+        """Take the operations for every rank; call it once per step, it also does what is due."""
+        for keeper in self._keepers:
+            keeper.tick()
+        self._demotion.tick()
+        self._refresh()
+        return self._core.flights.drain()
+
+    def complete(self, results: Iterable[OpResult]) -> None:
+        """Take the ranks' answers; an operation ends with the last one and is OK only if all are."""
+        landed: list[BlockKey] = []
+        for result in results:
+            flight = self._core.flights.answer(result)
+            if flight is not None:
+                self._ended(flight, landed)
+        if landed:
+            self._ledger.arrived(landed)
+        self._refresh()
+
+    def scanned(self, batch: ScanBatch) -> None:
+        """Take a list of what one rank found at start."""
+        self._keepers[batch.tier - 1].scanned(batch)
+
+    def room(self) -> bool:
+        """Whether a store could take a slot now."""
+        return self._ledger.slots.free > 0 or self._demotion.could_free()
+
+    def awake(self) -> bool:
+        """Whether the engine must step on: an operation or a scan that matters moved a moment ago."""
+        return self._core.flights.awake() or any(keeper.scanning for keeper in self._keepers)
+
+    def events(self) -> list[CacheEvent]:
+        """Take what became readable and what left, per tier, since the last call."""
+        return self._ledger.events()
+
+    def stats(self) -> CacheStats:
+        """Count everything."""
+        return report(self._core, len(self._promotion.fills))
+
+    def check(self) -> None:
+        """Assert every invariant, in a pass over everything.
+
+        Raises:
+            AssertionError: names the broken one.
+        """
+        audit(self._core, self._promotion, self._copying)
+
+    def _end_epoch(self, manifest: str) -> None:
+        old = self._core.flights.end_epoch()
+        for flight in old:
+            if flight.op.kind in (OpKind.READ, OpKind.WRITE):
+                self._core.flights.cancel(flight)
+        self._copying.clear()
+        self._promotion.fills.clear()
+        self._demotion.clear()
+        self._ledger.clear()
+        for keeper in self._keepers:
+            keeper.reset(manifest, sum(f.op.tier == keeper.lower.tier for f in old))
+        self._refresh()
+
+    def _ended(self, flight: Flight, landed: list[BlockKey]) -> None:
+        op = flight.op
+        keeper = self._keepers[op.tier - 1]
+        key = BlockKey(op.key)
+        if flight.epoch != self._core.flights.epoch:
+            if op.kind in (OpKind.READ, OpKind.WRITE):
+                self._ledger.slots.done(op.slot)
+            keeper.lingered()
+            return
+        match op.kind:
+            case OpKind.READ:
+                if self._promotion.ended(flight, keeper.lower, key):
+                    landed.append(key)
+            case OpKind.WRITE:
+                self._demotion.wrote(flight, keeper.lower, key)
+            case OpKind.REMOVE:
+                keeper.lower.removed(flight, key)
+            case OpKind.OPEN | OpKind.RESET:
+                keeper.opened(flight)
+            case OpKind.RECLAIM:
+                keeper.reclaimed(flight)
+            case OpKind.PROBE:
+                keeper.probed(flight)
+
+    def _hold(self, known: Request, keys: list[BlockKey]) -> None:
+        """Pin `keys` instead of what the request held before."""
+        self._ledger.rescue(keys)
+        self._ledger.pin(keys)
+        self._ledger.unpin(known.held)
+        known.held = keys
+
+    def _count_hits(self, known: Request, keys: Sequence[BlockKey]) -> None:
+        self._ledger.touch(keys)
+        fresh = keys[known.counted :]
+        known.counted = max(known.counted, len(keys))
+        self._counters.hits += max(0, len(fresh) - known.below)
+        known.below = 0
+        self._demotion.reused(self._ledger.hit(fresh))
+
+    def _refresh(self) -> None:
+        visible = IN_TIER0
+        for lower in self._core.lowers:
+            if lower.serving:
+                visible |= 1 << lower.tier
+        self._ledger.visible = visible

@@ -1,0 +1,94 @@
+"""What the brain knows of every chunk: one row each, in columns of plain numbers.
+
+Columns instead of an object per chunk: a million objects would make Python's collector stop the
+engine for tenths of a second, and cost more than 300 bytes each. Rows are reused.
+"""
+
+from array import array
+from collections.abc import Iterator
+
+from kvtier.types import NO_SLOT, BlockKey
+
+# The flags column: bit t says that tier t holds the chunk, readable on every rank.
+IN_TIER0 = 1
+VOLATILE = 1 << 14  # never leaves tier 0
+HIT = 1 << 15  # was hit since it came
+MAX_LOWER = 13
+TIERS = (1 << (MAX_LOWER + 1)) - 1
+
+
+class Index:
+    """Rows by key. The columns are public: the brain reads them in its hot loops.
+
+    A row lives as long as a tier holds the chunk or a slot is reserved for it. A slot without
+    IN_TIER0 means that the chunk is on its way into it.
+    """
+
+    __slots__ = ("_spare", "ends", "flags", "parents", "rows", "sizes", "slots", "unlinked")
+
+    def __init__(self, lower: int) -> None:
+        self.rows: dict[BlockKey, int] = {}
+        self.flags = array("H")
+        self.slots = array("i")
+        self.ends = array("i")  # end token; 0: found by a scan, place not known yet
+        self.parents: list[BlockKey | None] = []
+        self.sizes = [array("Q") for _ in range(lower)]  # bytes of its record per lower tier
+        self.unlinked = 0  # rows whose place is not known yet
+        self._spare = array("i")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def add(self, key: BlockKey, parent: BlockKey | None, end: int) -> int:
+        """Give `key` a row that no tier holds yet and return it."""
+        row = self._spare.pop() if self._spare else self._grow()
+        self.rows[key] = row
+        self.parents[row] = parent
+        self.ends[row] = end
+        self.unlinked += not end
+        return row
+
+    def link(self, row: int, parent: BlockKey | None, end: int) -> None:
+        """Fill in the place of a chunk that a scan found."""
+        self.unlinked -= not self.ends[row]
+        self.parents[row] = parent
+        self.ends[row] = end
+
+    def prune(self, key: BlockKey) -> None:
+        """Give the row back if no tier holds the chunk and no slot waits for it."""
+        row = self.rows[key]
+        if self.flags[row] & TIERS or self.slots[row] != NO_SLOT:
+            return
+        del self.rows[key]
+        self.unlinked -= not self.ends[row]
+        self.flags[row] = 0
+        self.parents[row] = None
+        self._spare.append(row)
+
+    def resident(self, key: BlockKey) -> bool:
+        """Whether tier 0 holds the chunk, readable."""
+        row = self.rows.get(key)
+        return row is not None and self.flags[row] & IN_TIER0 != 0
+
+    def flags_of(self, key: BlockKey) -> int:
+        """Return the flags of a chunk, 0 where there is none."""
+        row = self.rows.get(key)
+        return 0 if row is None else self.flags[row]
+
+    def lineage(self, key: BlockKey | None) -> Iterator[BlockKey]:
+        """Walk from `key` up to the start of its prefix, as far as it is known."""
+        while key is not None:
+            row = self.rows.get(key)
+            if row is None:
+                return
+            yield key
+            key = self.parents[row]
+
+    def _grow(self) -> int:
+        self.flags.append(0)
+        self.slots.append(NO_SLOT)
+        self.ends.append(0)
+        self.parents.append(None)
+        for column in self.sizes:
+            column.append(0)
+        return len(self.flags) - 1

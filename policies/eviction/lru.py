@@ -1,0 +1,54 @@
+"""Least recently used, tail of the prefix first."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from kvtier.policy import EvictionPolicy
+from kvtier.types import BlockKey
+
+
+class LruPolicy(EvictionPolicy):
+    """An ordered dict of parents, oldest first, in which every chunk stands before its parent.
+
+    Using a chunk owes the same to its ancestors. The debt is paid before anything else happens, and
+    costs nothing if the next call is for the parent: a prefix used tail first costs one move per chunk.
+    """
+
+    def __init__(self) -> None:
+        self._parents: OrderedDict[BlockKey, BlockKey | None] = OrderedDict()
+        self._owed: BlockKey | None = None
+
+    def insert(self, key: BlockKey, parent: BlockKey | None) -> None:
+        self._pay(key)
+        self._parents[key] = parent
+        self._owed = parent
+
+    def touch(self, key: BlockKey) -> None:
+        if key in self._parents:
+            self._pay(key)
+            self._parents.move_to_end(key)
+            self._owed = self._parents[key]
+
+    def remove(self, key: BlockKey) -> None:
+        self._pay(None)
+        self._parents.pop(key, None)
+
+    def victims(self, n: int, pinned: Callable[[BlockKey], bool]) -> list[BlockKey]:
+        self._pay(None)
+        chosen: list[BlockKey] = []
+        spared: set[BlockKey | None] = set()
+        for key, parent in self._parents.items():
+            if len(chosen) >= n:
+                break
+            if key in spared or pinned(key):
+                spared.add(parent)
+            else:
+                chosen.append(key)
+        return chosen
+
+    def _pay(self, key: BlockKey | None) -> None:
+        """Move the ancestors that are owed a use, unless `key`, the first of them, is about to be used."""
+        owed, self._owed = self._owed, None
+        while owed is not None and owed != key and owed in self._parents:
+            self._parents.move_to_end(owed)
+            owed = self._parents[owed]
