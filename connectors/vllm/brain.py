@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kvtier.cache import LowerTier, TieredCache
-from kvtier.config import Config, Plugin, TierConfig
+from kvtier.config import Config, TierConfig
 from kvtier.connectors.vllm.messages import Hello
 from kvtier.registry import build
 from kvtier.types import GroupSpec

@@ -103,9 +103,7 @@ def manifest(
         "quantization": str(model.quantization),
         "kv_dtype": str(cache.cache_dtype),
         "kv_scales": _nonce() if getattr(cache, "calculate_kv_scales", False) else "",
-        "rope": repr(
-            getattr(hf, "rope_parameters", None) or getattr(hf, "rope_scaling", None)
-        ),
+        "rope": repr(getattr(hf, "rope_parameters", None) or getattr(hf, "rope_scaling", None)),
         "hf_overrides": repr(getattr(model, "hf_overrides", None)),
         "draft": repr((draft.method, getattr(draft, "model", None))) if draft else "",
         "attention": repr(getattr(vllm_config.attention_config, "backend", None)),

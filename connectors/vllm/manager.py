@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 try:
     from vllm.v1.metrics.cache_hit_source import CacheHitSource
 except ImportError:  # vLLM 0.31 does not tell sources apart
-    CacheHitSource = None  # type: ignore[assignment,misc]
+    CacheHitSource = None
 
 
 class Planned(NamedTuple):
@@ -121,6 +121,8 @@ class TieredCacheManager(OffloadingManager):
         brain = self.brain
         if brain is None:
             return None
+        if self.guard.broken:
+            return self._meter.off()
         return self.guard.run(lambda: self._meter.collect(brain.stats()), None)
 
     def arrive(self, request: str, hints: Hints) -> None:
@@ -180,9 +182,7 @@ class TieredCacheManager(OffloadingManager):
         spec = self._spec(plan.plan_id, plan.keys, plan.slots)
         return PrepareStoreOutput([OffloadKey(key) for key in plan.keys], spec, [])
 
-    def _spec(
-        self, plan: int | None, keys: Sequence[BlockKey], slots: Sequence[int]
-    ) -> SlotSpec:
+    def _spec(self, plan: int | None, keys: Sequence[BlockKey], slots: Sequence[int]) -> SlotSpec:
         grouped: list[list[int]] = [[] for _ in self._positions]
         for key, slot in zip(keys, slots, strict=True):
             grouped[self.position(key)].append(slot)

@@ -103,7 +103,8 @@ class Rank:
 
     def report(self, base: OffloadingWorkerMetadata | None) -> KVTierWorkerMetadata | None:
         """Join vLLM's finished jobs with our answers; None only when there is nothing of either."""
-        answers = self._answers + self.guard.run(self.worker.poll, [])
+        nothing: list[OpResult | ScanBatch] = []
+        answers = self._answers + self.guard.run(self.worker.poll, nothing)
         self._answers = []
         failed = self.worker.take_failed()
         broken = "" if self._said_broken else self.guard.broken

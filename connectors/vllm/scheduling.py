@@ -242,7 +242,9 @@ def agree(hellos: Sequence[Hello], ranks: int, config_digest: str) -> None:
         ConfigError: says what differs.
     """
     if len(hellos) != ranks:
-        raise ConfigError(f"kvtier: {len(hellos)} of {ranks} ranks answered; this parallelism is not supported")
+        raise ConfigError(
+            f"kvtier: {len(hellos)} of {ranks} ranks answered; this parallelism is not supported"
+        )
     if any(hello.config_digest != config_digest for hello in hellos):
         raise ConfigError("kvtier: the configuration file changed during the start; start again")
     for what in ("blocks_per_chunk", "weights"):

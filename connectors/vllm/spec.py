@@ -1,6 +1,6 @@
 """The spec that vLLM's offloading connector builds its two halves from. Cheap to import: the API server does."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vllm.v1.kv_offload.base import (
     CanonicalKVCaches,
@@ -11,9 +11,6 @@ from vllm.v1.kv_offload.base import (
 )
 
 from kvtier.connectors.vllm import metrics
-
-if TYPE_CHECKING:
-    from vllm.v1.kv_offload.config import OffloadingConfig
 
 
 class KVTierSpec(OffloadingSpec):

@@ -48,9 +48,7 @@ class KVTierWorker(OffloadingWorker):
         self._config = load(config.extra_config.get("kvtier"))
         self.blocks_per_chunk = config.cache.blocks_per_chunk
         self._groups = [group.group_id for group in config.groups]
-        pages = {
-            group: _group_tensors(caches, i) for i, group in enumerate(self._groups)
-        }
+        pages = {group: _group_tensors(caches, i) for i, group in enumerate(self._groups)}
         self.pages = {g: tuple(t.shape[1] for t in tensors) for g, tensors in pages.items()}
         self.group_nbytes = {g: chunk_nbytes(t, self.blocks_per_chunk) for g, t in pages.items()}
         slot_nbytes = -(-max(self.group_nbytes.values()) // PAGE) * PAGE
@@ -199,7 +197,10 @@ class KVTierWorker(OffloadingWorker):
 
 def local_ranks(config: OffloadingConfig) -> int:
     """Ranks of this engine that share this node's memory and disks; one node is assumed unless torch says less."""
-    return min(config.parallel.world_size, max(1, torch.accelerator.device_count() or config.parallel.world_size))
+    return min(
+        config.parallel.world_size,
+        max(1, torch.accelerator.device_count() or config.parallel.world_size),
+    )
 
 
 def dram_share(config: Config, ranks: int) -> int:
@@ -221,7 +222,9 @@ def _transfer_engine(
 ) -> TransferEngine:
     device = next(iter(pages.values()))[0].device.type
     if device != "cpu":
-        raise ConfigError(f"kvtier cannot copy to and from {device} devices yet; only the CPU backend")
+        raise ConfigError(
+            f"kvtier cannot copy to and from {device} devices yet; only the CPU backend"
+        )
     return CpuTransferEngine(arena, pages, blocks_per_chunk)
 
 
@@ -240,7 +243,7 @@ def _start_io(
             arena_nbytes=arena.nbytes,
             slot_nbytes=arena.slot_nbytes,
             group_nbytes=group_nbytes,
-            tiers=to_builtins(config)["tiers"][1:],
+            tiers=[to_builtins(tier) for tier in config.tiers[1:]],
             threads=config.io.threads,
             idle_write_bytes_per_s=config.io.idle_write,
             queue=config.io.queue,
