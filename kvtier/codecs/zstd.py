@@ -1,6 +1,7 @@
 """Zstandard: one frame per chunk, its content size stated, so that a decoder knows before it allocates."""
 
 import threading
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -13,7 +14,7 @@ from kvtier.errors import CorruptBlock
 class ZstdConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Level 1 is the fastest that shrinks well; negative levels are faster still."""
 
-    level: int = 1
+    level: Annotated[int, msgspec.Meta(ge=-100, le=22)] = 1
 
 
 class ZstdCodec(Codec):

@@ -64,10 +64,10 @@ class TierControl:
             return self._change(op, epoch)
         if op.kind is OpKind.RECLAIM:
             return Served(OpStatus.OK, self.lower.reclaim(op.nbytes))
-        reopened = self.lower.retry()
-        if reopened is not None:
-            self._start_scan(reopened)
-        return self.lower.probe()
+        opened = self.lower.probe()
+        if opened is not None:
+            self._start_scan(opened)
+        return Served(OpStatus.OK)
 
     def _change(self, op: TierOp, epoch: int) -> Served:
         try:

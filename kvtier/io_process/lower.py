@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +41,7 @@ class _Change(NamedTuple):
 
 class _Session(NamedTuple):
     namespace: str
+    manifest: str
     epoch: int
 
 
@@ -81,23 +83,15 @@ class LowerTier:
         return self._session.namespace if self._session else ""
 
     def change(self, kind: OpKind, manifest: str, epoch: int) -> None:
-        """OPEN or RESET; where it fails nothing is served until `retry` or another change succeeds."""
+        """OPEN or RESET; where it fails nothing is served until `probe` or another change succeeds."""
         if self._pending and self._pending.kind is OpKind.RESET:
             kind = OpKind.RESET  # what that one should have made unreachable still has to go
         self._session = None
         self._pending = _Change(kind, manifest, epoch)
         namespace = record.namespace_of(manifest)
         (self._tier.reset if kind is OpKind.RESET else self._tier.open)(namespace, manifest)
-        self._session = _Session(namespace, epoch)
+        self._session = _Session(namespace, manifest, epoch)
         self._pending = None
-
-    def retry(self) -> int | None:
-        """Try a failed change again; its epoch if that had to be done."""
-        change = self._pending
-        if change is None:
-            return None
-        self.change(*change)
-        return change.epoch
 
     def serve(self, op: TierOp, epoch: int) -> Served:
         """Run a READ, WRITE or REMOVE that was received in `epoch`.
@@ -116,16 +110,24 @@ class LowerTier:
         """Remove foreign namespaces until `nbytes` are free and return the foreign bytes left."""
         return self._tier.reclaim(nbytes)
 
-    def probe(self) -> Served:
-        """Write, read back and drop one small record."""
-        pages = self._scratch.mine
-        pages.header[:] = np.frombuffer(os.urandom(PAGE), np.uint8)
-        nbytes = self._tier.write(PROBE_KEY, [pages.header])
-        found = self._tier.read(PROBE_KEY, [pages.tail])
-        self._tier.remove(PROBE_KEY)
-        if found != PAGE or not np.array_equal(pages.header, pages.tail):
-            raise TierError(self.name, "probe", "what was written did not come back")
-        return Served(OpStatus.OK, nbytes)
+    def probe(self) -> int | None:
+        """Write, read back and drop a small record, after opening again what is not open or not there.
+
+        Returns:
+            The epoch to scan, where a namespace had to be opened.
+
+        Raises:
+            TierError: the tier is still not well.
+        """
+        if self._pending is None:
+            with suppress(TierError):
+                self._write_and_read()
+                return None
+        change = self._pending or self._again()
+        if change is not None:
+            self.change(*change)
+        self._write_and_read()
+        return change.epoch if change else None
 
     def scan(self, epoch: int) -> Iterator[Entry]:
         """List the records until the tier is reset."""
@@ -173,6 +175,20 @@ class LowerTier:
     def _remove(self, op: TierOp, namespace: str) -> Served:
         self._tier.remove(op.key)
         return Served(OpStatus.OK)
+
+    def _again(self) -> _Change | None:
+        """The OPEN that would bring back a directory that somebody removed."""
+        session = self._session
+        return session and _Change(OpKind.OPEN, session.manifest, session.epoch)
+
+    def _write_and_read(self) -> None:
+        pages = self._scratch.mine
+        pages.header[:] = np.frombuffer(os.urandom(PAGE), np.uint8)
+        self._tier.write(PROBE_KEY, [pages.header])
+        found = self._tier.read(PROBE_KEY, [pages.tail])
+        self._tier.remove(PROBE_KEY)
+        if found != PAGE or not np.array_equal(pages.header, pages.tail):
+            raise TierError(self.name, "probe", "what was written did not come back")
 
     def _chunk(self, op: TierOp) -> Bytes:
         return self._slots.view(op.slot)[: self._group_nbytes[op.group]]

@@ -120,6 +120,7 @@ def open_tiers(setup: IoSetup, arena_fd: int) -> list[LowerTier]:
         ConfigError: one of them cannot work.
     """
     slots = Slots(arena_fd, setup.arena_nbytes, setup.slot_nbytes)
+    os.close(arena_fd)  # the mapping keeps one of its own
     lower = []
     for builtins in setup.tiers:
         tier = msgspec.convert(builtins, TierSetup)

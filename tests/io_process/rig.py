@@ -48,6 +48,7 @@ class Rig:
     def __init__(self, client: IoClient, arena: Arena) -> None:
         self.client = client
         self.arena = arena
+        self.path = Path()  # of the tier, where a test needs it
         self.results: dict[int, OpResult] = {}
         self.scans: list[ScanBatch] = []
         self._ids = itertools.count(1)
@@ -88,6 +89,11 @@ class Rig:
         self.until(lambda: any(batch.done for batch in self.scans[before:]))
         return result
 
+    def submit_and_take(self, *ops: TierOp) -> None:
+        """Submit and wait until the process has them: it handles in order, and answers CANCEL at once."""
+        self.submit(*ops)
+        self.one(OpKind.CANCEL)
+
     def fill(self, slot: int, number: int | None = None, group: int = 0) -> Bytes:
         """Put a chunk in a slot and return a copy of it."""
         chunk = pattern(slot if number is None else number, GROUP_NBYTES[group])
@@ -97,7 +103,12 @@ class Rig:
 
 @contextmanager
 def rig(
-    tiers: Sequence[dict[str, object]], *, slots: int = 64, open_now: bool = True, **setup: object
+    tiers: Sequence[dict[str, object]],
+    *,
+    slots: int = 64,
+    open_now: bool = True,
+    clock: Callable[[], float] = time.monotonic,
+    **setup: object,
 ) -> Iterator[Rig]:
     arena = Arena(slots, SLOT_NBYTES)
     client = None
@@ -114,6 +125,7 @@ def rig(
                 }
             ),
             arena.fd,
+            clock,
         )
         client.wait_ready(20)
         rig = Rig(client, arena)

@@ -163,7 +163,9 @@ def test_errors_of_the_medium_are_answers(faulty: Rig, control: Path) -> None:
     assert faulty.one(OpKind.READ, 1).status is OpStatus.OK
 
 
-def test_queued_reads_expire_and_are_cancelled_while_every_thread_hangs(faulty: Rig, control: Path) -> None:
+def test_queued_reads_expire_and_are_cancelled_while_every_thread_hangs(
+    faulty: Rig, control: Path
+) -> None:
     hung = hang(faulty, control, *range(10), kind=OpKind.WRITE)
     late = faulty.op(OpKind.READ, 3, deadline_s=0.05, priority=Priority.PREFETCH)
     behind = [faulty.op(OpKind.READ, 3, deadline_s=60.0) for _ in range(4)]

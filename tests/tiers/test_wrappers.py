@@ -67,7 +67,7 @@ def test_faulty_fails_one_way_only(inner: Tier, operation: str) -> None:
 def test_faulty_follows_its_control_file(inner: Tier, tmp_path: Path) -> None:
     control = tmp_path / "control.json"
     slept: list[float] = []
-    versions = iter(
+    versions: Iterator[dict[str, object]] = iter(
         [
             {"hang": False, "write_delay_s": 7},
             {"write_errno": "ENOSPC"},

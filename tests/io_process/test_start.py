@@ -1,0 +1,115 @@
+"""What the process is when it starts, and how it refuses to."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kvtier.arena import Arena
+from kvtier.errors import ConfigError
+from kvtier.io_process.client import IoClient, IoSetup
+from tests.io_process.rig import GROUP_NBYTES, SLOT_NBYTES, file_tier, rig
+
+
+def refusal(tier: dict[str, object]) -> str:
+    with pytest.raises(ConfigError) as failure, rig([tier]):
+        pass
+    return str(failure.value)
+
+
+def test_loads_neither_torch_nor_vllm(tmp_path: Path) -> None:
+    with rig([file_tier(tmp_path, "zstd")]) as io:
+        maps = Path(f"/proc/{io.client.pid}/maps").read_text()
+    assert "torch" not in maps
+    script = "import sys, kvtier.io_process.main; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert not {"torch", "vllm", "transformers"} & set(done.stdout.split())
+
+
+def test_drops_what_the_worker_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_PRELOAD", "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("KMP_AFFINITY", "compact")
+    monkeypatch.setenv("KEEP_ME", "1")
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        with rig([file_tier(tmp_path)]) as io:
+            assert io.client.pid
+            environment = Path(f"/proc/{io.client.pid}/environ").read_bytes().split(b"\0")
+            assert os.sched_getaffinity(io.client.pid) == allowed
+    finally:
+        os.sched_setaffinity(0, allowed)
+    names = {line.split(b"=")[0] for line in environment}
+    assert b"KEEP_ME" in names
+    assert not {b"LD_PRELOAD", b"OMP_NUM_THREADS", b"KMP_AFFINITY"} & names
+
+
+def test_inherits_the_pipe_and_the_arena_only(tmp_path: Path) -> None:
+    with open(tmp_path / "secret", "w") as file:
+        os.set_inheritable(file.fileno(), True)
+        with rig([file_tier(tmp_path / "kv")]) as io:
+            fds = [os.readlink(f) for f in Path(f"/proc/{io.client.pid}/fd").iterdir()]
+    assert sum("memfd:kvtier" in fd for fd in fds) == 1
+    assert not any("secret" in fd for fd in fds)
+
+
+def test_a_node_of_its_own(tmp_path: Path) -> None:
+    with rig([file_tier(tmp_path)], numa_node=0) as io:
+        assert io.client.alive
+
+
+@pytest.mark.slow  # the lock is retried for 10 s
+def test_a_directory_in_use_is_refused_in_words(tmp_path: Path) -> None:
+    with rig([file_tier(tmp_path)]) as io:
+        said = refusal(file_tier(tmp_path))
+        assert f"{tmp_path} is in use by another engine" in said
+        assert f"pid {io.client.pid}" in said
+
+
+@pytest.mark.parametrize(
+    ("tier", "said"),
+    [
+        ({"kind": "flie"}, "did you mean 'file'"),
+        ({"codec": {"kind": "zstd", "options": {"level": "high"}}}, "codec 'zstd'"),
+        ({"codec": {"kind": "zstd", "options": {"level": 99}}}, "codec 'zstd'"),
+        ({"options": {"pth": "x"}}, "tier 'file'"),
+        ({"options": {"path": "/proc/1/nothing"}}, "/proc/1/nothing"),
+        ({"wrappers": [{"kind": "slow", "options": {"x": 1}}]}, "wrapper 'slow'"),
+    ],
+)
+def test_a_tier_that_cannot_be_is_refused_in_words(
+    tmp_path: Path, tier: dict[str, object], said: str
+) -> None:
+    assert said in refusal({**file_tier(tmp_path), **tier})
+
+
+def test_a_process_that_dies_while_it_starts_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arena = Arena(4, SLOT_NBYTES)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    setup = IoSetup(
+        arena_nbytes=arena.nbytes, slot_nbytes=SLOT_NBYTES, group_nbytes=GROUP_NBYTES, tiers=[]
+    )
+    client = IoClient(setup, arena.fd)
+    with pytest.raises(ConfigError, match="ended while it started"):
+        client.wait_ready(20)
+    assert client.pid is None
+    arena.close()
+
+
+def test_waiting_has_an_end(tmp_path: Path) -> None:
+    arena = Arena(4, SLOT_NBYTES)
+    setup = IoSetup(
+        arena_nbytes=arena.nbytes, slot_nbytes=SLOT_NBYTES, group_nbytes=GROUP_NBYTES, tiers=[]
+    )
+    client = IoClient(setup, arena.fd)
+    with pytest.raises(ConfigError, match="not ready after 0 s"):
+        client.wait_ready(0)
+    assert client.pid is None
+    arena.close()
