@@ -96,7 +96,7 @@ class ScanBatch(NamedTuple):
 class GroupSpec(NamedTuple):
     """One KV-cache group as the brain sees it."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     chunk_tokens: int
     window_chunks: int | None  # chunks of its attention window; None: full attention
     nbytes: int  # raw bytes of one chunk on one rank
