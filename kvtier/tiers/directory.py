@@ -15,8 +15,8 @@ import re
 import shutil
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,6 +105,24 @@ def locked_ranks(base: Path) -> list[str]:
         finally:
             os.close(fd)
     return holders
+
+
+@contextmanager
+def no_engine(bases: Iterable[Path]) -> Iterator[None]:
+    """Keep every engine out of these directories.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    with ExitStack() as held:
+        for base in bases:
+            for lock in sorted(base.glob("r*.lock")):
+                fd = os.open(lock, os.O_RDONLY)
+                held.callback(os.close, fd)
+                if not _try_lock(fd):
+                    holders = ", ".join(locked_ranks(base))
+                    raise ConfigError(f"{base} is in use by {holders}; stop that engine first")
+        yield
 
 
 def namespaces(base: Path) -> Iterator[Path]:

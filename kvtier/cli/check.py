@@ -1,0 +1,127 @@
+"""`kvtier check`: verify, and with --fix clean, the directory of a file tier."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+from kvtier.errors import ConfigError
+from kvtier.tiers import directory, fsck
+from kvtier.tiers.fsck import Finding
+from kvtier.units import format_nbytes
+
+
+class Bad(msgspec.Struct, frozen=True):
+    """A file that is no good record."""
+
+    path: str
+    fault: str
+
+
+class Namespace(msgspec.Struct):
+    """The records of one namespace."""
+
+    path: str
+    records: int = 0
+    nbytes: int = 0
+    bad: int = 0
+
+
+class Report(msgspec.Struct):
+    """Everything that a check found; also what --json prints."""
+
+    in_use_by: list[str]
+    namespaces: list[Namespace]
+    bad: list[Bad]
+    leftovers: list[str]
+    fixed: bool
+
+
+def check(
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="A file tier's path.")],
+    fix: Annotated[bool, typer.Option("--fix", help="Remove what is bad or left over.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Verify every record of a file tier below DIR; the status is 1 if one is bad and stays."""
+    if not path.is_dir():
+        raise ConfigError(f"{path} is not a directory; give the `path` of a file tier")
+    bases = fsck.bases(path)
+    in_use_by = [holder for base in bases for holder in directory.locked_ranks(base)]
+    with directory.no_engine(bases) if fix else nullcontext():
+        report = examine(bases, in_use_by, progress=not as_json)
+        if fix:
+            remove([Path(bad.path) for bad in report.bad] + [Path(p) for p in report.leftovers])
+            report.fixed = True
+    if as_json:
+        typer.echo(msgspec.json.encode(report).decode())
+    else:
+        _print(path, report)
+    if report.bad and not report.fixed:
+        raise typer.Exit(1)
+
+
+def examine(bases: list[Path], in_use_by: list[str], *, progress: bool) -> Report:
+    """Read everything below `bases` and change nothing."""
+    namespaces: dict[Path, Namespace] = {}
+    for base in bases:
+        for found in sorted(directory.namespaces(base)):
+            namespaces[found] = Namespace(str(found))
+    bad = []
+    for finding in _findings(bases, progress):
+        place = finding.place
+        owner = next(p for p in place.path.parents if p.name == place.namespace)
+        totals = namespaces.setdefault(owner, Namespace(str(owner)))
+        totals.records += 1
+        totals.nbytes += finding.nbytes
+        if finding.fault:
+            totals.bad += 1
+            bad.append(Bad(str(place.path), finding.fault))
+    # What a live engine is writing just now is no leftover.
+    left = [] if in_use_by else [str(p) for base in bases for p in fsck.leftovers(base)]
+    return Report(in_use_by, list(namespaces.values()), bad, left, fixed=False)
+
+
+def remove(paths: list[Path]) -> None:
+    """Remove files and directories; what is gone already is no mistake."""
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _findings(bases: list[Path], progress: bool) -> Iterator[Finding]:
+    places = [place for base in bases for place in fsck.places(base)]
+    console = Console(stderr=True)
+    for place in track(places, "reading", console=console, disable=not progress, transient=True):
+        if finding := fsck.verify(place):
+            yield finding
+
+
+def _print(path: Path, report: Report) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    for holder in report.in_use_by:
+        console.print(f"in use by a live engine, {holder}: only read, and it may change meanwhile")
+    table = Table(title=escape(str(path)))
+    for heading in ("namespace", "records", "bytes", "bad"):
+        table.add_column(heading, justify="left" if heading == "namespace" else "right")
+    for found in report.namespaces:
+        name = escape(str(Path(found.path).relative_to(path)))
+        table.add_row(name, str(found.records), format_nbytes(found.nbytes), str(found.bad))
+    console.print(table)
+    for bad in report.bad:
+        console.print(f"bad: {escape(bad.path)}: {escape(bad.fault)}")
+    for left in report.leftovers:
+        console.print(f"left over: {escape(left)}")
+    if report.fixed:
+        console.print(f"removed {len(report.bad)} bad, {len(report.leftovers)} left over")
+    elif report.bad:
+        console.print("run again with --fix, without an engine, to remove what is bad")
