@@ -25,7 +25,7 @@ from kvtier.brain.stats import CacheStats, Counters, TierStats
 from kvtier.config import WriteMode
 from kvtier.index import IN_TIER0, MAX_LOWER
 from kvtier.policy import EvictionPolicy, PrefetchPolicy
-from kvtier.types import BlockKey, GroupSpec, OpKind, OpResult, ScanBatch, TierOp
+from kvtier.types import NO_SLOT, BlockKey, GroupSpec, OpKind, OpResult, ScanBatch, TierOp
 
 __all__ = [
     "CacheEvent",
@@ -287,9 +287,12 @@ class TieredCache:
         audit(self._core, self._promotion, self._copying)
 
     def _end_epoch(self, manifest: str) -> None:
-        old = self._core.flights.end_epoch()
+        old, unsent = self._core.flights.end_epoch()
+        for flight in unsent:
+            if flight.op.slot != NO_SLOT:
+                self._ledger.slots.done(flight.op.slot)
         for flight in old:
-            if flight.op.kind in (OpKind.READ, OpKind.WRITE):
+            if flight.op.slot != NO_SLOT:
                 self._core.flights.cancel(flight)
         self._copying.clear()
         self._promotion.fills.clear()
@@ -304,7 +307,7 @@ class TieredCache:
         keeper = self._keepers[op.tier - 1]
         key = BlockKey(op.key)
         if flight.epoch != self._core.flights.epoch:
-            if op.kind in (OpKind.READ, OpKind.WRITE):
+            if op.slot != NO_SLOT:
                 self._ledger.slots.done(op.slot)
             keeper.lingered()
             return

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from kvtier.types import OpKind, OpResult, OpStatus, Priority, TierOp
 
 _AWAKE_S = 1.0
+_STARTS = (OpKind.OPEN, OpKind.RESET)
 
 _SEVERITY = {
     status: i
@@ -122,10 +123,19 @@ class Flights:
         """Whether something that matters is to be sent, or is under way and moved within the last second."""
         return self._eager or (self._busy > 0 and self._clock() - self.moved <= _AWAKE_S)
 
-    def end_epoch(self) -> list[Flight]:
-        """Begin a new epoch and return what is still under way of the old ones."""
+    def end_epoch(self) -> tuple[list[Flight], list[Flight]]:
+        """Begin a new epoch; return what is under way of the old ones, and what was never sent.
+
+        What was not sent never will be, but for the starts of tiers.
+        """
         self.epoch += 1
-        return list(self._flying.values())
+        kept = [op for op in self._outbox if op.kind in _STARTS]
+        dropped = [op.op for op in self._outbox if op.kind not in _STARTS]
+        unsent = [self._flying.pop(op) for op in dropped if op in self._flying]
+        self._outbox = kept
+        self._busy = sum(map(_keeps_awake, self._flying.values()))
+        self._eager = bool(kept)
+        return list(self._flying.values()), unsent
 
     def all(self) -> Collection[Flight]:
         """List everything under way, of every epoch."""

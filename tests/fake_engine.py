@@ -1,0 +1,284 @@
+"""An engine in front of the brain: requests that arrive, hit, load, store, are preempted and leave.
+
+It asks as the connector asks, and asserts that what it is promised comes true. Where a call cannot
+apply (no request, no plan) it does nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from kvtier.cache import LowerTier, TieredCache, WriteMode
+from kvtier.policies.eviction.lru import LruPolicy
+from kvtier.policies.prefetch.arrival import ArrivalPolicy
+from kvtier.types import NO_SLOT, BlockKey, OpResult, OpStatus, ScanBatch
+from tests.fake_ranks import FULL, RECORD, WINDOW, Clock, Content, Ranks, chain
+
+_MAX_REQUESTS = 6
+
+
+@dataclass
+class Req:
+    """What the engine knows of a request."""
+
+    name: str
+    full: list[BlockKey]
+    window: list[BlockKey]
+    source: str
+    epoch: int | None = None  # of its KV, once some is computed
+
+
+class Shape(NamedTuple):
+    """One engine's configuration."""
+
+    ranks: int = 1
+    slots: int = 8
+    capacity: int = 8  # records of each lower tier
+    modes: tuple[WriteMode, ...] = (WriteMode.ON_EVICT,)
+    hybrid: bool = False
+    prefetch: bool = False
+    watermark: float = 0.2
+    found: tuple[tuple[str, int], ...] = ()  # (name, chunk) in the lower tiers at start
+
+
+class Engine:
+    """Everything around one brain. `n` picks one of what there is."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.clock = Clock()
+        self.hybrid = shape.hybrid
+        self.requests: dict[str, Req] = {}
+        self.published: list[set[BlockKey]] = [set() for _ in range(1 + len(shape.modes))]
+        self.cache = TieredCache(
+            groups=[FULL, WINDOW] if shape.hybrid else [FULL],
+            ranks=shape.ranks,
+            tier0=LruPolicy(),
+            lower=[
+                LowerTier(
+                    name=f"tier{i}",
+                    capacity=shape.capacity * RECORD,
+                    write=mode,
+                    deadline_s=2.0,
+                    persistent=True,
+                    eviction=LruPolicy(),
+                    max_writes=3,
+                )
+                for i, mode in enumerate(shape.modes, 1)
+            ],
+            prefetch=ArrivalPolicy() if shape.prefetch else None,
+            clock=self.clock,
+            low_watermark=shape.watermark,
+        )
+        self.ranks = Ranks(self.cache, shape.ranks, shape.slots, len(shape.modes))
+        self.to_list: dict[tuple[int, int], list[bytes]] = {}
+        self._count = 0
+        self._populate(shape.found)
+        self.cache.open(shape.slots, "manifest")
+
+    def _populate(self, found: Sequence[tuple[str, int]]) -> None:
+        """Leave records behind for the scan; later ranks miss some."""
+        for tier in range(1, len(self.published)):
+            for n, rank in enumerate(self.ranks.ranks):
+                keys = sorted({chain(name, i + 1)[i] for name, i in found[: len(found) - n]})
+                rank.records[tier] = {key: Content(key, 0) for key in keys}
+                self.to_list[tier, n] = list(keys)
+
+    # requests
+
+    def arrive(self, source: str, n: int, persist: bool) -> None:
+        self._count += 1
+        if len(self.requests) >= _MAX_REQUESTS:
+            self.depart(0)
+        source = source if persist else f"lora-{source}"
+        req = Req(f"r{self._count}", chain(source, n), chain(source, n, group=1), source)
+        self.requests[req.name] = req
+        groups = [req.full, req.window] if self.hybrid else [req.full]
+        self.cache.arrive(req.name, groups, persist=persist)
+
+    def extend(self, n: int, more: int) -> None:
+        if req := self._pick(n):
+            for group, keys in enumerate([req.full, req.window][: 1 + self.hybrid]):
+                longer = chain(req.source, len(keys) + more, group=group)
+                self.cache.extend(req.name, group, longer[len(keys) :])
+                keys[:] = longer
+
+    def schedule(self, n: int, load: bool) -> None:
+        """Do what the connector does when the scheduler reaches a request."""
+        req = self._pick(n)
+        if req is None or not self.cache.ready(req.name):
+            return
+        for _ in range(2):
+            keys = self._hit(req)
+            if not keys:
+                return
+            plan = self.cache.plan_read(req.name, keys)
+            if plan is None:
+                self._pinned(req, keys, load=load)
+                return
+            if plan.reading:
+                assert not self.cache.ready(req.name)
+                return
+        raise AssertionError("a settled request was promised what cannot come")
+
+    def load_anything(self, n: int, upto: int) -> None:
+        """Load chunks that may be gone."""
+        if req := self._pick(n):
+            keys = req.full[:upto]
+            self.ranks.loaded(self.cache.plan_load(req.name, keys), keys)
+
+    def store(self, n: int, upto: int) -> None:
+        req = self._pick(n)
+        if req is None:
+            return
+        if req.epoch is None:
+            req.epoch = self.ranks.epoch
+        keys = req.full[:upto] + (req.window[:upto] if self.hybrid else [])
+        plan = self.ranks.stored(self.cache.plan_store(req.name, keys), req.epoch)
+        assert [key for key in keys if key in plan.keys] == list(plan.keys)
+        assert not set(plan.keys) & set(plan.no_room)
+        if req.epoch != self.ranks.epoch:
+            assert not plan.keys, "a store of old KV"
+
+    def finish(self, n: int, failed: set[int]) -> None:
+        if self.ranks.copies:
+            plan_id = list(self.ranks.copies)[n % len(self.ranks.copies)]
+            copy = self.ranks.copies[plan_id]
+            self.ranks.finish(plan_id, [key for i, key in enumerate(copy.keys) if i in failed])
+            self.cache.finish(plan_id)
+
+    def cancel(self, n: int) -> None:
+        if req := self._pick(n):
+            self.cache.cancel(req.name)
+
+    def depart(self, n: int) -> None:
+        if req := self._pick(n):
+            del self.requests[req.name]
+            self.cache.depart(req.name)
+            self.cache.depart(req.name)
+
+    def preempt(self, n: int) -> None:
+        if req := self._pick(n):
+            req.epoch = None
+            self.cache.preempted(req.name)
+
+    def reset(self, everybody: bool) -> None:
+        stale = [req.name for req in self.requests.values() if req.epoch is not None]
+        self.ranks.reset(None if everybody else stale)
+        self.ranks.lost.clear()
+
+    # the ranks
+
+    def step(self) -> None:
+        self.ranks.drain()
+        self.ranks.answer_all()
+
+    def answer(self, n: int, rank: int, status: OpStatus) -> None:
+        if self.ranks.pending:
+            op = list(self.ranks.pending)[n % len(self.ranks.pending)]
+            left = sorted(self.ranks.left[op])
+            self.ranks.answer(op, left[rank % len(left)], status)
+
+    def die(self, rank: int) -> None:
+        n = rank % len(self.ranks.ranks)
+        for op in [op for op, left in self.ranks.left.items() if n in left]:
+            self.ranks.answer(op, n, OpStatus.DIED)
+
+    def answer_nothing(self, op: int, rank: int) -> None:
+        """Answer an operation that is over, or never was."""
+        if op not in self.ranks.pending:
+            self.cache.complete([OpResult(rank, op, OpStatus.OK)])
+
+    def scan(self, n: int, size: int) -> None:
+        if not self.to_list:
+            return
+        where = list(self.to_list)[n % len(self.to_list)]
+        tier, rank = where
+        keys, left = self.to_list[where][:size], self.to_list[where][size:]
+        mtimes = [float(100 * i) for i in range(len(keys))]
+        sizes = [RECORD] * len(keys)
+        self.cache.scanned(ScanBatch(rank, tier, "ns", keys, sizes, mtimes, not left))
+        if left:
+            self.to_list[where] = left
+        else:
+            del self.to_list[where]
+
+    def lose(self, tier: int, rank: int, n: int) -> None:
+        """Remove a record behind the brain's back."""
+        if len(self.published) > 1:
+            tier = 1 + tier % (len(self.published) - 1)
+            rank %= len(self.ranks.ranks)
+            records = self.ranks.ranks[rank].records[tier]
+            if records:
+                key = sorted(records)[n % len(records)]
+                del records[key]
+                self.ranks.lost.add((rank, tier, key))
+
+    def ask(self) -> None:
+        self.cache.awake()
+        if self.cache.room():
+            assert self.cache._ledger.slots.free or self.published[0]
+        assert self.cache.stats().tiers[0].chunks == len(self.published[0])
+
+    # judgement
+
+    def verify(self) -> None:
+        """Assert that everything the brain says is true, now."""
+        self.ranks.verify()
+        for event in self.cache.events():
+            held = self.published[event.tier]
+            if event.removed:
+                assert held.issuperset(event.keys)
+                held.difference_update(event.keys)
+            else:
+                assert held.isdisjoint(event.keys)
+                held.update(event.keys)
+        index, leaving = self.cache._ledger.index, self.cache._ledger.leaving
+        for tier, held in enumerate(self.published):
+            now = {key for key, row in index.rows.items() if index.flags[row] >> tier & 1}
+            assert held == now, "events do not add up"
+            tracked = self.cache._ledger.policies[tier].victims(1000, lambda key: False)
+            assert set(tracked) == (held - leaving if tier == 0 else held)
+
+    def end(self) -> None:
+        """Let everything end, then assert that nothing is left."""
+        for name in list(self.requests):
+            self.cache.depart(name)
+        for plan_id in list(self.ranks.copies):
+            self.ranks.finish(plan_id)
+        while self.to_list:
+            self.scan(0, 100)
+        for _ in range(3):
+            self.ranks.settle()
+            self.clock.now += 100
+        self.ranks.check_known()
+        self.verify()
+        stats = self.cache.stats()
+        assert stats.pinned == stats.reading == stats.quarantined_slots == stats.requests == 0
+        assert not self.cache._ledger.leaving
+        assert not self.cache.awake()
+
+    def _pick(self, n: int) -> Req | None:
+        requests = list(self.requests.values())
+        return requests[n % len(requests)] if requests else None
+
+    def _hit(self, req: Req) -> list[BlockKey]:
+        n = 0
+        while n < len(req.full) and self.cache.lookup(req.name, req.full[n]):
+            n += 1
+        while self.hybrid and n:
+            window = req.window[max(0, n - 2) : n]
+            if all(self.cache.lookup(req.name, key) for key in window):
+                return req.full[:n] + window
+            n -= 1
+        return req.full[:n]
+
+    def _pinned(self, req: Req, keys: list[BlockKey], *, load: bool) -> None:
+        assert self.cache.plan_read(req.name, keys) is None
+        assert self._hit(req) == keys
+        index = self.cache._ledger.index
+        for key in keys:
+            self.ranks.expect(key, index.slots[index.rows[key]])
+        if load and req.epoch in (None, self.ranks.epoch):
+            req.epoch = self.ranks.epoch
+            plan = self.ranks.loaded(self.cache.plan_load(req.name, keys), keys)
+            assert NO_SLOT not in plan.slots, "a pinned chunk vanished"

@@ -1,0 +1,43 @@
+from collections import OrderedDict
+
+from kvtier.policies.eviction.lru import LruPolicy
+from kvtier.testing.policies import PolicyContract, chain, insert_chain, never, touch_chain
+
+
+class TestLru(PolicyContract):
+    def make(self) -> LruPolicy:
+        return LruPolicy()
+
+    def test_the_least_recently_used_prefix_goes_first(self) -> None:
+        policy = self.make()
+        a, b, c = chain("a", 2), chain("b", 2), chain("c", 2)
+        for keys in (a, b, c):
+            insert_chain(policy, keys)
+        touch_chain(policy, a)
+        assert policy.victims(6, never) == [b[1], b[0], c[1], c[0], a[1], a[0]]
+
+    def test_a_shared_head_is_as_young_as_its_youngest_tail(self) -> None:
+        policy = self.make()
+        head, old, young = chain("h", 2), chain("o", 1), chain("y", 1)
+        insert_chain(policy, head)
+        policy.insert(old[0], head[1])
+        policy.insert(young[0], head[1])
+        policy.touch(old[0])
+        assert policy.victims(4, never) == [young[0], old[0], head[1], head[0]]
+
+    def test_a_prefix_used_tail_first_costs_one_move_per_chunk(self) -> None:
+        policy = self.make()
+        keys = chain("a", 500)
+        insert_chain(policy, keys)
+        moves = 0
+
+        class Counting(OrderedDict):  # type: ignore[type-arg] # a probe
+            def move_to_end(self, key: object, last: bool = True) -> None:
+                nonlocal moves
+                moves += 1
+                super().move_to_end(key, last)
+
+        policy._parents = Counting(policy._parents)
+        touch_chain(policy, keys)
+        policy.victims(1, never)
+        assert moves == 500
