@@ -22,7 +22,7 @@ class Child:
             # No preexec_fn, so that no copy of the worker's memory map is made: vfork, then exec.
             fds = (theirs.fileno(), arena_fd)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "kvtier.io_process.main", *map(str, fds)],
+                [sys.executable, "-Pm", "kvtier.io_process.main", *map(str, fds)],
                 pass_fds=fds,
                 stdin=subprocess.DEVNULL,
                 env=system.environment(),
@@ -60,7 +60,7 @@ class Child:
 
     def receive(self) -> None:
         """Take what came in into `inbox`, a bounded amount; `broken` is set at the end of the pipe."""
-        for _ in range(_READ_AHEAD // _CHUNK):
+        while len(self.inbox) < _READ_AHEAD:
             try:
                 data = self._sock.recv(_CHUNK)
             except BlockingIOError:

@@ -106,6 +106,7 @@ class IoClient:
     def close(self, timeout_s: float = 1.0) -> None:
         """Let the process finish what it has in hand, for at most `timeout_s`; idempotent."""
         if self._child:
+            self._child.send()
             self._child.leave(timeout_s)
             self._child = None
         self._restart_at = math.inf

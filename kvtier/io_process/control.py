@@ -34,7 +34,7 @@ class Speaker(Protocol):
 class TierControl:
     """Run one tier's control operations in the order of their receipt.
 
-    `put` and `epoch` belong to the main thread. The queue is bounded by the client's pending operations.
+    `put`, `finish` and `epoch` belong to the main thread. The queue is bounded by the client's pending operations.
     """
 
     def __init__(self, rank: int, index: int, lower: LowerTier, speaker: Speaker) -> None:
@@ -43,8 +43,10 @@ class TierControl:
         self._rank = rank
         self._index = index
         self._speaker = speaker
-        self._queue: queue.SimpleQueue[tuple[TierOp, int]] = queue.SimpleQueue()
-        threading.Thread(target=self._work, name=f"tier-{index}", daemon=True).start()
+        self._queue: queue.SimpleQueue[tuple[TierOp, int] | None] = queue.SimpleQueue()
+        self._finishing = False
+        self.thread = threading.Thread(target=self._work, name=f"tier-{index}", daemon=True)
+        self.thread.start()
 
     def put(self, op: TierOp) -> None:
         """Queue a control operation; one that changes the namespace begins a new epoch."""
@@ -52,9 +54,16 @@ class TierControl:
             self.epoch += 1
         self._queue.put((op, self.epoch))
 
+    def finish(self) -> None:
+        """Let the thread end after the changes that are queued: a RESET must not be lost."""
+        self._finishing = True
+        self._queue.put(None)
+
     def _work(self) -> None:
-        while True:
-            op, epoch = self._queue.get()
+        while item := self._queue.get():
+            op, epoch = item
+            if self._finishing and op.kind not in (OpKind.OPEN, OpKind.RESET):
+                continue
             started = time.monotonic()
             served = guarded(op, lambda: self._run(op, epoch))  # noqa: B023 - called at once
             self._speaker.answer(op, served, time.monotonic() - started)
@@ -76,10 +85,13 @@ class TierControl:
             self._speaker.opened(self._index, epoch)
         if op.kind is OpKind.RESET:
             return Served(OpStatus.OK)
+        foreign = 0
         try:
-            return Served(OpStatus.OK, self.lower.reclaim(0))
-        finally:
-            self._start_scan(epoch)
+            foreign = self.lower.reclaim(0)
+        except TierError as exc:
+            logger.warning("foreign namespaces are not counted: %s", exc)
+        self._start_scan(epoch)
+        return Served(OpStatus.OK, foreign)
 
     def _start_scan(self, epoch: int) -> None:
         threading.Thread(target=self._scan, args=(epoch, self.lower.namespace), daemon=True).start()

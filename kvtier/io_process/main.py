@@ -26,7 +26,7 @@ from kvtier.tier import Site
 logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 18
-_EXPIRE_S = 0.05  # how late a queued operation may be told that its deadline passed
+_EXPIRE_S = 0.05  # how often deadlines are looked at while something is queued
 _LEAVE_S = 5.0  # how long the operations in hand may take at the end
 
 
@@ -106,7 +106,8 @@ def turn(pipe: Pipe, outbox: Outbox, service: Service) -> bool:
         pipe.unsent = outbox.take()
     pipe_fd = pipe.sock.fileno()
     sending = [pipe_fd] if pipe.unsent else []
-    readable, writable, _ = select.select([pipe_fd, outbox.fileno()], sending, [], _EXPIRE_S)
+    patience = _EXPIRE_S if service.waiting else None
+    readable, writable, _ = select.select([pipe_fd, outbox.fileno()], sending, [], patience)
     service.expire()
     if writable:
         pipe.send()

@@ -52,6 +52,10 @@ class OpQueue:
         self._orders = 0
         self._closed = False
 
+    def __len__(self) -> int:
+        with self._changed:
+            return sum(map(len, self._lanes.values()))
+
     def put(self, job: Job) -> None:
         """Queue a job."""
         with self._changed:

@@ -12,6 +12,9 @@ from kvtier.io_process.outbox import Outbox
 from kvtier.io_process.wire import IoSetup
 from kvtier.types import OpKind, OpResult, OpStatus, ScanBatch, TierOp
 
+_EXPIRE_S = 0.02
+_LATE = Served(OpStatus.DEADLINE, error="queued past its deadline")
+
 
 class Service:
     """Run every operation once and answer it once; no operation stops it.
@@ -31,6 +34,7 @@ class Service:
         self._group_nbytes = setup.group_nbytes
         self._outbox = outbox
         self._clock = clock
+        self._expire_at = 0.0
         threads = max(2, setup.threads)
         self._queue = OpQueue(threads, len(tiers), setup.idle_write_bytes_per_s, clock)
         self._tiers = {
@@ -62,17 +66,28 @@ class Service:
                 self._cancelled(self._queue.drop(op.tier))
             tier.put(op)
 
+    @property
+    def waiting(self) -> bool:
+        """Whether an operation is queued."""
+        return len(self._queue) > 0
+
     def expire(self) -> None:
-        """Answer the queued reads whose deadline has passed."""
+        """Answer the queued reads whose deadline has passed; looks at them every now and then only."""
+        now = self._clock()
+        if now < self._expire_at:
+            return
+        self._expire_at = now + _EXPIRE_S
         for job in self._queue.expire():
             self.answer(job.op, _LATE)
 
     def stop(self, timeout_s: float) -> None:
-        """Finish the operations in hand, start no other, close the tiers."""
+        """Finish what is in hand and every OPEN and RESET, start nothing else, close the tiers."""
         self._queue.close()
         self._outbox.close()
         until = self._clock() + timeout_s
-        for thread in self._threads:
+        for tier in self._tiers.values():
+            tier.finish()
+        for thread in [*self._threads, *(tier.thread for tier in self._tiers.values())]:
             thread.join(max(0.0, until - self._clock()))
         for tier in self._tiers.values():
             tier.lower.close()
@@ -105,6 +120,3 @@ class Service:
                 served = guarded(op, lambda: lower.serve(op, epoch))  # noqa: B023 - called at once
             self._queue.done(job)
             self.answer(op, served, self._clock() - started)
-
-
-_LATE = Served(OpStatus.DEADLINE, error="queued past its deadline")

@@ -20,6 +20,7 @@ _UNWANTED = ("LD_PRELOAD", "OMP_", "KMP_", "GOMP_", "MKL_")
 def environment() -> dict[str, str]:
     """Build the I/O process's environment: the worker's without preloads and OpenMP, with its module path."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(_UNWANTED)}
+    env["OPENBLAS_NUM_THREADS"] = "1"  # numpy would start a pool that nobody uses
     env["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
     return env
 

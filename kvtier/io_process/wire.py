@@ -65,6 +65,9 @@ class FrameBuffer:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
+    def __len__(self) -> int:
+        return len(self._buffer)
+
     def feed(self, data: bytes) -> None:
         """Append what the socket gave."""
         self._buffer += data

@@ -50,7 +50,8 @@ class Root:
         weakref.finalize(self, os.close, lock)
         weakref.finalize(self, os.close, self.fd)
         for leftover in os.listdir(self.path / PARTIAL):
-            os.unlink(self.path / PARTIAL / leftover)
+            with suppress(OSError):
+                os.unlink(self.path / PARTIAL / leftover)
 
 
 class Foreign(NamedTuple):
@@ -164,6 +165,16 @@ def to_trash(path: Path, rank: int | None = None) -> Path:
     trash = base / f".trash-r{rank}-{os.getpid()}-{time.monotonic_ns()}"
     os.rename(path, trash)
     return trash
+
+
+def sync(*directories: Path) -> None:
+    """Make what was renamed in these directories survive a power cut."""
+    for directory in directories:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def trash_in(base: Path) -> list[Path]:

@@ -151,7 +151,9 @@ class FileTier(Tier):
     def _abandon(self, path: Path) -> None:
         try:
             with suppress(FileNotFoundError):
-                self._sweep([directory.to_trash(path, self._site.rank)])
+                trash = directory.to_trash(path, self._site.rank)
+                directory.sync(path.parent, self._base)  # it must not come back after a power cut
+                self._sweep([trash])
         except OSError as exc:
             raise TierError(self._site.name, "reset", str(exc)) from exc
         self._root = None
@@ -217,7 +219,10 @@ def _scan(root: int) -> Iterator[Entry]:
     for prefix in os.listdir(root):
         if len(prefix) != 2:
             continue
-        fd = os.open(prefix, os.O_RDONLY | os.O_DIRECTORY, dir_fd=root)
+        try:
+            fd = os.open(prefix, os.O_RDONLY | os.O_DIRECTORY, dir_fd=root)
+        except FileNotFoundError:
+            continue
         try:
             with os.scandir(fd) as files:
                 for file in files:

@@ -94,6 +94,15 @@ def test_a_reset_that_a_death_cut_short_is_done_by_the_next(io: Rig, tmp_path: P
         assert [batch.keys for batch in again.scans] == [[]]
 
 
+def test_a_reset_that_close_interrupts_is_done(io: Rig, tmp_path: Path) -> None:
+    io.fill(1)
+    io.one(OpKind.WRITE, 1)
+    io.submit(io.op(OpKind.RESET, text="next"))
+    io.client.close(5)
+    with rig([file_tier(tmp_path / "kv")]) as again:
+        assert [batch.keys for batch in again.scans] == [[]]
+
+
 def test_killed_among_writes_and_reads_leaves_whole_records_only(io: Rig, tmp_path: Path) -> None:
     mine = len(os.listdir("/proc/self/fd"))
     chunks = {i: io.fill(i) for i in range(30)}
