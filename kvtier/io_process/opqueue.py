@@ -85,6 +85,7 @@ class OpQueue:
         with self._changed:
             for lane in self._lanes.values():
                 if job := lane.pop(op, None):
+                    self._changed.notify_all()  # it may have been what an idle write waited for
                     return job
         return None
 
@@ -129,6 +130,8 @@ class OpQueue:
                 for job in gone:
                     del lane[job.op.op]
                 out += gone
+            if out:
+                self._changed.notify_all()
         return out
 
     def _lane(self, op: TierOp) -> dict[int, Job]:

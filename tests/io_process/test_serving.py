@@ -92,6 +92,20 @@ def test_reset_makes_all_unreachable(io: Rig) -> None:
     }
 
 
+def test_write_behind_is_paced_until_somebody_needs_it(tmp_path: Path) -> None:
+    with rig([file_tier(tmp_path)], idle_write_bytes_per_s=1) as io:
+        for i in range(3):
+            io.fill(i)
+        first, second, third = (io.op(OpKind.WRITE, i, priority=Priority.IDLE) for i in range(3))
+        io.submit(first, second, third)
+        io.until(lambda: first.op in io.results)
+        assert io.one(OpKind.WRITE, 5, priority=Priority.WRITE).status is OpStatus.OK
+        io.submit(io.op(OpKind.HASTEN, target=second.op, priority=Priority.WRITE))
+        io.until(lambda: second.op in io.results)
+        assert io.one(OpKind.CANCEL, target=third.op).status is OpStatus.OK
+        assert io.results[third.op].status is OpStatus.CANCELLED
+
+
 @pytest.mark.parametrize("codecs", [("raw", "zstd"), ("zstd", "raw")])
 def test_a_restart_lists_and_serves_whatever_the_codec_is_now(
     tmp_path: Path, codecs: tuple[str, str]

@@ -74,7 +74,7 @@ def test_a_directory_in_use_is_refused_in_words(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tier", "said"),
     [
-        ({"kind": "flie"}, "did you mean 'file'"),
+        ({"kind": "filee"}, "did you mean 'file'"),
         ({"codec": {"kind": "zstd", "options": {"level": "high"}}}, "codec 'zstd'"),
         ({"codec": {"kind": "zstd", "options": {"level": 99}}}, "codec 'zstd'"),
         ({"options": {"pth": "x"}}, "tier 'file'"),
