@@ -9,6 +9,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorRole,
     KVConnectorTransferResults,
 )
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
+    OffloadingConnectorMetadata,
+)
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 
 from kvtier.connectors.vllm import settings
@@ -19,7 +22,11 @@ from kvtier.connectors.vllm.scheduling import Fetch, Scheduling
 if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
-    from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics
+    from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
+        KVConnectorPromMetrics,
+        PromMetric,
+        PromMetricT,
+    )
     from vllm.forward_context import ForwardContext
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -96,8 +103,11 @@ class KVTierConnector(OffloadingConnector):
 
     def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> KVConnectorMetadata:
         meta = super().build_connector_meta(scheduler_output)
+        assert isinstance(meta, OffloadingConnectorMetadata)
         side = self.scheduling
-        ours = KVTierMetadata(meta.load_jobs, meta.store_jobs, meta.jobs_to_flush)
+        ours = KVTierMetadata(
+            load_jobs=meta.load_jobs, store_jobs=meta.store_jobs, jobs_to_flush=meta.jobs_to_flush
+        )
         side.guard.run(partial(side.step, scheduler_output, ours), None)
         return ours
 
@@ -168,8 +178,16 @@ class KVTierConnector(OffloadingConnector):
     # API server
 
     @classmethod
-    def build_prom_metrics(cls, vllm_config: "VllmConfig", *args: Any) -> "KVConnectorPromMetrics":
+    def build_prom_metrics(
+        cls,
+        vllm_config: "VllmConfig",
+        metric_types: "dict[type[PromMetric], type[PromMetricT]]",
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> "KVConnectorPromMetrics":
         transfer = vllm_config.kv_transfer_config
         assert transfer is not None
         settings.name_spec(transfer.kv_connector_extra_config)
-        return super().build_prom_metrics(vllm_config, *args)
+        return super().build_prom_metrics(
+            vllm_config, metric_types, labelnames, per_engine_labelvalues
+        )

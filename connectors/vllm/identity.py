@@ -102,7 +102,6 @@ def manifest(
         "dtype": str(model.dtype),
         "quantization": str(model.quantization),
         "kv_dtype": str(cache.cache_dtype),
-        "kv_scales": _nonce() if getattr(cache, "calculate_kv_scales", False) else "",
         "rope": repr(getattr(hf, "rope_parameters", None) or getattr(hf, "rope_scaling", None)),
         "hf_overrides": repr(getattr(model, "hf_overrides", None)),
         "draft": repr((draft.method, getattr(draft, "model", None))) if draft else "",
@@ -142,8 +141,6 @@ def persistent(vllm_config: "VllmConfig", hellos: Iterable[Hello]) -> str:
         return "the weights cannot be identified; set weights_id"
     if "xxhash" in str(cache.prefix_caching_hash_algo) and os.getenv("PYTHONHASHSEED") is None:
         return "block hashes are seeded at random; set PYTHONHASHSEED or use sha256"
-    if getattr(cache, "calculate_kv_scales", False):
-        return "kv scales are computed anew at each start"
     return ""
 
 

@@ -86,8 +86,9 @@ class Rank:
         self.guard.run(partial(self.worker.submit_ops, meta.ops), None)
 
     def loads(self) -> dict[int, str]:
-        """Snapshot vLLM's load jobs, which it forgets as it collects them."""
-        return dict(self._base._load_jobs)
+        """Snapshot vLLM's load jobs, which it forgets as it collects them; a synchronous one names no request."""
+        jobs: dict[int, str | None] = dict(self._base._load_jobs)
+        return {job: request for job, request in jobs.items() if request is not None}
 
     def failed_requests(self, loads: dict[int, str], received: Iterable[str]) -> set[str]:
         """Name the requests that must start again, where block ids cannot say which blocks are bad."""

@@ -12,6 +12,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandsha
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import (
     OffloadingConnectorScheduler,
 )
+from vllm.v1.kv_offload.base import OffloadKey
 
 from kvtier.cache import TieredCache
 from kvtier.config import Config, digest
@@ -210,7 +211,7 @@ class Scheduling:
             if status is None:
                 continue
             for key in keys:
-                end = status.req_context.get_offload_key_position(key)
+                end = status.req_context.get_offload_key_position(OffloadKey(key))
                 position = self.manager.position(key)
                 state = status.group_states[position]
                 group = self._base.config.kv_group_configs[position]

@@ -72,16 +72,16 @@ def blocks_per_chunk(
 
 def kv_nbytes_per_token(vllm_config: "VllmConfig") -> int:
     """Estimate the KV bytes of one token on one rank, all layers taken as full attention."""
-    import torch
-
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     cache_dtype = vllm_config.cache_config.cache_dtype
-    itemsize = model.dtype.itemsize if cache_dtype == "auto" else _itemsize(cache_dtype, torch)
+    itemsize = _itemsize(model.dtype if cache_dtype == "auto" else cache_dtype)
     heads = 1 if model.use_mla else 2 * model.get_num_kv_heads(parallel)
     layers = -(-model.get_total_num_hidden_layers() // parallel.pipeline_parallel_size)
     return int(heads * model.get_head_size() * layers * itemsize)
 
 
-def _itemsize(cache_dtype: str, torch: Any) -> int:
-    dtype = getattr(torch, cache_dtype, None)
-    return int(dtype.itemsize) if dtype is not None else 1
+def _itemsize(dtype: object) -> int:
+    """Bytes of one element, by torch's dtype or its name; what torch does not know is narrow: a byte."""
+    import torch
+
+    return int(getattr(torch, str(dtype).removeprefix("torch."), torch.uint8).itemsize)
