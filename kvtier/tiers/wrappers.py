@@ -104,7 +104,7 @@ class FaultyTier(TierWrapper):
         super().__init__(inner)
         self._faults: Faults = config
         self._config = config
-        self._seen = 0
+        self._seen: tuple[int, ...] = ()
         self._sleep = sleep
 
     def read(self, key: bytes, bufs: Sequence[Bytes]) -> int:
@@ -130,14 +130,15 @@ class FaultyTier(TierWrapper):
             return self._faults
         path = Path(self._config.control)
         try:
-            changed = path.stat().st_mtime_ns
+            stat = path.stat()
+            changed = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
             if changed != self._seen:
                 self._faults = msgspec.json.decode(path.read_bytes(), type=Faults)
                 self._seen = changed
         except FileNotFoundError:
             return self._config
         except msgspec.MsgspecError:
-            return self._faults  # half written; its mtime is not taken, so it is read again
+            return self._faults  # half written: not noted as seen, so it is read again
         return self._faults
 
 
