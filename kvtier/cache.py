@@ -187,7 +187,7 @@ class TieredCache:
         wanted = list(keys)
         if known.held == wanted:
             return None
-        resident = [key for key in wanted if self._ledger.index.resident(key)]
+        resident = self._ledger.index.residents(wanted)
         self._hold(known, resident)
         if len(resident) == len(wanted):
             self._count_hits(known, wanted)

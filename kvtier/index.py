@@ -5,7 +5,7 @@ engine for tenths of a second, and cost more than 300 bytes each. Rows are reuse
 """
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from kvtier.types import NO_SLOT, BlockKey
 
@@ -69,6 +69,12 @@ class Index:
         """Whether tier 0 holds the chunk, readable."""
         row = self.rows.get(key)
         return row is not None and self.flags[row] & IN_TIER0 != 0
+
+    def residents(self, keys: Iterable[BlockKey]) -> list[BlockKey]:
+        """List those of `keys` that tier 0 holds, readable."""
+        get, flags = self.rows.get, self.flags
+        rows = ((key, get(key)) for key in keys)
+        return [key for key, row in rows if row is not None and flags[row] & IN_TIER0]
 
     def flags_of(self, key: BlockKey) -> int:
         """Return the flags of a chunk, 0 where there is none."""

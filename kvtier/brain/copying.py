@@ -41,7 +41,7 @@ class Copying:
     def load(self, keys: Sequence[BlockKey]) -> LoadPlan:
         """Pin what is in tier 0 and give its slots."""
         ledger, index = self._ledger, self._ledger.index
-        found = [key for key in keys if index.resident(key)]
+        found = index.residents(keys)
         ledger.rescue(found)
         ledger.pin(found)
         held = set(found)
@@ -56,7 +56,7 @@ class Copying:
     def store(self, request: Request, keys: Sequence[BlockKey]) -> StorePlan:
         """Touch what is here and give slots to what is not, in order, as many as fit."""
         ledger = self._ledger
-        here = [key for key in keys if ledger.index.resident(key)]
+        here = ledger.index.residents(keys)
         ledger.rescue(here)
         ledger.touch(here)
         fresh, parents = self._storable(request, keys)

@@ -9,7 +9,7 @@ from kvtier.brain.requests import Place
 from kvtier.brain.scan import Scan
 from kvtier.types import OpKind, Priority, ScanBatch, TierOp
 
-_SCAN_SLICE = 4096  # scanned records taken in per step
+_SCAN_SLICE = 1024  # scanned records taken in per step: a few milliseconds
 _MAX_REMOVES = 64  # ordered per step
 _RETRY_S = 1.0
 _AWAKE_S = 1.0
@@ -152,7 +152,7 @@ class Keeper:
         self._moved = self._clock()
         found = scan.take(_SCAN_SLICE)
         fresh = []
-        for _, key, nbytes in found:
+        for key, nbytes in found:
             lower.listed -= nbytes
             if key in lower.changed or self._ledger.index.flags_of(key) >> lower.tier & 1:
                 lower.resize(-nbytes)

@@ -1,37 +1,39 @@
 """What one tier held at start, as its ranks list it: batches in, whole records out, oldest first."""
 
+from array import array
 from collections.abc import Iterator
 from itertools import islice
-from typing import NamedTuple
 
 from kvtier.types import BlockKey, ScanBatch
 
-_BUCKET_S = (
-    60.0  # sorting whole minutes one by one never stalls a step; a global sort of a million does
-)
+_BUCKET_S = 60.0  # sorting minute by minute never stalls a step; one sort of a million records does
 
 
-class Found(NamedTuple):
-    """A record that every rank has."""
+class Bucket:
+    """The records of one minute, in columns: a million of them are not to wake the collector."""
 
-    mtime: float
-    key: BlockKey
-    nbytes: int
+    __slots__ = ("keys", "mtimes", "nbytes")
+
+    def __init__(self) -> None:
+        self.keys: list[BlockKey] = []
+        self.nbytes = array("Q")
+        self.mtimes = array("d")
+
+    def oldest_first(self) -> Iterator[tuple[BlockKey, int]]:
+        """Walk keys and bytes."""
+        for i in sorted(range(len(self.keys)), key=self.mtimes.__getitem__):
+            yield self.keys[i], self.nbytes[i]
 
 
 class Scan:
-    """Collect batches until every rank is done, then hand out what all of them have.
-
-    `changed` are keys written since: what is known of them now wins.
-    """
+    """Collect batches until every rank is done, then hand out what all of them have."""
 
     def __init__(self, ranks: int) -> None:
-        self.changed: set[BlockKey] = set()
         self._all = (1 << ranks) - 1
         self._done = 0
         self._partial: dict[BlockKey, tuple[int, int]] = {}  # ranks that have it, bytes
-        self._buckets: dict[int, list[Found]] = {}
-        self._found: Iterator[Found] | None = None
+        self._buckets: dict[int, Bucket] = {}
+        self._found: Iterator[tuple[BlockKey, int]] | None = None
 
     @property
     def listed(self) -> bool:
@@ -49,8 +51,7 @@ class Scan:
             nbytes = max(nbytes, size)
             if ranks == self._all:
                 total += nbytes
-                bucket = self._buckets.setdefault(int(mtime // _BUCKET_S), [])
-                bucket.append(Found(mtime, key, nbytes))
+                self._complete(key, nbytes, mtime)
             else:
                 self._partial[key] = (ranks, nbytes)
         if batch.done:
@@ -62,12 +63,21 @@ class Scan:
         some, self._partial = self._partial, {}
         return [(key, nbytes) for key, (_, nbytes) in some.items()]
 
-    def take(self, n: int) -> list[Found]:
-        """Take up to `n` records, oldest first; fewer means that the scan is over."""
+    def take(self, n: int) -> list[tuple[BlockKey, int]]:
+        """Take up to `n` keys with their bytes, oldest first; fewer means that the scan is over."""
         if self._found is None:
             self._found = self._oldest_first()
         return list(islice(self._found, n))
 
-    def _oldest_first(self) -> Iterator[Found]:
-        for bucket in sorted(self._buckets):
-            yield from sorted(self._buckets.pop(bucket))
+    def _complete(self, key: BlockKey, nbytes: int, mtime: float) -> None:
+        minute = int(mtime // _BUCKET_S)
+        bucket = self._buckets.get(minute)
+        if bucket is None:
+            bucket = self._buckets[minute] = Bucket()
+        bucket.keys.append(key)
+        bucket.nbytes.append(nbytes)
+        bucket.mtimes.append(mtime)
+
+    def _oldest_first(self) -> Iterator[tuple[BlockKey, int]]:
+        for minute in sorted(self._buckets):
+            yield from self._buckets.pop(minute).oldest_first()

@@ -19,22 +19,24 @@ class LruPolicy(EvictionPolicy):
         self._owed: BlockKey | None = None
 
     def insert(self, key: BlockKey, parent: BlockKey | None) -> None:
-        self._pay(key)
+        if key != self._owed:
+            self._pay()
         self._parents[key] = parent
         self._owed = parent
 
     def touch(self, key: BlockKey) -> None:
         if key in self._parents:
-            self._pay(key)
+            if key != self._owed:
+                self._pay()
             self._parents.move_to_end(key)
             self._owed = self._parents[key]
 
     def remove(self, key: BlockKey) -> None:
-        self._pay(None)
+        self._pay()
         self._parents.pop(key, None)
 
     def victims(self, n: int, pinned: Callable[[BlockKey], bool]) -> list[BlockKey]:
-        self._pay(None)
+        self._pay()
         chosen: list[BlockKey] = []
         spared: set[BlockKey | None] = set()
         for key, parent in self._parents.items():
@@ -46,9 +48,9 @@ class LruPolicy(EvictionPolicy):
                 chosen.append(key)
         return chosen
 
-    def _pay(self, key: BlockKey | None) -> None:
-        """Move the ancestors that are owed a use, unless `key`, the first of them, is about to be used."""
+    def _pay(self) -> None:
+        """Move the ancestors that are owed a use."""
         owed, self._owed = self._owed, None
-        while owed is not None and owed != key and owed in self._parents:
+        while owed is not None and owed in self._parents:
             self._parents.move_to_end(owed)
             owed = self._parents[owed]
