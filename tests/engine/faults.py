@@ -1,0 +1,59 @@
+"""What fault tests do inside the engine's process, called by `Engine.call`: look at the brain, empty tier 0."""
+
+import time
+from typing import Any
+
+from kvtier.brain.cost import Pace, ReadCost
+from kvtier.cache import TieredCache
+from tests.engine.driver import Driver
+
+FILLER = [3, 1, 4]  # too short for a chunk: it only makes the engine step
+
+
+def brain_of(llm: object) -> TieredCache:
+    """The brain of an engine whose scheduler runs in this process."""
+    core = llm.llm_engine.engine_core.engine_core  # type: ignore[attr-defined] # vLLM is untyped here
+    brain = core.scheduler.connector.scheduling.brain
+    assert isinstance(brain, TieredCache)
+    return brain
+
+
+def check_brain(llm: object) -> None:
+    """Assert every invariant of the brain."""
+    brain_of(llm).check()
+
+
+def tier0(llm: object) -> int:
+    """How many chunks tier 0 holds."""
+    return brain_of(llm).stats().tiers[0].chunks
+
+
+def settle(llm: Any, timeout_s: float = 20.0) -> list[str]:
+    """Step until all that was ordered is done and every tier serves; return what is not done in time."""
+    deadline = time.monotonic() + timeout_s
+    driver = Driver(llm)
+    while (left := _undone(brain_of(llm))) and time.monotonic() < deadline:
+        driver.generate([FILLER], 1, {})
+    driver.generate([FILLER], 1, {})  # metrics follow at the next step
+    return left
+
+
+def cool(llm: object) -> None:
+    """Send everything down from tier 0, and forget what reading costs: it is tried whatever it was."""
+    brain = brain_of(llm)
+    core = brain._core
+    brain._demotion.make_room(core.ledger.slots.n)
+    core.costs.prefill = Pace(core.clock)
+    for lower in core.lowers:
+        lower.cost = ReadCost(core.clock)
+
+
+def _undone(brain: TieredCache) -> list[str]:
+    found = [f"{flight.op.kind.name}" for flight in brain._core.flights.all()]
+    found += ["a copy"] * len(brain._copying.plans)
+    for lower in brain._core.lowers:
+        if not lower.serving:
+            found.append(f"{lower.spec.name} is {lower.phase}, {lower.breaker.state}")
+        found += ["a removal"] * len(lower.doomed)
+        found += ["a write"] * len(brain._demotion._backlog.get(lower.tier, ()))
+    return found

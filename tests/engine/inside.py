@@ -1,0 +1,79 @@
+"""What tests run inside the engine's process, by `engine.call("tests.engine.inside:name", ...)`."""
+
+from typing import Any
+
+
+def connector(llm: Any) -> Any:
+    """Reach our connector; only where the scheduler runs in the driver's process."""
+    return llm.llm_engine.engine_core.engine_core.scheduler.connector
+
+
+def check(llm: Any) -> dict[str, Any]:
+    """Assert the brain's invariants and return what must be nothing when the engine is idle."""
+    brain = connector(llm).scheduling.brain
+    brain.check()
+    stats = brain.stats()
+    return {
+        "pinned": stats.pinned,
+        "reading": stats.reading,
+        "quarantined": stats.quarantined_slots,
+        "requests": stats.requests,
+    }
+
+
+def idle(llm: Any, steps: int = 2000) -> dict[str, Any]:
+    """Step the engine while it wants to be stepped, then `check`."""
+    core = llm.llm_engine.engine_core.engine_core
+    for _ in range(steps):
+        if not core.scheduler.has_requests():
+            break
+        core.step()
+    return check(llm)
+
+
+def salted(llm: Any, prompts: list[list[int]], salt: str, tokens: int) -> list[list[Any]]:
+    """Generate with a cache salt: tokens and cached tokens of each."""
+    from tests.engine.driver import sampling
+
+    inputs = [{"prompt_token_ids": prompt, "cache_salt": salt} for prompt in prompts]
+    outputs = llm.generate(inputs, sampling(tokens, {}), use_tqdm=False)
+    return [[list(o.outputs[0].token_ids), o.num_cached_tokens] for o in outputs]
+
+
+def hinted(llm: Any, prompts: list[list[int]], hints: dict[str, Any], tokens: int) -> list[Any]:
+    """Generate with hints in `kv_transfer_params`: tokens and cached tokens of each."""
+    from tests.engine.driver import sampling
+
+    options = {"extra_args": {"kv_transfer_params": hints}}
+    inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
+    outputs = llm.generate(inputs, sampling(tokens, options), use_tqdm=False)
+    return [[list(o.outputs[0].token_ids), o.num_cached_tokens] for o in outputs]
+
+
+def pause(llm: Any, mode: str, clear_cache: bool) -> bool:
+    """Pause the scheduler; whether the pause was complete at once or became so while we step."""
+    core = llm.llm_engine.engine_core.engine_core
+    core.pause_scheduler(mode, clear_cache)
+    return bool(core.is_scheduler_paused())
+
+
+def resume(llm: Any) -> None:
+    """Resume after a pause."""
+    llm.llm_engine.engine_core.engine_core.resume_scheduler()
+
+
+def scale_weights(llm: Any, factor: float) -> int:
+    """Change weights in place: the output projection of every layer's attention."""
+
+    def scale(model: Any) -> int:
+        import torch
+
+        changed = 0
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "o_proj" in name:
+                    parameter.mul_(factor)
+                    changed += 1
+        return changed
+
+    return sum(llm.apply_model(scale))

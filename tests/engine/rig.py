@@ -1,0 +1,178 @@
+"""An engine on a disk that goes bad at a word, and what is true after every fault."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvtier.demo.process import session
+from tests.engine import damage
+from tests.engine.conftest import EngineFactory
+from tests.engine.harness import Answer, Engine, EngineConfig
+from tests.engine.models import prompts
+from tests.engine.scenarios import TOKENS, Reference
+
+CHUNK = 128  # tokens: one block
+SLOT = 512 << 10  # bytes of a chunk
+RECORD = SLOT + damage.PAGE
+DEADLINE_S = 1.0
+DISK_NBYTES = 128 << 20
+
+ASKED = prompts(16, 8 * CHUNK + 20, seed=71)  # 8 chunks each
+LONG = prompts(1, 16 * CHUNK + 20, seed=72)[0]
+SHARED = prompts(3, 12 * CHUNK + 20, seed=73, shared=8 * CHUNK)
+
+
+class Disk:
+    """A directory for a file tier; a small file system of its own where mounts are allowed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "disk"
+        self.control = folder / "faults.json"
+        self.path.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_NBYTES}", "kvtier-test"]
+        done = subprocess.run([*mount, self.path], capture_output=True, check=False)
+        self.mounted = done.returncode == 0
+
+    def fail(self, **faults: object) -> None:
+        """Let reads and writes go wrong from now on, as `kvtier.tiers.wrappers.Faults` says; nothing: no more."""
+        new = self.control.with_suffix(".new")
+        new.write_text(json.dumps(faults))
+        new.replace(self.control)
+
+    def records(self) -> set[Path]:
+        """Every record."""
+        return set(self.path.glob("*/r0/??/*.kvt"))
+
+    def partial(self) -> list[Path]:
+        """Everything that is half written."""
+        return [path for path in self.path.rglob("*partial*") if not path.is_dir()]
+
+    def assert_whole(self) -> None:
+        """Assert that every record is what it says, byte for byte."""
+        for path in self.records():
+            header, _ = damage.load(path)
+            assert header.key.hex() == path.stem
+            assert header.namespace == path.parents[2].name
+
+    def close(self) -> None:
+        """Unmount it."""
+        if self.mounted:
+            subprocess.run(["umount", self.path], check=True)
+
+
+@dataclass
+class Rig:
+    """The engine and its disk."""
+
+    engine: Engine
+    disk: Disk
+    reference: Reference
+
+    def ask(self, *asked: list[int]) -> list[Answer]:
+        """Run prompts at once; the answers are vLLM's own, whatever happened."""
+        answers = self.engine.answers(asked, TOKENS)
+        assert [answer.tokens for answer in answers] == self.reference.of(asked)
+        return answers
+
+    def cached(self, prompt: list[int]) -> int:
+        """Run one prompt and return how many chunks of it were not computed."""
+        return self.ask(prompt)[0].cached // CHUNK
+
+    def settle(self) -> None:
+        """Wait until nothing is under way and the disk serves."""
+        left = self.engine.call("tests.engine.faults:settle")
+        assert not left, left
+
+    def cool(self) -> None:
+        """Leave what is cached on disk only."""
+        self.settle()
+        assert self.engine.reset()
+        self.engine.call("tests.engine.faults:cool")
+        self.settle()  # what had no record yet has one now
+        assert self.engine.call("tests.engine.faults:tier0") == 0
+
+    def stored(self, prompt: list[int]) -> list[Path]:
+        """Leave a prompt's chunks on disk only and return their records, in order."""
+        before = self.disk.records()
+        self.ask(prompt)
+        self.cool()
+        return damage.in_order(self.disk.records() - before)
+
+    def count(self, name: str, **labels: str) -> float:
+        """Return one of kvtier's numbers; those of a tier are of the disk."""
+        if name.startswith("tier_"):
+            labels["tier"] = "nvme"
+        told = ",".join(f'{k}="{v}"' for k, v in sorted(labels.items()))
+        return self.engine.metrics().get(f"kvtier:{name}" + (f"{{{told}}}" if told else ""), 0)
+
+    def failures(self, cause: str) -> float:
+        """Return how many operations on the disk failed so."""
+        return self.count("tier_failures_total", cause=cause)
+
+    def io_pid(self) -> int | None:
+        """Return the I/O process, if there is one now."""
+        for pid in session(self.engine.process.pid):
+            if b"kvtier.io_process.main" in _command(pid):
+                return pid
+        return None
+
+    def kill_io(self) -> int:
+        """Kill the I/O process and return what its id was."""
+        pid = self.io_pid()
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def assert_well(self) -> None:
+        """Assert that the fault left no trace: every pin and slot is back, every table right."""
+        self.disk.fail()
+        self.settle()
+        self.engine.call("tests.engine.faults:check_brain")
+        gauges = ("pinned", "reading", "quarantined_slots", "off", "tier_resting", "tier_in_flight")
+        assert {name: self.count(name) for name in gauges} == dict.fromkeys(gauges, 0)
+        assert self.disk.partial() == []
+        self.disk.assert_whole()
+
+
+def config(model: Path, disk: Disk, dram: int = 32, **more: object) -> EngineConfig:
+    """Make the engine: `dram` slots, and the disk behind a wrapper that fails on demand."""
+    nvme = {
+        "name": "nvme",
+        "kind": "file",
+        "path": str(disk.path),
+        "capacity": "1GiB",
+        "write": "through",
+        "deadline": f"{DEADLINE_S}s",
+        "wrappers": [{"kind": "faulty", "control": str(disk.control)}],
+    }
+    tiers = [{"name": "dram", "kind": "dram", "capacity": dram * SLOT}, nvme | more]
+    kvtier = {"chunk_tokens": CHUNK, "tiers": tiers}
+    return EngineConfig(model=model, blocks=40, kvtier=kvtier, in_process=True)
+
+
+def rig(engine: EngineFactory, made: EngineConfig, disk: Disk, reference: Reference) -> Iterator[Rig]:
+    """Give the running engine to a test, and check afterwards that it is well."""
+    disk.fail()
+    one = Rig(engine(made), disk, reference)
+    one.settle()
+    yield one
+    if one.engine.process.poll() is None:
+        one.assert_well()
+
+
+def known(engine: EngineFactory, model: Path) -> Reference:
+    """Ask vLLM alone for every answer that the fault tests need."""
+    reference = Reference(model)
+    reference.learn(engine, [*ASKED, LONG, *SHARED])
+    return reference
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

@@ -1,0 +1,253 @@
+"""Faults of storage under the real engine: the answer is always vLLM's own, and a counter says what it was."""
+
+import mmap
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kvtier.demo.process import session
+from tests.engine import damage
+from tests.engine.conftest import EngineFactory
+from tests.engine.damage import DAMAGES
+from tests.engine.rig import (
+    ASKED,
+    CHUNK,
+    DEADLINE_S,
+    DISK_NBYTES,
+    LONG,
+    SHARED,
+    SLOT,
+    Disk,
+    Rig,
+    config,
+    known,
+    rig,
+)
+from tests.engine.scenarios import TOKENS, Reference
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Disk:
+    made = Disk(tmp_path_factory.mktemp("faults"))
+    request.config.add_cleanup(made.close)  # the engine outlives this module
+    return made
+
+
+@pytest.fixture(scope="module")
+def reference(engine: EngineFactory, llama: Path) -> Reference:
+    return known(engine, llama)
+
+
+@pytest.fixture
+def bad(
+    engine: EngineFactory, llama: Path, disk: Disk, reference: Reference
+) -> Iterator[Rig]:
+    yield from rig(engine, config(llama, disk), disk, reference)
+
+
+# What was written is not what is read.
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_record_is_a_miss_that_heals(bad: Rig, name: str) -> None:
+    what, prompt = DAMAGES[name], ASKED[0]
+    bad.stored(prompt)
+    records = damage.in_order(bad.disk.records())
+    assert len(records) == 8, "this prompt's alone"
+    failed = bad.failures(what.cause)
+    what.do(records)
+    assert bad.cached(prompt) == what.left
+    assert bad.failures(what.cause) == failed + what.count
+    bad.cool()
+    assert damage.in_order(bad.disk.records()) == records, "written again"
+    bad.disk.assert_whole()
+    assert bad.cached(prompt) == 8
+
+
+def test_a_forged_record_changes_the_answer(bad: Rig) -> None:
+    """What the checksums are for; and these tests do see KV that is wrong."""
+    prompt = ASKED[0]
+    bad.cool()
+    records = damage.in_order(bad.disk.records())
+    damage.forge(records[3])
+    (answer,) = bad.engine.answers([prompt], TOKENS)
+    assert answer.cached == 8 * CHUNK
+    assert answer.tokens != bad.reference.of([prompt])[0]
+    bad.cool()
+    damage.flip(records[3], 100)
+    assert bad.cached(prompt) == 3
+
+
+# The disk says no.
+
+
+def rests_and_recovers(bad: Rig, trips: float) -> None:
+    """Take the fault away: a probe finds out, and the disk serves again."""
+    bad.disk.fail()
+    assert bad.count("tier_trips_total") > trips
+    bad.settle()
+    assert bad.count("tier_resting") == 0
+
+
+def test_failing_reads_rest_the_disk_until_a_probe_succeeds(bad: Rig) -> None:
+    bad.stored(ASKED[1])
+    trips, failed = bad.count("tier_trips_total"), bad.failures("error")
+    bad.disk.fail(read_errno="EIO")
+    assert bad.cached(ASKED[1]) == 0
+    assert bad.failures("error") == failed + 8
+    assert bad.count("tier_resting") == 1
+    assert bad.engine.reset()
+    assert bad.cached(ASKED[1]) == 8, "from DRAM, while the disk rests"
+    rests_and_recovers(bad, trips)
+    bad.cool()
+    assert bad.cached(ASKED[1]) == 8
+
+
+def writes_fail_and_dram_goes_on(bad: Rig, prompt: list[int]) -> float:
+    """Serve a new prompt that cannot be written; return the trips of before."""
+    trips, failed, before = (
+        bad.count("tier_trips_total"),
+        bad.failures("error"),
+        bad.disk.records(),
+    )
+    assert bad.cached(prompt) == 0
+    for _ in range(50):
+        if bad.count("tier_trips_total") > trips:
+            break
+        bad.engine.generate([[1, 2, 3]], 1)
+    assert bad.failures("error") >= failed + 5
+    assert bad.disk.records() == before
+    assert bad.engine.reset()
+    assert bad.cached(prompt) == 8, "from DRAM"
+    return trips
+
+
+def test_failing_writes_leave_dram_at_work(bad: Rig) -> None:
+    bad.disk.fail(write_errno="EIO")
+    trips = writes_fail_and_dram_goes_on(bad, ASKED[2])
+    rests_and_recovers(bad, trips)
+    assert len(bad.stored(ASKED[2])) == 8
+    assert bad.cached(ASKED[2]) == 8
+
+
+def test_a_full_disk(bad: Rig) -> None:
+    if not bad.disk.mounted:
+        pytest.skip("mounting a small file system is not allowed here")
+    ballast = bad.disk.path / "ballast"
+    with ballast.open("wb") as file:
+        stat = os.statvfs(bad.disk.path)
+        os.posix_fallocate(file.fileno(), 0, stat.f_bavail * stat.f_frsize - SLOT)
+    try:
+        trips = writes_fail_and_dram_goes_on(bad, ASKED[3])
+        assert bad.disk.partial() == []
+        bad.engine.generate([ASKED[1]], 1)
+    finally:
+        ballast.unlink()
+    rests_and_recovers(bad, trips)
+    assert len(bad.stored(ASKED[3])) == 8
+
+
+def test_a_limit_on_file_sizes(bad: Rig) -> None:
+    """Writes break off in the middle, and probes, which are small, succeed all the while."""
+    pid = bad.io_pid()
+    assert pid is not None
+    limits = resource.prlimit(pid, resource.RLIMIT_FSIZE, (SLOT // 2, resource.RLIM_INFINITY))
+    try:
+        trips = writes_fail_and_dram_goes_on(bad, ASKED[4])
+        bad.settle()
+        assert bad.disk.partial() == []
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
+    rests_and_recovers(bad, trips)
+    assert len(bad.stored(ASKED[4])) == 8
+
+
+# The disk says nothing.
+
+
+def test_slow_reads_past_the_deadline_are_a_shorter_hit(bad: Rig) -> None:
+    bad.stored(LONG)
+    late = bad.count("late_reads_total")
+    bad.disk.fail(read_delay_s=0.6 * DEADLINE_S)  # eight at a time: the second eight are late
+    assert bad.cached(LONG) == 8
+    assert bad.count("late_reads_total") == late + 1
+    bad.disk.fail()
+    bad.cool()
+    assert bad.cached(LONG) == 16
+
+
+def test_hung_reads_delay_nobody_else(bad: Rig) -> None:
+    hungry, sharer, new = SHARED[0], SHARED[1], ASKED[5]
+    bad.stored(hungry)
+    bad.cached(ASKED[6])
+    bad.settle()
+    assert bad.engine.reset()
+    late = bad.count("late_reads_total")
+    bad.disk.fail(hang=True)
+    bad.engine.add("hungry", hungry, TOKENS)
+    bad.engine.step()
+    asked = {"new": new, "in DRAM": ASKED[6]}
+    for name, prompt in asked.items():
+        bad.engine.add(name, prompt, 4)
+    seen: dict[str, list[int]] = {}
+    for _ in range(8):  # each prompt is two steps at most, then four tokens
+        for name, answer in bad.engine.step().items():
+            seen[name] = answer.tokens
+    for name, prompt in asked.items():
+        assert seen[name] == bad.reference.of([prompt])[0][:4]
+    assert "hungry" not in seen
+    answers = bad.engine.drain()
+    assert answers["hungry"].tokens == bad.reference.of([hungry])[0]
+    assert answers["hungry"].cached == 0
+    assert bad.count("late_reads_total") == late + 1
+    assert bad.cached(sharer) == 8, "what it shares was computed meanwhile"
+    bad.engine.call("tests.engine.faults:check_brain")
+    assert bad.count("quarantined_slots") + bad.count("reading") > 0, "reads that hang on"
+    rests = bad.count("tier_trips_total")
+    rests_and_recovers(bad, rests - 1)
+    bad.cool()
+    assert bad.cached(hungry) == 12
+
+
+# DRAM says something else.
+
+
+def test_garbage_in_dram_changes_the_answer(bad: Rig) -> None:
+    """Tier 0 is trusted: a copy that went wrong would show in every test of identity."""
+    prompt = ASKED[0]
+    bad.cached(prompt)
+    bad.settle()
+    assert bad.engine.reset()
+    scribble(bad)
+    (answer,) = bad.engine.answers([prompt], TOKENS)
+    assert answer.cached == 8 * CHUNK
+    assert answer.tokens != bad.reference.of([prompt])[0]
+    assert bad.engine.reset(connector=True)
+    assert bad.cached(prompt) == 0, "a reset forgets it all"
+
+
+def scribble(bad: Rig) -> None:
+    """Overwrite every slot, through the descriptor of the worker's memory."""
+    links = [
+        link
+        for pid in session(bad.engine.process.pid)
+        for link in Path(f"/proc/{pid}/fd").iterdir()
+        if "memfd:kvtier" in os.readlink(link)
+    ]
+    with links[0].open("r+b") as file, mmap.mmap(file.fileno(), 32 * SLOT) as arena:
+        garbage = np.random.default_rng(0).standard_normal(SLOT // 4, dtype=np.float32)
+        for slot in range(32):
+            arena[slot * SLOT : (slot + 1) * SLOT] = garbage.tobytes()
+
+
+def test_an_engine_leaves_although_its_disk_hangs(bad: Rig) -> None:
+    bad.stored(ASKED[7])
+    bad.disk.fail(hang=True)
+    bad.engine.add("hungry", ASKED[7], TOKENS)
+    bad.engine.step()
+    bad.engine.close()
+    assert bad.disk.partial() == []

@@ -1,0 +1,165 @@
+"""Requests come, wait, are preempted and aborted; caches are reset, engines pause: output stays right."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.engine.conftest import EngineFactory
+from tests.engine.harness import Engine, EngineConfig
+from tests.engine.models import prompts
+from tests.engine.scenarios import TOKENS, Reference, nvme
+
+BLOCKS = 24
+LONG = prompts(6, 1500, seed=41)
+MANY = prompts(8, 300, seed=42)
+CLEAN = {"pinned": 0, "reading": 0, "quarantined": 0, "requests": 0}
+
+
+@pytest.fixture(scope="module")
+def reference(engine: EngineFactory, llama: Path) -> Reference:
+    known = Reference(llama)
+    known.learn(engine, LONG + MANY)
+    return known
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("nvme")
+
+
+@pytest.fixture(scope="module")
+def kvtier(reference: Reference, engine: EngineFactory, llama: Path, folder: Path) -> Engine:
+    config = EngineConfig(
+        model=llama,
+        blocks=BLOCKS,
+        kvtier=nvme(folder, dram_capacity="24MiB"),
+        in_process=True,
+        env={"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"},
+    )
+    return engine(config)
+
+
+def idle(engine: Engine) -> dict[str, int]:
+    found: dict[str, int] = engine.call("tests.engine.inside:idle")
+    return found
+
+
+def fill(engine: Engine, reference: Reference) -> None:
+    """Bring LONG below the device."""
+    for prompt in LONG:
+        assert engine.generate([prompt], TOKENS) == reference.of([prompt])
+
+
+def test_abort_at_every_step_of_a_load(kvtier: Engine, reference: Reference) -> None:
+    fill(kvtier, reference)
+    for steps in range(12):
+        kvtier.add("aborted", LONG[0], TOKENS)
+        kvtier.add("stays", LONG[0][:1100] + MANY[0], TOKENS)
+        for _ in range(steps):
+            kvtier.step()
+        kvtier.abort("aborted")
+        kvtier.drain()
+        assert idle(kvtier) == CLEAN
+        kvtier.generate([LONG[1]], 1)  # pushes LONG[0] off the device
+        kvtier.generate([LONG[2]], 1)
+    assert kvtier.generate([LONG[0]], TOKENS) == reference.of([LONG[0]])
+
+
+def test_preemption(kvtier: Engine, reference: Reference) -> None:
+    before = kvtier.metrics()["vllm:num_preemptions_total"]
+    for i, prompt in enumerate(MANY):
+        kvtier.add(f"{i}", prompt, 400)
+    answers = kvtier.drain()
+    assert kvtier.metrics()["vllm:num_preemptions_total"] > before
+    got = [answers[f"{i}"].tokens[:TOKENS] for i in range(len(MANY))]
+    assert got == reference.of(MANY)
+    assert idle(kvtier) == CLEAN
+
+
+@pytest.mark.parametrize("steps", range(0, 10, 2))
+@pytest.mark.parametrize("running", [False, True])
+def test_reset_while_reads_writes_and_loads_run(
+    kvtier: Engine, reference: Reference, steps: int, running: bool
+) -> None:
+    fill(kvtier, reference)
+    for i, prompt in enumerate([LONG[0], LONG[5], MANY[0]]):
+        kvtier.add(f"{i}", prompt, TOKENS)
+    for _ in range(steps):
+        kvtier.step()
+    try:
+        kvtier.reset(running=running, connector=True)
+    except Exception as exc:
+        assert "Failed to reset KV cache" in str(exc)  # vLLM's own refusal while a load holds blocks
+    answers = kvtier.drain()
+    assert [answers[f"{i}"].tokens for i in range(3)] == reference.of([LONG[0], LONG[5], MANY[0]])
+    assert idle(kvtier) == CLEAN
+    kvtier.reset(connector=True)
+    (answer,) = kvtier.answers([LONG[1]], TOKENS)
+    assert answer.cached == 0, "it was stored before the reset"
+    assert answer.tokens == reference.of([LONG[1]])[0]
+
+
+@pytest.mark.parametrize("mode", ["abort", "keep"])
+def test_pause_while_a_load_runs(kvtier: Engine, reference: Reference, mode: str) -> None:
+    fill(kvtier, reference)
+    kvtier.add("0", LONG[0], TOKENS)
+    kvtier.step()
+    assert kvtier.call("tests.engine.inside:pause", mode, False)
+    kvtier.call("tests.engine.inside:resume")
+    answers = kvtier.drain()
+    if mode == "keep":
+        assert answers["0"].tokens == reference.of([LONG[0]])[0]
+    assert idle(kvtier) == CLEAN
+    assert kvtier.generate([LONG[0]], TOKENS) == reference.of([LONG[0]])
+
+
+def test_two_salts_never_share_a_block(kvtier: Engine, reference: Reference) -> None:
+    for salt in ("one", "two"):
+        first = kvtier.call("tests.engine.inside:salted", [LONG[3]], salt, TOKENS)
+        assert first == [[reference.of([LONG[3]])[0], 0]]
+        kvtier.generate(LONG[:2], 1)
+    ((tokens, cached),) = kvtier.call("tests.engine.inside:salted", [LONG[3]], "one", TOKENS)
+    assert tokens == reference.of([LONG[3]])[0]
+    assert cached >= 1024
+
+
+def test_a_request_may_refuse_to_store_and_to_load(kvtier: Engine, reference: Reference) -> None:
+    kvtier.reset(connector=True)
+    asked = [LONG[4]]
+    plain = "tests.engine.inside:hinted"
+    assert kvtier.call(plain, asked, {"kvtier": {"store": False}}, TOKENS)[0][1] == 0
+    kvtier.generate(LONG[:2], 1)
+    assert kvtier.call(plain, asked, {}, TOKENS)[0][1] == 0, "the first did not store"
+    kvtier.generate(LONG[:2], 1)
+    assert kvtier.call(plain, asked, {"kvtier": {"load": False}}, TOKENS)[0][1] == 0
+    kvtier.generate(LONG[:2], 1)
+    ((tokens, cached),) = kvtier.call(plain, asked, {}, TOKENS)
+    assert cached >= 1024
+    assert tokens == reference.of(asked)[0]
+
+
+def test_weights_changed_in_place(kvtier: Engine, reference: Reference, folder: Path) -> None:
+    fill(kvtier, reference)
+    assert kvtier.call("tests.engine.inside:scale_weights", 0.5) > 0
+    assert kvtier.reset(connector=True)
+    (changed,) = kvtier.answers([LONG[0]], TOKENS)
+    assert changed.cached == 0
+    assert changed.tokens != reference.of([LONG[0]])[0]
+    kvtier.generate(LONG[1:3], 1)
+    (again,) = kvtier.answers([LONG[0]], TOKENS)
+    assert again.cached >= 1024
+    assert again.tokens == changed.tokens
+    assert idle(kvtier) == CLEAN
+
+
+def test_nothing_of_before_a_reset_is_hit_after_a_restart(
+    kvtier: Engine, reference: Reference, engine: EngineFactory, llama: Path, folder: Path
+) -> None:
+    del kvtier  # its records, of before and after the reset, are in the folder
+    restarted = engine(
+        EngineConfig(model=llama, blocks=BLOCKS, kvtier=nvme(folder, dram_capacity="24MiB"))
+    )
+    for prompt in LONG:
+        (answer,) = restarted.answers([prompt], TOKENS)
+        assert answer.cached == 0
+        assert answer.tokens == reference.of([prompt])[0]
