@@ -94,6 +94,15 @@ class Rig:
         self.submit(*ops)
         self.one(OpKind.CANCEL)
 
+    def running(self, kind: OpKind, number: int) -> TierOp:
+        """Submit until such an operation hangs in a thread: then CANCEL no longer finds it queued."""
+        while True:
+            op = self.op(kind, number)
+            self.submit(op)
+            self.one(OpKind.CANCEL, target=op.op)
+            if op.op not in self.results:
+                return op
+
     def fill(self, slot: int, number: int | None = None, group: int = 0) -> Bytes:
         """Put a chunk in a slot and return a copy of it."""
         chunk = pattern(slot if number is None else number, GROUP_NBYTES[group])

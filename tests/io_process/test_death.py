@@ -129,8 +129,7 @@ def test_killed_among_writes_and_reads_leaves_whole_records_only(io: Rig, tmp_pa
 def test_sigterm_finishes_the_write_in_hand(io: Rig, control: Path) -> None:
     rewrite(control, {"hang": True})
     io.fill(1)
-    in_hand = io.op(OpKind.WRITE, 1)
-    io.submit_and_take(in_hand)
+    io.running(OpKind.WRITE, 1)
     pid = kill(io, signal.SIGTERM)
     rewrite(control, {"write_delay_s": 0.1})
     io.until(lambda: not exists(pid))
@@ -141,12 +140,13 @@ def test_sigterm_finishes_the_write_in_hand(io: Rig, control: Path) -> None:
 
 
 def test_close_finishes_the_write_in_hand_and_answers_the_rest(io: Rig, control: Path) -> None:
-    rewrite(control, {"write_delay_s": 0.2})
+    rewrite(control, {"hang": True})
     io.fill(1)
-    ops = [io.op(OpKind.WRITE, i) for i in (1, 2, 3, 4, 5, 6)]
-    io.submit_and_take(*ops)
+    ops = [io.running(OpKind.WRITE, 1), *[io.op(OpKind.WRITE, i) for i in range(2, 7)]]
+    io.submit_and_take(*ops[1:])
     pid = io.client.pid
     assert pid
+    rewrite(control, {})
     io.client.close(5.0)
     assert not exists(pid)
     io.until(lambda: all(op.op in io.results for op in ops))
@@ -159,7 +159,7 @@ def test_close_finishes_the_write_in_hand_and_answers_the_rest(io: Rig, control:
 
 def test_close_kills_what_hangs(io: Rig, control: Path) -> None:
     rewrite(control, {"hang": True})
-    io.submit_and_take(io.op(OpKind.WRITE, 1))
+    io.running(OpKind.WRITE, 1)
     pid = io.client.pid
     assert pid
     io.client.close(0.05)

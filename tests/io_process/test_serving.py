@@ -182,7 +182,7 @@ def test_queued_reads_expire_and_are_cancelled_while_every_thread_hangs(
 ) -> None:
     hung = hang(faulty, control, *range(10), kind=OpKind.WRITE)
     late = faulty.op(OpKind.READ, 3, deadline_s=0.05, priority=Priority.PREFETCH)
-    behind = [faulty.op(OpKind.READ, 3, deadline_s=60.0) for _ in range(4)]
+    behind = [faulty.op(OpKind.READ, 3, deadline_s=60.0) for _ in range(6)]
     faulty.submit(*behind, late)
     faulty.until(lambda: late.op in faulty.results)
     assert faulty.results[late.op].status is OpStatus.DEADLINE
