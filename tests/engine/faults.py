@@ -1,7 +1,6 @@
 """What fault tests do inside the engine's process, called by `Engine.call`: look at the brain, empty tier 0."""
 
 import time
-from typing import Any
 
 from kvtier.brain.cost import Pace, ReadCost
 from kvtier.cache import TieredCache
@@ -28,7 +27,7 @@ def tier0(llm: object) -> int:
     return brain_of(llm).stats().tiers[0].chunks
 
 
-def settle(llm: Any, timeout_s: float = 20.0) -> list[str]:
+def settle(llm: object, timeout_s: float = 20.0) -> list[str]:
     """Step until all that was ordered is done and every tier serves; return what is not done in time."""
     deadline = time.monotonic() + timeout_s
     driver = Driver(llm)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvtier.demo.process import session
+from kvtier.io_process.record import PAGE
 from tests.engine import damage
 from tests.engine.conftest import EngineFactory
 from tests.engine.harness import Answer, Engine, EngineConfig
@@ -17,7 +18,7 @@ from tests.engine.scenarios import TOKENS, Reference
 
 CHUNK = 128  # tokens: one block
 SLOT = 512 << 10  # bytes of a chunk
-RECORD = SLOT + damage.PAGE
+RECORD = SLOT + PAGE
 DEADLINE_S = 1.0
 DISK_NBYTES = 128 << 20
 
@@ -154,7 +155,9 @@ def config(model: Path, disk: Disk, dram: int = 32, **more: object) -> EngineCon
     return EngineConfig(model=model, blocks=40, kvtier=kvtier, in_process=True)
 
 
-def rig(engine: EngineFactory, made: EngineConfig, disk: Disk, reference: Reference) -> Iterator[Rig]:
+def rig(
+    engine: EngineFactory, made: EngineConfig, disk: Disk, reference: Reference
+) -> Iterator[Rig]:
     """Give the running engine to a test, and check afterwards that it is well."""
     disk.fail()
     one = Rig(engine(made), disk, reference)

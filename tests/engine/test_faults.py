@@ -17,7 +17,6 @@ from tests.engine.rig import (
     ASKED,
     CHUNK,
     DEADLINE_S,
-    DISK_NBYTES,
     LONG,
     SHARED,
     SLOT,
@@ -43,9 +42,7 @@ def reference(engine: EngineFactory, llama: Path) -> Reference:
 
 
 @pytest.fixture
-def bad(
-    engine: EngineFactory, llama: Path, disk: Disk, reference: Reference
-) -> Iterator[Rig]:
+def bad(engine: EngineFactory, llama: Path, disk: Disk, reference: Reference) -> Iterator[Rig]:
     yield from rig(engine, config(llama, disk), disk, reference)
 
 
