@@ -108,6 +108,7 @@ class TieredCache:
         self._counters.resets += 1
         for request in self._requests.values():
             request.held.clear()
+            request.given = False
             request.reading = None
             request.counted = request.below = 0
             if not request.refused:
@@ -185,12 +186,13 @@ class TieredCache:
         if known.reading is not None:
             return ReadPlan(len(known.reading.left))
         wanted = list(keys)
-        if known.held == wanted:
+        if known.given and known.held == wanted:
             return None
         resident = self._ledger.index.residents(wanted)
         self._hold(known, resident)
         if len(resident) == len(wanted):
             self._count_hits(known, wanted)
+            known.given = True
             return None
         if self._core.roster.settled(known):
             return ReadPlan(0)
@@ -332,6 +334,7 @@ class TieredCache:
         self._ledger.pin(keys)
         self._ledger.unpin(known.held)
         known.held = keys
+        known.given = False
 
     def _count_hits(self, known: Request, keys: Sequence[BlockKey]) -> None:
         self._ledger.touch(keys)

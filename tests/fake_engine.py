@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kvtier.cache import LowerTier, TieredCache, WriteMode
+from kvtier.cache import LowerTier, StorePlan, TieredCache, TierStats, WriteMode
 from kvtier.policies.eviction.lru import LruPolicy
 from kvtier.policies.prefetch.arrival import ArrivalPolicy
-from kvtier.types import NO_SLOT, BlockKey, OpResult, OpStatus, ScanBatch
+from kvtier.types import NO_SLOT, BlockKey, OpKind, OpResult, OpStatus, ScanBatch, TierOp
 from tests.fake_ranks import FULL, RECORD, WINDOW, Clock, Content, Ranks, chain
 
 _MAX_REQUESTS = 6
@@ -62,6 +62,7 @@ class Engine:
                     persistent=True,
                     eviction=LruPolicy(),
                     max_writes=3,
+                    max_idle_writes=3,
                 )
                 for i, mode in enumerate(shape.modes, 1)
             ],
@@ -282,3 +283,54 @@ class Engine:
             req.epoch = self.ranks.epoch
             plan = self.ranks.loaded(self.cache.plan_load(req.name, keys), keys)
             assert NO_SLOT not in plan.slots, "a pinned chunk vanished"
+
+
+def started(shape: Shape) -> Engine:
+    """Make an engine whose tiers are open and whose scans are over."""
+    engine = Engine(shape)
+    engine.step()
+    while engine.to_list:
+        engine.scan(0, 100)
+    engine.step()
+    engine.ranks.sent.clear()
+    return engine
+
+
+def arrive(made: Engine, name: str, keys: list[BlockKey], *, persist: bool = True) -> None:
+    made.cache.arrive(name, [keys], persist=persist)
+
+
+def store(made: Engine, name: str, keys: list[BlockKey]) -> StorePlan:
+    """Store and finish at once."""
+    plan = made.ranks.stored(made.cache.plan_store(name, keys))
+    if plan.keys:
+        made.ranks.finish(plan.plan_id)
+    return plan
+
+
+def here(made: Engine, keys: list[BlockKey]) -> list[bool]:
+    return [made.cache._ledger.index.resident(key) for key in keys]
+
+
+def sent(made: Engine, kind: OpKind) -> list[TierOp]:
+    """Step, and return the operations of one kind that the brain sent since `started`."""
+    made.ranks.drain()
+    return [op for op in made.ranks.sent if op.kind is kind]
+
+
+def stored(made: Engine, keys: list[BlockKey]) -> None:
+    """Let a request arrive, store its prefix and leave."""
+    name = keys[0].decode()
+    arrive(made, name, keys)
+    store(made, name, keys)
+    made.cache.depart(name)
+
+
+def below(made: Engine, keys: list[BlockKey]) -> list[bool]:
+    """Tell which chunks the first lower tier holds."""
+    return [bool(made.cache._ledger.index.flags_of(key) & 2) for key in keys]
+
+
+def tier_of(made: Engine) -> TierStats:
+    """Return the numbers of the first lower tier."""
+    return made.cache.stats().tiers[1]

@@ -60,6 +60,12 @@ class Breaker:
         """Note that the probe was ordered."""
         self.state = BreakerState.PROBING
 
+    def forget_probe(self) -> None:
+        """Note that the answer to the probe will not come: another one is due."""
+        if self.state is BreakerState.PROBING:
+            self.state = BreakerState.RESTING
+            self._until = self._clock()
+
     def probed(self, *, ok: bool) -> None:
         """Note the probe's answer."""
         if ok:

@@ -166,7 +166,9 @@ class Demotion:
             backlog.popleft()
 
     def _full(self, lower: Lower, *, idle: bool) -> bool:
-        return (lower.idles if idle else lower.demotions) >= lower.spec.max_writes
+        if idle:
+            return lower.idles >= lower.spec.max_idle_writes
+        return lower.demotions >= lower.spec.max_writes
 
     def _target(self) -> int:
         return int(self._ledger.slots.n * self._low_watermark)

@@ -1,6 +1,7 @@
 """Keeps one lower tier going: opens it, resets it, probes it, takes its scan in, makes room in it."""
 
 from collections.abc import Callable
+from itertools import islice
 
 from kvtier.brain.flights import Flight, Flights
 from kvtier.brain.ledger import Ledger
@@ -10,7 +11,7 @@ from kvtier.brain.scan import Scan
 from kvtier.types import OpKind, Priority, ScanBatch, TierOp
 
 _SCAN_SLICE = 1024  # scanned records taken in per step: a few milliseconds
-_MAX_REMOVES = 64  # ordered per step
+_MAX_REMOVES = 128  # under way
 _RETRY_S = 1.0
 _AWAKE_S = 1.0
 _MAX_RETRY_S = 60.0
@@ -66,6 +67,7 @@ class Keeper:
         Used again only when they have ended: an old REMOVE must not meet a new record.
         """
         self.lower.clear()
+        self.lower.breaker.forget_probe()
         self._scan = None
         self._reclaiming = None
         self._lingering = lingering
@@ -164,8 +166,9 @@ class Keeper:
 
     def _remove_doomed(self) -> None:
         lower = self.lower
-        if lower.doomed and self._clock() >= lower.remove_at:
-            for key in list(lower.doomed)[:_MAX_REMOVES]:
+        n = _MAX_REMOVES - lower.removes
+        if lower.doomed and n > 0 and self._clock() >= lower.remove_at:
+            for key in list(islice(lower.doomed, n)):
                 lower.remove(key, lower.doomed.pop(key))
 
     def _make_room(self) -> None:
@@ -184,7 +187,7 @@ class Keeper:
     def _evict(self, need: int) -> None:
         lower = self.lower
         policy = lower.spec.eviction
-        for key in policy.victims(_MAX_REMOVES, lower.ops.__contains__):
+        for key in policy.victims(_MAX_REMOVES - lower.removes, lower.ops.__contains__):
             if need <= 0:
                 return
             nbytes = self._ledger.erase(lower.tier, key)

@@ -74,6 +74,11 @@ class Lower:
         return bool(self.ops) and self._clock() - self._moved > _STALLED_S
 
     @property
+    def removes(self) -> int:
+        """How many REMOVE are under way."""
+        return len(self.reserved) - self.demotions - self.idles
+
+    @property
     def free(self) -> int:
         """Bytes that a write may reserve."""
         return self.spec.capacity - self.used - self.foreign

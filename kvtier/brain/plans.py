@@ -19,7 +19,8 @@ class LowerTier:
     persistent: bool
     eviction: EvictionPolicy
     admission: AdmissionPolicy | None = None  # None: every chunk may enter
-    max_writes: int = 64  # demotions in flight; as many idle writes beside them
+    max_writes: int = 64  # demotions in flight
+    max_idle_writes: int = 512  # what an engine that falls idle still gets written
 
 
 class ReadPlan(NamedTuple):

@@ -13,6 +13,8 @@ from kvtier.index import TIERS
 from kvtier.policy import PrefetchPolicy
 from kvtier.types import NO_SLOT, BlockKey, Priority
 
+_MAX_READS = 2048  # under way; more would not fit into the ranks' queues
+
 
 @dataclass(slots=True)
 class Fill:
@@ -189,7 +191,8 @@ class Promotion:
         return None
 
     def _budget(self) -> int:
-        return int(self._ledger.slots.n * self._read_share) - len(self.fills)
+        share = int(self._ledger.slots.n * self._read_share)
+        return min(share, _MAX_READS) - len(self.fills)
 
     def _make_room(self, n: int) -> None:
         lack = min(n, self._budget()) - self._ledger.slots.free

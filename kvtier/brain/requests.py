@@ -34,6 +34,7 @@ class Request:
     groups: list[list[BlockKey]] = field(default_factory=list)
     places: dict[BlockKey, int] = field(default_factory=dict)
     held: list[BlockKey] = field(default_factory=list)
+    given: bool = False  # `held` is a hit that was given, and counted
     reading: Reading | None = None
     refused: bool = False  # reading costs more than computing, until it departs
     stale: bool = False  # its KV is of an epoch that ended

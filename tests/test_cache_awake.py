@@ -1,0 +1,146 @@
+"""Liveness, prefetch, events and numbers."""
+
+from kvtier.cache import CacheEvent, WriteMode
+from kvtier.types import OpKind, OpResult, OpStatus, Priority
+from tests.fake_engine import Engine, Shape, arrive, here, sent, started, store
+from tests.fake_ranks import CHUNK, RECORD, chain
+
+A, B = chain("a", 8), chain("b", 8)
+BELOW = Shape(
+    slots=16,
+    capacity=20,
+    modes=(WriteMode.IDLE,),
+    watermark=0.0,
+    found=tuple(("a", i) for i in range(8)),
+)
+AHEAD = BELOW._replace(prefetch=True, watermark=0.25)
+
+
+def reads(made: Engine) -> list[bytes]:
+    return [op.key for op in sent(made, OpKind.READ)]
+
+
+def test_the_engine_is_awake_while_an_operation_moves_and_not_for_a_hung_one() -> None:
+    made = started(BELOW)
+    assert not made.cache.awake()
+    arrive(made, "r", A)
+    made.cache.plan_read("r", A[:2])
+    assert made.cache.awake(), "there is something to send"
+    made.clock.now += 100
+    assert made.cache.awake(), "however late"
+    made.ranks.drain()
+    assert made.cache.awake()
+    made.clock.now += 0.9
+    made.ranks.answer(next(iter(made.ranks.pending)), 0)
+    made.clock.now += 0.9
+    assert made.cache.awake(), "it moved within the last second"
+    made.clock.now += 0.2
+    assert not made.cache.awake()
+
+
+def test_answers_to_nothing_are_ignored() -> None:
+    made = started(BELOW)
+    made.cache.complete([OpResult(0, 99999, OpStatus.OK), OpResult(7, 1, OpStatus.OK)])
+    arrive(made, "r", A)
+    made.cache.plan_read("r", A[:1])
+    (read,) = sent(made, OpKind.READ)
+    made.cache.complete([OpResult(5, read.op, OpStatus.OK)])
+    assert not made.cache.ready("r")
+
+
+def test_a_prefix_below_is_read_ahead_when_its_request_arrives() -> None:
+    made = started(AHEAD)
+    arrive(made, "r", A)
+    assert reads(made) == A
+    assert {op.priority for op in made.ranks.sent} == {Priority.PREFETCH}
+    made.ranks.answer_all()
+    assert here(made, A) == [True] * 8
+    assert made.cache.plan_read("r", A) is None
+    assert made.cache.stats().prefetches == 8
+
+
+def test_a_read_ahead_that_a_request_waits_for_is_raised() -> None:
+    made = started(AHEAD)
+    arrive(made, "r", A)
+    made.ranks.drain()
+    plan = made.cache.plan_read("r", A[:2])
+    assert plan is not None
+    assert plan.reading == 2
+    hastened = {op.target for op in sent(made, OpKind.HASTEN)}
+    assert hastened == {op for op, o in made.ranks.pending.items() if o.key in A[:2]}
+    assert reads(made) == A, "not read twice"
+
+
+def test_reads_ahead_leave_the_last_slots_alone_and_are_cancelled_under_pressure() -> None:
+    made = started(AHEAD._replace(slots=8))
+    arrive(made, "r", A)
+    assert reads(made) == A[:4], "half of the slots"
+    made.cache.depart("r")
+    arrive(made, "b", B)
+    made.cache.plan_store("b", B[:8])
+    assert len(sent(made, OpKind.CANCEL)) == 4
+
+
+def test_read_ahead_stops_at_a_hole() -> None:
+    made = started(AHEAD._replace(found=(("a", 0), ("a", 1), ("a", 3))))
+    arrive(made, "r", A)
+    assert reads(made) == A[:2]
+
+
+def test_only_the_window_of_a_window_group_is_read_ahead() -> None:
+    made = started(AHEAD._replace(hybrid=True, found=()))
+    window = chain("a", 8, group=1)
+    keys = [*A[:6], *window[:6]]
+    made.cache._ledger.record(1, [(k, made.cache._core.layout.at([k], 0, 0), RECORD) for k in keys])
+    made.cache._core.lowers[0].used += len(keys) * RECORD
+    made.cache.arrive("r", [A, window])
+    assert reads(made) == [*A[:6], *window[4:6]]
+
+
+def test_events_name_what_became_readable_and_what_left() -> None:
+    made = started(BELOW._replace(modes=(WriteMode.THROUGH,), slots=2, found=()))
+    arrive(made, "a", A)
+    store(made, "a", A[:2])
+    made.step()
+    assert made.cache.events() == [
+        CacheEvent(0, "dram", tuple(A[:2]), False),
+        CacheEvent(1, "tier1", tuple(A[:2]), False),
+    ]
+    arrive(made, "b", B)
+    store(made, "b", B[:1])
+    assert made.cache.events() == [
+        CacheEvent(0, "dram", (A[1],), True),
+        CacheEvent(0, "dram", (B[0],), False),
+    ]
+    assert made.cache.events() == []
+
+
+def test_numbers_tell_where_hits_came_from() -> None:
+    made = started(BELOW)
+    arrive(made, "a", A)
+    store(made, "a", A[:2])
+    arrive(made, "r", A)
+    made.cache.plan_read("r", A[:5])
+    made.ranks.drain()
+    made.ranks.answer_all()
+    assert made.cache.plan_read("r", A[:5]) is None
+    assert made.cache.plan_read("r", A[:5]) is None
+    plan = made.ranks.loaded(made.cache.plan_load("r", A[:5]), A[:5])
+    made.ranks.finish(plan.plan_id)
+    made.cache.transferred(5 * CHUNK, 0.5)
+    stats = made.cache.stats()
+    dram, below = stats.tiers
+    assert (dram.name, dram.capacity, dram.chunks, dram.hits) == ("dram", 16 * CHUNK, 5, 2)
+    assert (below.name, below.chunks, below.hits, below.reads) == ("tier1", 8, 3, 3)
+    assert (below.read_bytes, below.used) == (3 * RECORD, 8 * RECORD)
+    assert (dram.reads, dram.read_bytes, dram.read_seconds) == (5, 5 * CHUNK, 0.5)
+    assert (stats.stores, stats.loads, stats.pinned, stats.requests) == (2, 5, 0, 2)
+    assert stats.lookups == 0
+
+
+def test_learning_never_needs_samples_that_make_sense() -> None:
+    made = started(BELOW)
+    made.cache.prefilled(0, 0.0)
+    made.cache.transferred(0, 0.0)
+    arrive(made, "r", A)
+    assert made.cache.plan_read("r", A) is not None

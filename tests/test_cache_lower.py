@@ -1,0 +1,167 @@
+"""A tier below: its bytes and its health."""
+
+from kvtier.brain.breaker import Breaker, BreakerState
+from kvtier.cache import WriteMode
+from kvtier.types import OpKind, OpResult, OpStatus
+from tests.fake_engine import Engine, Shape, arrive, below, sent, started, stored, tier_of
+from tests.fake_ranks import RECORD, Clock, chain
+
+A, B = chain("a", 8), chain("b", 8)
+THROUGH = Shape(slots=16, capacity=4, modes=(WriteMode.THROUGH,), watermark=0.0)
+
+
+def test_the_bytes_of_an_answer_replace_what_was_reserved() -> None:
+    made = started(THROUGH)
+    stored(made, A[:1])
+    made.ranks.drain()
+    (write,) = made.ranks.pending
+    made.cache.complete([OpResult(0, write, OpStatus.OK, 4096)])
+    assert tier_of(made).used == 4096
+
+
+def test_room_is_made_by_the_tiers_own_policy_and_counts_when_every_rank_answered() -> None:
+    made = started(THROUGH)
+    stored(made, A[:4])
+    for _ in range(3):
+        made.step()
+    stored(made, B[:1])
+    made.ranks.drain()
+    removes = sent(made, OpKind.REMOVE)
+    assert removes
+    assert removes[0].key == A[3]
+    used = tier_of(made).used
+    assert used <= 4 * RECORD
+    made.ranks.answer_all(kinds=(OpKind.REMOVE,))
+    assert tier_of(made).used < used
+    for _ in range(4):
+        made.step()
+        made.verify()
+    assert below(made, B[:1]) == [True]
+    assert tier_of(made).evictions >= 1
+
+
+def test_a_record_that_is_being_read_is_no_victim() -> None:
+    made = started(THROUGH._replace(capacity=2, found=(("a", 0), ("a", 1))))
+    arrive(made, "r", A)
+    made.cache.plan_read("r", A[:2])
+    made.ranks.drain()
+    for _ in range(3):
+        made.ranks.drain()
+    assert not sent(made, OpKind.REMOVE)
+
+
+def test_foreign_bytes_go_before_our_own() -> None:
+    made = Engine(THROUGH._replace(ranks=2))
+    opens = [op for op in made.ranks.drain() if op.kind is OpKind.OPEN]
+    foreign = [2 * RECORD, 3 * RECORD]
+    for rank, nbytes in enumerate(foreign):
+        made.cache.complete([OpResult(rank, opens[0].op, OpStatus.OK, nbytes)])
+    made.ranks.pending.clear()
+    assert tier_of(made).foreign == 3 * RECORD, "of the fullest rank"
+    stored(made, A[:2])
+    made.step()
+    made.ranks.drain()
+    (reclaim,) = sent(made, OpKind.RECLAIM)
+    assert reclaim.nbytes > 0
+    assert not sent(made, OpKind.REMOVE)
+    for rank in range(2):
+        made.cache.complete([OpResult(rank, reclaim.op, OpStatus.OK, 0)])
+    assert tier_of(made).foreign == 0
+
+
+def test_foreign_bytes_that_stay_are_asked_for_again_only_later() -> None:
+    made = Engine(THROUGH)
+    (op,) = [op for op in made.ranks.drain() if op.kind is OpKind.OPEN]
+    made.cache.complete([OpResult(0, op.op, OpStatus.OK, 4 * RECORD)])
+    made.ranks.pending.clear()
+    for _ in range(5):
+        for reclaim in [op for op in made.ranks.drain() if op.kind is OpKind.RECLAIM]:
+            made.cache.complete([OpResult(0, reclaim.op, OpStatus.OK, 4 * RECORD)])
+    assert len(sent(made, OpKind.RECLAIM)) == 1
+    made.clock.now += 61
+    assert len(sent(made, OpKind.RECLAIM)) == 2
+
+
+def test_a_remove_that_failed_keeps_its_bytes_and_is_tried_again() -> None:
+    made = started(THROUGH._replace(found=(("a", 0),)))
+    arrive(made, "r", A)
+    made.cache.plan_read("r", A[:1])
+    made.ranks.drain()
+    made.ranks.answer_all(OpStatus.CORRUPT)
+    made.ranks.drain()
+    made.ranks.answer_all(OpStatus.ERROR)
+    assert tier_of(made).used == RECORD
+    made.ranks.drain()
+    assert not made.ranks.pending
+    made.clock.now += 1.1
+    made.step()
+    assert tier_of(made).used == 0
+
+
+def test_a_breaker_opens_after_failures_in_a_row_and_rests_longer_each_time() -> None:
+    clock = Clock()
+    breaker = Breaker(clock, limit=3, rest_s=1.0, max_rest_s=4.0)
+    for _ in range(2):
+        breaker.failed()
+    breaker.succeeded()
+    for _ in range(3):
+        assert breaker.closed
+        breaker.failed()
+    rests = []
+    for _ in range(4):
+        started_at = clock.now
+        while not breaker.due:
+            clock.now += 0.5
+        rests.append(clock.now - started_at)
+        breaker.probing()
+        breaker.failed()
+        breaker.succeeded()
+        assert breaker.state is BreakerState.PROBING
+        breaker.probed(ok=False)
+    assert rests == [1.0, 2.0, 4.0, 4.0]
+    clock.now += 4
+    breaker.probing()
+    breaker.probed(ok=True)
+    assert breaker.closed
+
+
+def test_a_tier_that_fails_rests_is_probed_and_comes_back() -> None:
+    made = started(THROUGH._replace(capacity=20, found=tuple(("a", i) for i in range(4))))
+    for i in range(5):
+        arrive(made, f"r{i}", A)
+        made.cache.plan_read(f"r{i}", A[:1])
+        made.ranks.drain()
+        made.ranks.answer_all(OpStatus.ERROR)
+    assert tier_of(made).breaker is BreakerState.RESTING
+    assert not made.cache.lookup("new", A[0])
+    stored(made, B[:1])
+    made.step()
+    assert not sent(made, OpKind.WRITE)
+    assert not sent(made, OpKind.PROBE)
+    made.clock.now += 1.1
+    assert len(sent(made, OpKind.PROBE)) == 1
+    assert not made.cache.awake(), "never for a probe"
+    made.ranks.answer_all()
+    assert made.cache.lookup("new", A[0])
+    assert tier_of(made).trips == 1
+
+
+def test_missing_and_corrupt_records_do_not_tire_the_tier() -> None:
+    made = started(THROUGH._replace(capacity=20, found=tuple(("a", i) for i in range(8))))
+    arrive(made, "r", A)
+    made.cache.plan_read("r", A)
+    made.ranks.drain()
+    made.ranks.answer_all(OpStatus.CORRUPT)
+    assert tier_of(made).breaker is BreakerState.CLOSED
+
+
+def test_missed_deadlines_tire_the_tier() -> None:
+    made = started(THROUGH._replace(capacity=20, found=tuple(("a", i) for i in range(8))))
+    for i in range(5):
+        arrive(made, f"r{i}", A)
+        made.cache.plan_read(f"r{i}", A[i : i + 1])
+        made.ranks.drain()
+        made.clock.now += 2.1
+        assert made.cache.ready(f"r{i}")
+    made.ranks.drain()
+    assert tier_of(made).breaker is BreakerState.RESTING
