@@ -35,6 +35,7 @@ class Child:
         self._sock.setblocking(False)
         self.inbox = FrameBuffer()
         self.broken = False
+        self.killed = False
         self.unsent = bytearray(frame(FrameKind.SETUP, setup))
 
     @property
@@ -74,6 +75,7 @@ class Child:
 
     def kill(self) -> None:
         """End it now; `reaped` says when it is gone."""
+        self.killed = True
         self._process.kill()
 
     def reaped(self) -> bool:

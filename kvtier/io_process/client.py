@@ -43,6 +43,7 @@ class IoClient:
         self._arena_fd = arena_fd
         self._clock = clock
         self._pending: dict[int, TierOp] = {}
+        self._doomed: dict[int, TierOp] = {}  # what the process that is dying still had
         self._answers: list[OpResult | ScanBatch] = []
         self._replay = Replay()
         self._unscanned: set[int] = set()  # tiers whose records were not all reported yet
@@ -65,7 +66,7 @@ class IoClient:
     @property
     def pending(self) -> int:
         """How many operations are not answered yet."""
-        return len(self._pending)
+        return len(self._pending) + len(self._doomed)
 
     def wait_ready(self, timeout_s: float) -> None:
         """Wait until the process has its tiers; blocks, so for the start of the engine only.
@@ -111,6 +112,8 @@ class IoClient:
             self._child = None
         self._restart_at = math.inf
         self._ready_at = math.inf
+        self._doomed |= self._pending
+        self._pending = {}
         self._answer_died()
 
     def _accepts(self, op: TierOp) -> bool:
@@ -121,7 +124,7 @@ class IoClient:
         bound = self._setup.queue * (1 if op.kind in (OpKind.READ, OpKind.WRITE) else 2)
         if not self.alive and not changes:
             self._answer(op.op, OpStatus.DIED, "there is no I/O process now")
-        elif len(self._pending) >= bound:
+        elif self.pending >= bound:
             self._answer(op.op, OpStatus.ERROR, "queue full")
         else:
             self._pending[op.op] = op
@@ -182,10 +185,12 @@ class IoClient:
 
     def _bury(self, child: Child) -> None:
         """Make sure it is dead; only then may its slots be used again, so only then answer."""
-        if self._clock() - self._ready_at > _LAST_BACKOFF_S:
-            self._backoff_s = _FIRST_BACKOFF_S
-        self._ready_at = math.inf
-        child.kill()
+        if not child.killed:
+            child.kill()
+            self._doomed, self._pending = self._pending, {}
+            if self._clock() - self._ready_at > _LAST_BACKOFF_S:
+                self._backoff_s = _FIRST_BACKOFF_S
+            self._ready_at = math.inf
         if not child.reaped():
             return
         logger.warning(
@@ -206,8 +211,8 @@ class IoClient:
             self._backoff_s = min(2 * self._backoff_s, _LAST_BACKOFF_S)
 
     def _answer_died(self) -> None:
-        pending, self._pending = self._pending, {}
-        for op in pending:
+        doomed, self._doomed = self._doomed, {}
+        for op in doomed:
             self._answer(op, OpStatus.DIED, "the I/O process died")
 
     def _answer(self, op: int, status: OpStatus, error: str) -> None:
