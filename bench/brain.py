@@ -127,6 +127,12 @@ def plan(cache: TieredCache, sample: list[list[BlockKey]]) -> None:
             cache.cancel(f"s{i}")
             cache.plan_read(f"s{i}", keys)
 
+    def idle_steps() -> None:
+        for _ in range(1000):
+            cache.drain()
+            cache.stats()
+
+    report("brain", "drain and stats, nothing to do", median_rate(1000, idle_steps), "steps/s")
     report("brain", f"plan_read, a hit of {PREFIX}", median_rate(n, first_hit), "requests/s")
     for case, run, target in steps:
         rate = median_rate(n, requests(run))

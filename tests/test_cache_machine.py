@@ -12,7 +12,7 @@ from kvtier.cache import WriteMode
 from kvtier.types import OpStatus
 from tests.fake_engine import Engine, Shape
 
-NAMES = "abc"
+NAMES = "abcde"
 PICK = st.integers(0, 30)
 FAULTS = [
     OpStatus.MISSING,
@@ -21,7 +21,7 @@ FAULTS = [
     OpStatus.DEADLINE,
     OpStatus.CANCELLED,
 ]
-STATUSES = [*[OpStatus.OK] * 8, *FAULTS]
+STATUSES = [*[OpStatus.OK] * 14, *FAULTS]
 WAITS = [0.1, 0.1, 1.1, 2.5, 70.0]
 
 
@@ -69,6 +69,10 @@ class Machine(RuleBasedStateMachine):
     @rule(n=PICK, failed=st.sets(st.integers(0, 7), max_size=2))
     def finish(self, n: int, failed: set[int]) -> None:
         self.engine.finish(n, failed)
+
+    @rule(n=st.integers(1, 12))
+    def churn(self, n: int) -> None:
+        self.engine.churn(n)
 
     @rule(n=PICK)
     def cancel(self, n: int) -> None:
@@ -145,13 +149,13 @@ TestBrain.settings = settings(max_examples=100, stateful_step_count=50)
 def random_shape(rng: random.Random) -> Shape:
     return Shape(
         ranks=rng.randint(1, 3),
-        slots=rng.randint(1, 24),
-        capacity=rng.randint(1, 30),
-        modes=tuple(rng.choices(list(WriteMode), k=rng.choice([0, 1, 1, 1, 2]))),
+        slots=rng.choice([rng.randint(1, 9), rng.randint(6, 24)]),
+        capacity=rng.choice([rng.randint(1, 9), 300]),
+        modes=tuple(rng.choices(list(WriteMode), k=rng.choice([0, 1, 1, 1, 1, 2, 2]))),
         hybrid=rng.random() < 0.4,
         prefetch=rng.random() < 0.4,
         watermark=rng.choice([0.0, 0.1, 0.3]),
-        found=tuple((rng.choice(NAMES), rng.randrange(8)) for _ in range(rng.randrange(8))),
+        found=tuple((rng.choice(NAMES), rng.randrange(8)) for _ in range(rng.choice([0, 8, 40]))),
     )
 
 
@@ -162,14 +166,15 @@ def random_calls(engine: Engine, rng: random.Random) -> list[tuple[int, Callable
         return rng.randrange(30)
 
     return [
-        (6, lambda: engine.arrive(rng.choice(NAMES), rng.randint(1, 8), rng.random() < 0.8)),
+        (12, lambda: engine.arrive(rng.choice(NAMES), rng.randint(1, 8), rng.random() < 0.9)),
         (4, lambda: engine.extend(pick(), rng.randint(1, 2))),
-        (20, lambda: engine.schedule(pick(), rng.random() < 0.6)),
+        (20, lambda: engine.schedule(pick(), rng.random() < 0.8)),
         (1, lambda: engine.load_anything(pick(), rng.randint(1, 8))),
         (12, lambda: engine.store(pick(), rng.randint(1, 9))),
         (20, lambda: engine.finish(pick(), {pick()} if rng.random() < 0.2 else set())),
+        (8, lambda: engine.churn(rng.randint(1, 12))),
         (1, lambda: engine.cancel(pick())),
-        (2, lambda: engine.depart(pick())),
+        (8, lambda: engine.depart(pick())),
         (1, lambda: engine.preempt(pick())),
         (rng.random() < 0.2, lambda: engine.reset(rng.random() < 0.3)),
         (16, lambda: engine.ranks.drain()),
@@ -177,7 +182,7 @@ def random_calls(engine: Engine, rng: random.Random) -> list[tuple[int, Callable
         (40, lambda: engine.answer(pick(), pick(), rng.choice(STATUSES))),
         (1, lambda: engine.die(pick())),
         (1, lambda: engine.answer_nothing(rng.randrange(400), rng.randrange(4))),
-        (3, lambda: engine.scan(pick(), rng.randint(1, 3))),
+        (10, lambda: engine.scan(pick(), rng.randint(1, 3))),
         (1, lambda: engine.lose(pick(), pick(), pick())),
         (4, lambda: setattr(engine.clock, "now", engine.clock.now + rng.choice(WAITS))),
         (1, lambda: engine.cache.prefilled(rng.randint(1, 1000), rng.uniform(0.001, 1))),

@@ -115,6 +115,21 @@ def test_what_does_not_fit_is_a_miss_from_there_on() -> None:
     made.verify()
 
 
+def test_with_several_groups_a_hit_that_does_not_fit_whole_is_not_read() -> None:
+    window = chain("a", 8, group=1)
+    for slots, reading in ((16, 6), (11, 0)):
+        made = started(BELOW._replace(slots=slots, hybrid=True, found=()))
+        keys = [*A[:4], *window[2:4]]
+        places = [made.cache._core.layout.at([key], 0, 0) for key in keys]
+        made.cache._ledger.record(1, [(k, p, RECORD) for k, p in zip(keys, places, strict=True)])
+        made.cache._core.lowers[0].used += len(keys) * RECORD
+        made.cache.arrive("r", [A, window])
+        plan = made.cache.plan_read("r", keys)
+        assert plan is not None
+        assert plan.reading == len(sent(made, OpKind.READ)) == reading
+        assert made.cache.ready("r") == (not reading)
+
+
 def test_a_request_that_gets_no_read_is_settled_at_once() -> None:
     made = below(slots=2)
     arrive(made, "b", B)

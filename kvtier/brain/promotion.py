@@ -39,14 +39,20 @@ class Promotion:
         self._read_share = read_share
 
     def plan(self, request: Request, wanted: Sequence[BlockKey]) -> ReadPlan:
-        """Order what of `wanted` is not in tier 0, in order, up to the first that cannot come."""
+        """Order what of `wanted` is not in tier 0, in order, up to the first that cannot come.
+
+        With several KV-cache groups all or nothing: a part of one group is no hit.
+        """
         missing = [key for key in wanted if not self._ledger.index.resident(key)]
         if self._too_dear(request, wanted, missing):
             self._core.counters.refused_reads += 1
             request.refused = True
             self._core.roster.settle(request)
             return ReadPlan(0)
-        self._make_room(sum(key not in self.fills for key in missing))
+        room = self._make_room([key for key in missing if key not in self.fills])
+        if not room and len(self._layout.groups) > 1:
+            self._core.roster.settle(request)
+            return ReadPlan(0)
         reading = Reading(self._core.clock(), self._core.clock())
         for key in missing:
             fill = self._join(key) or self._start(request, key, Priority.DEMAND)
@@ -194,11 +200,15 @@ class Promotion:
         share = int(self._ledger.slots.n * self._read_share)
         return min(share, _MAX_READS) - len(self.fills)
 
-    def _make_room(self, n: int) -> None:
-        lack = min(n, self._budget()) - self._ledger.slots.free
+    def _make_room(self, keys: Sequence[BlockKey]) -> bool:
+        """Make slots free for reads, and return whether all of `keys` can be read now."""
+        slots = self._ledger.slots
+        lack = min(len(keys), self._budget()) - slots.free
         if lack > 0:
             self.relieve()
             self._demotion.make_room(lack)
+        can = min(slots.free, self._budget())
+        return len(keys) <= can and all(map(self._source, keys))
 
     def _cancel(self, fill: Fill) -> None:
         if not fill.cancelled:

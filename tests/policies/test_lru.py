@@ -1,12 +1,88 @@
+import random
 from collections import OrderedDict
+from collections.abc import Callable
+
+import pytest
 
 from kvtier.policies.eviction.lru import LruPolicy
+from kvtier.policy import EvictionPolicy
 from kvtier.testing.policies import PolicyContract, chain, insert_chain, never, touch_chain
+from kvtier.types import BlockKey
+
+GOLDEN = {20: 13915, 60: 8666, 150: 3047}  # misses of `conversations` by chunks of capacity
+
+
+def conversations() -> list[list[BlockKey]]:
+    """Make 600 turns of 60 chats: popular ones return often, each longer than before."""
+    rng = random.Random(7)
+    lengths = [rng.randint(1, 12) for _ in range(60)]
+    turns = []
+    for _ in range(600):
+        chat = min(int(rng.paretovariate(0.7)), 60) - 1
+        lengths[chat] = min(lengths[chat] + rng.randint(0, 2), 40)
+        turns.append(chain(f"chat{chat}/", lengths[chat]))
+    return turns
+
+
+def misses(policy: EvictionPolicy, capacity: int) -> int:
+    """Replay the conversations against a policy: chunks that had to be computed."""
+    held: set[BlockKey] = set()
+    missed = 0
+    for keys in conversations():
+        n = next((i for i, key in enumerate(keys) if key not in held), len(keys))
+        touch_chain(policy, keys[:n])
+        missed += len(keys) - n
+        fresh = [(k, p) for k, p in zip(keys, [None, *keys], strict=False) if k not in held]
+        lack = len(held) + len(fresh) - capacity
+        for victim in policy.victims(max(0, lack), keys[:n].__contains__):
+            policy.remove(victim)
+            held.remove(victim)
+        for key, parent in reversed(fresh[: capacity - len(held)]):
+            policy.insert(key, parent)
+            held.add(key)
+    return missed
+
+
+class Oracle(EvictionPolicy):
+    """LRU said naively: a list, searched and sorted each time."""
+
+    def __init__(self) -> None:
+        self.keys: list[BlockKey] = []
+        self.parents: dict[BlockKey, BlockKey | None] = {}
+
+    def insert(self, key: BlockKey, parent: BlockKey | None) -> None:
+        self.parents[key] = parent
+        self.touch(key)
+
+    def touch(self, key: BlockKey | None) -> None:
+        while key in self.parents:
+            if key in self.keys:
+                self.keys.remove(key)
+            self.keys.append(key)
+            key = self.parents[key]
+
+    def remove(self, key: BlockKey) -> None:
+        self.keys.remove(key)
+        del self.parents[key]
+
+    def victims(self, n: int, pinned: Callable[[BlockKey], bool]) -> list[BlockKey]:
+        kept: set[BlockKey | None] = set()
+        for key in self.keys:
+            if pinned(key):
+                at: BlockKey | None = key
+                while at in self.parents:
+                    kept.add(at)
+                    at = self.parents[at]
+        return [key for key in self.keys if key not in kept][:n]
 
 
 class TestLru(PolicyContract):
     def make(self) -> LruPolicy:
         return LruPolicy()
+
+    @pytest.mark.parametrize("capacity", GOLDEN)
+    def test_golden_misses(self, capacity: int) -> None:
+        assert misses(self.make(), capacity) == GOLDEN[capacity] == misses(Oracle(), capacity)
 
     def test_the_least_recently_used_prefix_goes_first(self) -> None:
         policy = self.make()
