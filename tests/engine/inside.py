@@ -50,11 +50,17 @@ def hinted(llm: Any, prompts: list[list[int]], hints: dict[str, Any], tokens: in
     return [[list(o.outputs[0].token_ids), o.num_cached_tokens] for o in outputs]
 
 
-def pause(llm: Any, mode: str, clear_cache: bool) -> bool:
-    """Pause the scheduler; whether the pause was complete at once or became so while we step."""
+def pause(llm: Any) -> bool:
+    """Pause the scheduler as it stands; whether it is paused."""
     core = llm.llm_engine.engine_core.engine_core
-    core.pause_scheduler(mode, clear_cache)
+    core.pause_scheduler("keep", False)
     return bool(core.is_scheduler_paused())
+
+
+def sleep(llm: Any) -> bool:
+    """Sleep lightly, requests and all; whether it sleeps."""
+    llm.sleep(level=0, mode="keep")
+    return bool(llm.llm_engine.is_sleeping())
 
 
 def resume(llm: Any) -> None:
@@ -63,7 +69,7 @@ def resume(llm: Any) -> None:
 
 
 def scale_weights(llm: Any, factor: float) -> int:
-    """Change weights in place: the output projection of every layer's attention."""
+    """Change weights in place: what goes into every layer's attention, and so every key and value."""
 
     def scale(model: Any) -> int:
         import torch
@@ -71,7 +77,7 @@ def scale_weights(llm: Any, factor: float) -> int:
         changed = 0
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if "o_proj" in name:
+                if "input_layernorm" in name:
                     parameter.mul_(factor)
                     changed += 1
         return changed

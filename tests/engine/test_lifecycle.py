@@ -89,7 +89,9 @@ def test_reset_while_reads_writes_and_loads_run(
     try:
         kvtier.reset(running=running, connector=True)
     except Exception as exc:
-        assert "Failed to reset KV cache" in str(exc)  # vLLM's own refusal while a load holds blocks
+        assert "Failed to reset KV cache" in str(
+            exc
+        )  # vLLM's own refusal while a load holds blocks
     answers = kvtier.drain()
     assert [answers[f"{i}"].tokens for i in range(3)] == reference.of([LONG[0], LONG[5], MANY[0]])
     assert idle(kvtier) == CLEAN
@@ -99,18 +101,29 @@ def test_reset_while_reads_writes_and_loads_run(
     assert answer.tokens == reference.of([LONG[1]])[0]
 
 
-@pytest.mark.parametrize("mode", ["abort", "keep"])
-def test_pause_while_a_load_runs(kvtier: Engine, reference: Reference, mode: str) -> None:
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("how", ["pause", "sleep"])
+def test_pause_and_sleep_while_a_load_runs(
+    kvtier: Engine, reference: Reference, how: str, steps: int
+) -> None:
     fill(kvtier, reference)
     kvtier.add("0", LONG[0], TOKENS)
-    kvtier.step()
-    assert kvtier.call("tests.engine.inside:pause", mode, False)
+    for _ in range(steps):
+        kvtier.step()
+    assert kvtier.call(f"tests.engine.inside:{how}")
     kvtier.call("tests.engine.inside:resume")
-    answers = kvtier.drain()
-    if mode == "keep":
-        assert answers["0"].tokens == reference.of([LONG[0]])[0]
+    assert kvtier.drain()["0"].tokens == reference.of([LONG[0]])[0]
     assert idle(kvtier) == CLEAN
-    assert kvtier.generate([LONG[0]], TOKENS) == reference.of([LONG[0]])
+
+
+def test_deep_sleep_forgets_everything(kvtier: Engine, reference: Reference) -> None:
+    fill(kvtier, reference)
+    kvtier.sleep(level=1)
+    kvtier.wake_up()
+    (answer,) = kvtier.answers([LONG[5]], TOKENS)
+    assert answer.cached == 0
+    assert answer.tokens == reference.of([LONG[5]])[0]
+    assert idle(kvtier) == CLEAN
 
 
 def test_two_salts_never_share_a_block(kvtier: Engine, reference: Reference) -> None:
