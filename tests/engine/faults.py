@@ -27,7 +27,7 @@ def tier0(llm: object) -> int:
     return brain_of(llm).stats().tiers[0].chunks
 
 
-def settle(llm: object, timeout_s: float = 20.0) -> list[str]:
+def settle(llm: object, timeout_s: float = 40.0) -> list[str]:
     """Step until all that was ordered is done and every tier serves; return what is not done in time."""
     deadline = time.monotonic() + timeout_s
     driver = Driver(llm)

@@ -190,6 +190,9 @@ class Engine:
     def kill(self, grace_s: float = 0.0) -> list[str]:
         """End every process of its session, and return which had to be killed; idempotent."""
         killed = end_session(self.process, grace_s)
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
         self._replies.close()
         return killed
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from kvtier.demo.process import session
 from kvtier.io_process.record import PAGE
 from tests.engine import damage
 from tests.engine.conftest import EngineFactory
+from tests.engine.faults import FILLER
 from tests.engine.harness import Answer, Engine, EngineConfig
 from tests.engine.models import prompts
 from tests.engine.scenarios import TOKENS, Reference
@@ -19,7 +21,7 @@ from tests.engine.scenarios import TOKENS, Reference
 CHUNK = 128  # tokens: one block
 SLOT = 512 << 10  # bytes of a chunk
 RECORD = SLOT + PAGE
-DEADLINE_S = 1.0
+DEADLINE_S = 2.0
 DISK_NBYTES = 128 << 20
 
 ASKED = prompts(16, 8 * CHUNK + 20, seed=71)  # 8 chunks each
@@ -51,6 +53,11 @@ class Disk:
     def partial(self) -> list[Path]:
         """Everything that is half written."""
         return [path for path in self.path.rglob("*partial*") if not path.is_dir()]
+
+    def leave_partial(self) -> None:
+        """Leave what a process leaves that dies inside a write."""
+        (folder,) = self.path.glob("*/r0/partial")
+        (folder / f"{'ab' * 20}.7.partial").write_bytes(bytes(5000))
 
     def assert_whole(self) -> None:
         """Assert that every record is what it says, byte for byte."""
@@ -102,6 +109,13 @@ class Rig:
         self.ask(prompt)
         self.cool()
         return damage.in_order(self.disk.records() - before)
+
+    def wait_for(self, name: str, more_than: float, timeout_s: float = 20.0) -> None:
+        """Step until a number of the disk's has grown."""
+        deadline = time.monotonic() + timeout_s
+        while self.count(name) <= more_than:
+            assert time.monotonic() < deadline, f"{name} stays"
+            self.engine.generate([FILLER], 1)
 
     def count(self, name: str, **labels: str) -> float:
         """Return one of kvtier's numbers; those of a tier are of the disk."""
