@@ -153,20 +153,21 @@ class KVTierConnector(OffloadingConnector):
         return self.rank.hello()
 
     def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
-        self.rank.before(kv_connector_metadata)
+        self.rank.guard.run(partial(self.rank.before, kv_connector_metadata), None)
         super().handle_preemptions(kv_connector_metadata)
 
     def start_load_kv(self, forward_context: "ForwardContext", **kwargs: Any) -> None:
-        self.rank.order(self._connector_metadata)
+        self.rank.guard.run(partial(self.rank.order, self._connector_metadata), None)
         super().start_load_kv(forward_context, **kwargs)
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
-        loads = self.rank.loads()
+        loads = dict(self.rank.loads)  # vLLM forgets them as it collects them
         sent, received = self.get_finished(finished_req_ids)
+        failed = partial(self.rank.failed_requests, loads, received)
         return KVConnectorTransferResults(
             finished_sending=set(sent),
             finished_recving=set(received),
-            failed_recving=self.rank.failed_requests(loads, received),
+            failed_recving=self.rank.guard.run(failed, set(received)),
         )
 
     def get_block_ids_with_load_errors(self) -> set[int]:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterable
-from functools import partial
 from typing import TYPE_CHECKING
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
@@ -18,7 +17,7 @@ from kvtier.connectors.vllm.guard import Guard
 from kvtier.connectors.vllm.identity import weights_identity
 from kvtier.connectors.vllm.messages import Hello, KVTierMetadata, KVTierWorkerMetadata
 from kvtier.connectors.vllm.worker import KVTierWorker
-from kvtier.types import OpResult, OpStatus, ScanBatch
+from kvtier.types import OpResult, ScanBatch
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -42,7 +41,6 @@ class Rank:
         self._vllm_config = vllm_config
         self._base = base
         self._one_group = len(kv_cache_config.kv_cache_groups) == 1
-        self._answers: list[OpResult | ScanBatch] = []
         self._said_broken = False
 
     @property
@@ -50,6 +48,12 @@ class Rank:
         """Our worker, which vLLM's half has built in `register_kv_caches`."""
         assert isinstance(self._base.worker, KVTierWorker)
         return self._base.worker
+
+    @property
+    def loads(self) -> dict[int, str]:
+        """vLLM's load jobs in flight, by the request that waits for each."""
+        loads: dict[int, str] = self._base._load_jobs
+        return loads
 
     def attach(self) -> None:
         """Put the guard between vLLM and our worker."""
@@ -77,18 +81,8 @@ class Rank:
 
     def order(self, meta: KVConnectorMetadata | None) -> None:
         """Hand the step's operations to the I/O process."""
-        if not isinstance(meta, KVTierMetadata) or not meta.ops:
-            return
-        if self.guard.broken:
-            rank = self._vllm_config.parallel_config.rank
-            self._answers += [OpResult(rank, op.op, OpStatus.ERROR) for op in meta.ops]
-            return
-        self.guard.run(partial(self.worker.submit_ops, meta.ops), None)
-
-    def loads(self) -> dict[int, str]:
-        """Snapshot vLLM's load jobs, which it forgets as it collects them; a synchronous one names no request."""
-        jobs: dict[int, str | None] = dict(self._base._load_jobs)
-        return {job: request for job, request in jobs.items() if request is not None}
+        if isinstance(meta, KVTierMetadata) and meta.ops:
+            self.worker.submit_ops(meta.ops)
 
     def failed_requests(self, loads: dict[int, str], received: Iterable[str]) -> set[str]:
         """Name the requests that must start again, where block ids cannot say which blocks are bad."""
@@ -105,8 +99,7 @@ class Rank:
     def report(self, base: OffloadingWorkerMetadata | None) -> KVTierWorkerMetadata | None:
         """Join vLLM's finished jobs with our answers; None only when there is nothing of either."""
         nothing: list[OpResult | ScanBatch] = []
-        answers = self._answers + self.guard.run(self.worker.poll, nothing)
-        self._answers = []
+        answers = self.guard.run(self.worker.poll, nothing)
         failed = self.worker.take_failed()
         broken = "" if self._said_broken else self.guard.broken
         if base is None and not answers and not failed and not broken:

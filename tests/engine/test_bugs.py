@@ -1,0 +1,84 @@
+"""A bug of ours in any hook turns kvtier off; the engine goes on and its answers stay right."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.engine.conftest import EngineFactory
+from tests.engine.harness import Engine, EngineConfig
+from tests.engine.models import prompts
+from tests.engine.scenarios import TOKENS, Reference, nvme
+
+LONG = prompts(4, 800, seed=51)
+
+HOOKS = [
+    ("scheduling", "arrive"),
+    ("scheduling", "reading"),
+    ("scheduling", "fetch"),
+    ("scheduling", "step"),
+    ("scheduling", "hear"),
+    ("scheduling", "cancel"),
+    ("scheduling", "reset"),
+    ("brain", "lookup"),
+    ("brain", "plan_read"),
+    ("brain", "plan_load"),
+    ("brain", "plan_store"),
+    ("brain", "finish"),
+    ("brain", "drain"),
+    ("brain", "complete"),
+    ("brain", "depart"),
+    ("brain", "events"),
+    ("brain", "stats"),
+    ("rank", "order"),
+    ("rank", "failed_requests"),
+    ("worker", "_store"),
+    ("worker", "_load"),
+    ("worker", "submit_ops"),
+    ("worker", "poll"),
+    ("engine", "offload"),
+    ("engine", "onload"),
+]
+
+
+@pytest.fixture(scope="module")
+def reference(engine: EngineFactory, llama: Path) -> Reference:
+    known = Reference(llama)
+    known.learn(engine, LONG)
+    return known
+
+
+@pytest.fixture(scope="module")
+def kvtier(
+    reference: Reference,
+    engine: EngineFactory,
+    llama: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Engine:
+    # bugs leak the slots that are in flight: room for all of them
+    config = nvme(tmp_path_factory.mktemp("nvme"), dram_capacity="2GiB")
+    return engine(EngineConfig(model=llama, blocks=20, kvtier=config, in_process=True))
+
+
+@pytest.mark.parametrize(("place", "method"), HOOKS)
+def test_the_engine_survives_a_bug(
+    kvtier: Engine, reference: Reference, place: str, method: str
+) -> None:
+    assert kvtier.generate(LONG, TOKENS) == reference.of(LONG)
+    kvtier.call("tests.engine.raising:plant", place, method, method != "reset")
+    try:
+        assert kvtier.generate(LONG, TOKENS) == reference.of(LONG)
+        kvtier.reset(connector=True)
+        for _ in range(2):
+            assert kvtier.generate(LONG, TOKENS) == reference.of(LONG)
+    finally:
+        why = kvtier.call("tests.engine.raising:mend", place, method)
+    assert any("planted" in reason for reason in why)
+    assert kvtier.generate(LONG[:1], TOKENS) == reference.of(LONG[:1])
+
+
+def test_it_works_after_all_that(kvtier: Engine, reference: Reference) -> None:
+    for prompt in LONG:
+        kvtier.generate([prompt], 1)
+    (answer,) = kvtier.answers([LONG[0]], TOKENS)
+    assert answer.cached >= 512
+    assert answer.tokens == reference.of([LONG[0]])[0]

@@ -1,0 +1,98 @@
+"""A real server over HTTP: streams, metrics, cache events for routers, and a second connector beside ours."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from kvtier.demo.client import complete, metrics
+from kvtier.demo.server import ServerConfig, kv_transfer_config
+from tests.engine.conftest import EngineFactory, ServerFactory
+from tests.engine.harness import EngineConfig
+from tests.engine.models import prompts
+from tests.engine.scenarios import TOKENS, Reference, dram, nvme
+
+LONG = prompts(4, 1500, seed=61)
+
+
+@pytest.fixture(scope="module")
+def reference(engine: EngineFactory, llama: Path) -> Reference:
+    known = Reference(llama)
+    known.learn(engine, LONG)
+    return known
+
+
+def events(subscriber: Any) -> list[Any]:
+    """Take every KV event that was published: each as its msgpack array."""
+    found = []
+    while subscriber.poll(500):
+        _, _, payload = subscriber.recv_multipart()
+        found += msgspec.msgpack.decode(payload)[1]
+    return found
+
+
+def test_streaming_metrics_and_events(
+    serve: ServerFactory, reference: Reference, llama: Path, tmp_path: Path
+) -> None:
+    import zmq
+
+    publish = {
+        "enable_kv_cache_events": True,
+        "publisher": "zmq",
+        "endpoint": f"ipc://{tmp_path}/events",
+        "topic": "kv",
+    }
+    context = zmq.Context()
+    subscriber = context.socket(zmq.SUB)
+    subscriber.connect(publish["endpoint"])
+    subscriber.subscribe("kv")
+    server = serve(
+        ServerConfig(
+            model=llama,
+            blocks=20,
+            max_tokens=2304,
+            kvtier=nvme(tmp_path / "nvme", dram_capacity="10MiB"),
+            options=("--kv-events-config", json.dumps(publish)),
+        )
+    )
+    for _ in range(2):
+        for prompt in LONG:
+            answer = complete(server.port, prompt, TOKENS)
+            assert answer.tokens == reference.of([prompt])[0]
+    seen = {(event["type"], event.get("medium")) for event in events(subscriber)}
+    context.destroy(linger=0)
+    assert {("BlockStored", "CPU"), ("BlockRemoved", "CPU"), ("BlockStored", "STORAGE")} <= seen
+    said = metrics(server.port)
+    for name in (
+        'kvtier:tier_used_bytes{engine="0",model_name="demo",tier="nvme"}',
+        'kvtier:tier_write_bytes_total{engine="0",model_name="demo",tier="nvme"}',
+        'kvtier:tier_hits_total{engine="0",model_name="demo",tier="nvme"}',
+        "kvtier:lookups_total",
+        "kvtier:free_slots",
+    ):
+        assert name in said
+    assert server.close(), "it went by itself, with all that it started"
+
+
+def test_beside_another_connector(
+    engine: EngineFactory, reference: Reference, llama: Path, tmp_path: Path
+) -> None:
+    ours = kv_transfer_config(dram())
+    other = {
+        "kv_connector": "ExampleConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"shared_storage_path": str(tmp_path / "other")},
+    }
+    both = {
+        "kv_connector": "MultiConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"connectors": [ours, other]},
+    }
+    options = {"kv_transfer_config": both, "disable_hybrid_kv_cache_manager": True}
+    running = engine(EngineConfig(model=llama, blocks=20, options=options))
+    for _ in range(2):
+        for prompt in LONG:
+            assert running.generate([prompt], TOKENS) == reference.of([prompt])
+    assert running.metrics()["kvtier:loads_total"] > 0
