@@ -57,6 +57,7 @@ class TieredCache:
         clock: Callable[[], float] = time.monotonic,
         low_watermark: float = 0.05,
         read_share: float = 0.5,
+        weigh_costs: bool = True,
     ) -> None:
         assert len(lower) <= MAX_LOWER
         names = ["dram", *(tier.name for tier in lower)]
@@ -68,7 +69,7 @@ class TieredCache:
             flights=flights,
             lowers=tuple(Lower(i, tier, ledger, flights, clock) for i, tier in enumerate(lower, 1)),
             roster=Roster(),
-            costs=Costs(clock),
+            costs=Costs(clock, weigh=weigh_costs),
             counters=Counters(),
             clock=clock,
         )

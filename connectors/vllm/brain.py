@@ -34,6 +34,7 @@ def build_brain(
         tier0=build("eviction", config.tiers[0].eviction),
         lower=[lower_tier(tier, local_ranks) for tier in config.tiers[1:]],
         prefetch=build("prefetch", config.prefetch[0]) if config.prefetch else None,
+        weigh_costs=config.load == "auto",
     )
 
 

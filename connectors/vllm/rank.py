@@ -51,7 +51,7 @@ class Rank:
 
     @property
     def loads(self) -> dict[int, str]:
-        """vLLM's load jobs in flight, by the request that waits for each."""
+        """Load jobs of vLLM in flight, by the request that waits for each."""
         loads: dict[int, str] = self._base._load_jobs
         return loads
 

@@ -58,16 +58,20 @@ class ReadCost:
 
 
 class Costs:
-    """The engine's side of the bargain: prefill per token, slot to device per byte."""
+    """The engine's side of the bargain: prefill per token, slot to device per byte.
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    With `weigh` false no read is ever too dear.
+    """
+
+    def __init__(self, clock: Callable[[], float], *, weigh: bool = True) -> None:
+        self._weigh = weigh
         self.prefill = Pace(clock)
         self.load = Pace(clock)
 
     @property
     def known(self) -> bool:
-        """Whether the engine's own speed is known."""
-        return self.prefill.steady() > 0
+        """Whether the engine's own speed is known, and is to be weighed."""
+        return self._weigh and self.prefill.steady() > 0
 
     def dearer(self, read_s: float, nbytes: int, tokens: int) -> bool:
         """Whether reading for `read_s` and loading `nbytes` costs more than computing `tokens`."""

@@ -17,6 +17,7 @@ _TIER_KEYS = (
     *("codec", "write", "deadline", "wrappers"),
 )
 _NOT_FOR_DRAM = {
+    "admission": "it takes every chunk that has room",
     "codec": "its slots hold raw bytes",
     "write": "it says when chunks go down into a tier",
     "deadline": "nobody waits to read from it",
@@ -36,6 +37,8 @@ def parse(raw: object) -> Config:
         del top["chunk_tokens"]
     if "store" in top:
         choose(top["store"], ("all", "prompt"), "store")
+    if "load" in top:
+        choose(top["load"], ("auto", "always"), "load")
     if "io" in top:
         top["io"] = _io(top["io"])
     _plugins(top, "prefetch", "prefetch", "prefetch")

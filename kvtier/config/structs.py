@@ -57,9 +57,10 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     chunk_tokens: Annotated[int, Meta(ge=1)] | None = None  # None: kvtier.chunking decides
     store: Literal["all", "prompt"] = "all"
+    load: Literal["auto", "always"] = "auto"  # auto: computing wins where it is the faster way
     weights_id: str = "auto"
     persist_lora: bool = False
-    prefetch: tuple[Plugin, ...] = ()
+    prefetch: Annotated[tuple[Plugin, ...], Meta(max_length=1)] = ()
     tiers: tuple[TierConfig, ...] = (TierConfig(name="dram", kind="dram"),)
     io: IoConfig = IoConfig()
 

@@ -52,6 +52,7 @@ def nvme(
 ) -> dict[str, object]:
     """Little DRAM and a file tier below it."""
     return {
+        "load": "always",  # these models compute faster than a busy disk reads
         "tiers": [
             {"name": "dram", "kind": "dram", "capacity": dram_capacity},
             {"name": "nvme", "kind": "file", "path": str(path), "capacity": capacity, **more},

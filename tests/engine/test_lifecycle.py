@@ -1,11 +1,12 @@
 """Requests come, wait, are preempted and aborted; caches are reset, engines pause: output stays right."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.engine.conftest import EngineFactory
-from tests.engine.harness import Engine, EngineConfig
+from tests.engine.harness import Engine, EngineConfig, EngineError
 from tests.engine.models import prompts
 from tests.engine.scenarios import TOKENS, Reference, nvme
 
@@ -86,12 +87,8 @@ def test_reset_while_reads_writes_and_loads_run(
         kvtier.add(f"{i}", prompt, TOKENS)
     for _ in range(steps):
         kvtier.step()
-    try:
+    with suppress(EngineError):  # vLLM's own refusal, while a load holds blocks
         kvtier.reset(running=running, connector=True)
-    except Exception as exc:
-        assert "Failed to reset KV cache" in str(
-            exc
-        )  # vLLM's own refusal while a load holds blocks
     answers = kvtier.drain()
     assert [answers[f"{i}"].tokens for i in range(3)] == reference.of([LONG[0], LONG[5], MANY[0]])
     assert idle(kvtier) == CLEAN

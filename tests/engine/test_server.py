@@ -38,15 +38,16 @@ def test_streaming_metrics_and_events(
 ) -> None:
     import zmq
 
+    endpoint = f"ipc://{tmp_path}/events"
     publish = {
         "enable_kv_cache_events": True,
         "publisher": "zmq",
-        "endpoint": f"ipc://{tmp_path}/events",
+        "endpoint": endpoint,
         "topic": "kv",
     }
     context = zmq.Context()
     subscriber = context.socket(zmq.SUB)
-    subscriber.connect(publish["endpoint"])
+    subscriber.connect(endpoint)
     subscriber.subscribe("kv")
     server = serve(
         ServerConfig(
