@@ -49,12 +49,12 @@ def check(
     config = load(file)
     geometry = read_geometry(model, ranks=tp, dtype=kv_dtype) if model else None
     chunk = chunk_of(config, geometry, block_tokens) if geometry else None
-    table = _tier_table(config, geometry, chunk, tp)
+    room = _room_table(config, geometry, chunk, tp)
     console = Console(highlight=False)
     console.print(f"{escape(str(file))}: works on this machine")
     if geometry and chunk:
         console.print(_describe_model(geometry, chunk, config, tp))
-    console.print(table)
+    console.print(room, _behaviour_table(config))
     for note in notes(config, geometry):
         console.print(f"- {escape(note)}")
 
@@ -129,23 +129,29 @@ def _describe_model(geometry: Geometry, chunk: Chunk, config: Config, ranks: int
     )
 
 
-def _tier_table(
+def _room_table(
     config: Config, geometry: Geometry | None, chunk: Chunk | None, ranks: int
 ) -> Table:
-    table = Table("tier", "kind", "capacity", "per rank")
+    """What each tier holds; beside it, what it does, would not fit 80 columns."""
+    table = Table("tier", "capacity", "per rank")
     if chunk:
-        table.add_column("chunks", justify="right")
-        table.add_column("bytes each", justify="right")
-        table.add_column("tokens", justify="right")
-    for name in ("eviction", "admission", "codec", "write", "deadline"):
-        table.add_column(name)
+        for name in ("chunks", "bytes each", "tokens"):
+            table.add_column(name, justify="right")
     for index, tier in enumerate(config.tiers):
         nbytes = tier_nbytes(tier, ranks)
         auto = " (auto)" if tier.capacity is None else ""
-        row = [tier.name, tier.kind, format_nbytes(nbytes) + auto, format_nbytes(nbytes // ranks)]
+        row = [tier.name, format_nbytes(nbytes) + auto, format_nbytes(nbytes // ranks)]
         if chunk and geometry:
             row += _room(tier, chunk, geometry, index, ranks)
-        row += [_name(tier.eviction), _name(tier.admission)]
+        table.add_row(*map(escape, row))
+    return table
+
+
+def _behaviour_table(config: Config) -> Table:
+    """Who decides what each tier holds, and how it is written and read."""
+    table = Table("tier", "kind", "eviction", "admission", "codec", "write", "deadline")
+    for index, tier in enumerate(config.tiers):
+        row = [tier.name, tier.kind, _name(tier.eviction), _name(tier.admission)]
         row += (
             [_name(tier.codec), tier.write, f"{tier.deadline_s:g}s"] if index else ["-", "-", "-"]
         )
@@ -156,7 +162,7 @@ def _tier_table(
 def _room(tier: TierConfig, chunk: Chunk, geometry: Geometry, index: int, ranks: int) -> list[str]:
     held = chunks_held(tier, chunk, index, ranks)
     tokens = held // max(1, geometry.full_groups) * chunk.tokens
-    least = "at least " if index and tier.codec.kind != "raw" else ""
+    least = ">= " if index and tier.codec.kind != "raw" else ""
     each = chunk.record_nbytes if index else chunk.slot_nbytes
     return [f"{least}{held:,}", format_nbytes(each), f"{least}{tokens:,}"]
 
