@@ -6,8 +6,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from kvtier.demo.process import session
 from kvtier.io_process.record import PAGE
@@ -27,6 +30,9 @@ DISK_NBYTES = 128 << 20
 ASKED = prompts(16, 8 * CHUNK + 20, seed=71)  # 8 chunks each
 LONG = prompts(1, 16 * CHUNK + 20, seed=72)[0]
 SHARED = prompts(3, 12 * CHUNK + 20, seed=73, shared=8 * CHUNK)
+COMMON = SHARED[0][: 8 * CHUNK + 20]
+
+_KNOWN = pytest.StashKey[Reference]()
 
 
 class Disk:
@@ -53,6 +59,14 @@ class Disk:
     def partial(self) -> list[Path]:
         """Everything that is half written."""
         return [path for path in self.path.rglob("*partial*") if not path.is_dir()]
+
+    def weigh(self) -> int:
+        """Sum the bytes of all records, whole or half written."""
+        nbytes = 0
+        for path in self.path.glob("*/r0/*/*"):
+            with suppress(FileNotFoundError):
+                nbytes += path.stat().st_size
+        return nbytes
 
     def leave_partial(self) -> None:
         """Leave what a process leaves that dies inside a write."""
@@ -153,18 +167,18 @@ class Rig:
         self.disk.assert_whole()
 
 
-def config(model: Path, disk: Disk, dram: int = 32, **more: object) -> EngineConfig:
-    """Make the engine: `dram` slots, and the disk behind a wrapper that fails on demand."""
+def config(model: Path, disk: Disk, *, slots: int = 32, capacity: int = 1 << 30) -> EngineConfig:
+    """Make the engine: few slots, and the disk behind a wrapper that fails on demand."""
     nvme = {
         "name": "nvme",
         "kind": "file",
         "path": str(disk.path),
-        "capacity": "1GiB",
+        "capacity": capacity,
         "write": "through",
         "deadline": f"{DEADLINE_S}s",
         "wrappers": [{"kind": "faulty", "control": str(disk.control)}],
     }
-    tiers = [{"name": "dram", "kind": "dram", "capacity": dram * SLOT}, nvme | more]
+    tiers = [{"name": "dram", "kind": "dram", "capacity": slots * SLOT}, nvme]
     kvtier = {"chunk_tokens": CHUNK, "tiers": tiers}
     return EngineConfig(model=model, blocks=40, kvtier=kvtier, in_process=True)
 
@@ -181,10 +195,10 @@ def rig(
         one.assert_well()
 
 
-def known(engine: EngineFactory, model: Path) -> Reference:
-    """Ask vLLM alone for every answer that the fault tests need."""
-    reference = Reference(model)
-    reference.learn(engine, [*ASKED, LONG, *SHARED])
+def known(engine: EngineFactory, model: Path, stash: pytest.Stash) -> Reference:
+    """Ask vLLM alone, once in a run, for every answer that the fault tests need."""
+    reference = stash.setdefault(_KNOWN, Reference(model))
+    reference.learn(engine, [*ASKED, LONG, *SHARED, COMMON])
     return reference
 
 

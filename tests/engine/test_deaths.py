@@ -26,8 +26,8 @@ def disk(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
 
 
 @pytest.fixture(scope="module")
-def reference(engine: EngineFactory, llama: Path) -> Reference:
-    return known(engine, llama)
+def reference(engine: EngineFactory, llama: Path, request: pytest.FixtureRequest) -> Reference:
+    return known(engine, llama, request.config.stash)
 
 
 @pytest.fixture
@@ -96,13 +96,17 @@ def test_the_engine_dies_while_it_writes(mortal: Rig) -> None:
     killing = Thread(target=kill_when_writing, args=(mortal,))
     killing.start()
     with pytest.raises(EngineError):
-        while True:
-            mortal.engine.answers(SHARED, TOKENS)
+        ask_for_ever(mortal)
     killing.join()
     mortal.engine.kill()
     assert 0 < len(mortal.disk.records() - before) < 8 + 3 * 4
     mortal.disk.assert_whole()
     mortal.disk.leave_partial()
+
+
+def ask_for_ever(mortal: Rig) -> None:
+    while True:
+        mortal.engine.answers(SHARED, TOKENS)
 
 
 def kill_when_writing(mortal: Rig) -> None:

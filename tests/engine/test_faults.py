@@ -16,6 +16,7 @@ from tests.engine.damage import DAMAGES
 from tests.engine.rig import (
     ASKED,
     CHUNK,
+    COMMON,
     LONG,
     SHARED,
     SLOT,
@@ -36,8 +37,8 @@ def disk(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
 
 
 @pytest.fixture(scope="module")
-def reference(engine: EngineFactory, llama: Path) -> Reference:
-    return known(engine, llama)
+def reference(engine: EngineFactory, llama: Path, request: pytest.FixtureRequest) -> Reference:
+    return known(engine, llama, request.config.stash)
 
 
 @pytest.fixture
@@ -186,35 +187,50 @@ def test_reads_that_take_their_time_are_waited_for(bad: Rig) -> None:
 
 
 def test_hung_reads_delay_nobody_else(bad: Rig) -> None:
-    hungry, sharer, new = SHARED[0], SHARED[1], ASKED[5]
+    """Neither a new prompt, nor one in DRAM, nor one that shares a prefix that is there."""
+    hungry, sharer, new, resident = SHARED[0], SHARED[1], ASKED[5], ASKED[6]
     bad.stored(hungry)
-    bad.cached(ASKED[6])
+    bad.ask(COMMON, resident)
     bad.settle()
     assert bad.engine.reset()
     late = bad.count("late_reads_total")
     bad.disk.fail(hang=True)
     bad.engine.add("hungry", hungry, TOKENS)
     bad.engine.step()
-    asked = {"new": new, "in DRAM": ASKED[6]}
+    asked = {"new": new, "resident": resident, "sharer": sharer}
     for name, prompt in asked.items():
         bad.engine.add(name, prompt, 4)
     seen: dict[str, list[int]] = {}
-    for _ in range(10):  # two steps for each prompt, then four tokens
+    for _ in range(10):  # two steps for all prompts, then four tokens
         for name, answer in bad.engine.step().items():
             seen[name] = answer.tokens
     for name, prompt in asked.items():
-        assert seen[name] == bad.reference.of([prompt])[0][:4]
-    answers = bad.engine.drain()
-    assert answers["hungry"].tokens == bad.reference.of([hungry])[0]
-    assert answers["hungry"].cached == 0
+        assert seen[name] == bad.reference.of([prompt])[0][:4], name
+    (answer,) = bad.engine.drain().values()
+    assert answer.tokens == bad.reference.of([hungry])[0]
+    assert answer.cached == 8 * CHUNK, "what DRAM had"
     assert bad.count("late_reads_total") == late + 1
-    assert bad.cached(sharer) == 8, "what it shares was computed meanwhile"
     bad.engine.call("tests.engine.faults:check_brain")
-    assert bad.count("quarantined_slots") + bad.count("reading") > 0, "reads that hang on"
-    rests = bad.count("tier_trips_total")
-    rests_and_recovers(bad, rests - 1)
+    assert bad.count("reading") == 4, "they hang on"
+    assert bad.cached(hungry) == 12, "computed meanwhile"
+    bad.disk.fail()
     bad.cool()
     assert bad.cached(hungry) == 12
+
+
+def test_a_disk_that_hangs_is_waited_for_once(bad: Rig) -> None:
+    for prompt in ASKED[8:11]:
+        bad.stored(prompt)
+    trips = bad.count("tier_trips_total")
+    bad.disk.fail(hang=True)
+    assert [answer.cached for answer in bad.ask(*ASKED[8:10])] == [0, 0]
+    late = bad.count("late_reads_total")
+    assert bad.cached(ASKED[10]) == 0
+    assert bad.count("late_reads_total") == late, "nothing is read from a disk that rests"
+    bad.engine.call("tests.engine.faults:check_brain")
+    rests_and_recovers(bad, trips)
+    bad.cool()
+    assert bad.cached(ASKED[8]) == 8
 
 
 # DRAM says something else.

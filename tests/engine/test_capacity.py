@@ -1,0 +1,80 @@
+"""Far too little room, on the real engine: no byte too many, nobody waits, answers stay vLLM's own."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+
+import pytest
+
+from tests.engine.conftest import EngineFactory
+from tests.engine.rig import ASKED, RECORD, SHARED, Disk, Rig, config, known, rig
+from tests.engine.scenarios import Reference
+
+SLOTS = 4
+RECORDS = 15
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Disk:
+    made = Disk(tmp_path_factory.mktemp("capacity"))
+    request.config.add_cleanup(made.close)  # the engine outlives this module
+    return made
+
+
+@pytest.fixture(scope="module")
+def reference(engine: EngineFactory, llama: Path, request: pytest.FixtureRequest) -> Reference:
+    return known(engine, llama, request.config.stash)
+
+
+@pytest.fixture
+def small(engine: EngineFactory, llama: Path, disk: Disk, reference: Reference) -> Iterator[Rig]:
+    made = config(llama, disk, slots=SLOTS, capacity=RECORDS * RECORD)
+    yield from rig(engine, made, disk, reference)
+
+
+@contextmanager
+def never_more_than(nbytes: int, disk: Disk) -> Iterator[None]:
+    """Weigh records, whole and half written, all the while and at the end."""
+    seen, done = [0], Event()
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            seen.append(disk.weigh())
+
+    thread = Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+    assert 0 < max(*seen, disk.weigh()) <= nbytes
+
+
+def test_the_disk_never_holds_more_than_its_capacity(small: Rig) -> None:
+    with never_more_than(RECORDS * RECORD, small.disk):
+        for prompt in ASKED:
+            small.ask(prompt)
+        small.settle()
+    assert small.count("tier_evictions_total") > 0
+    assert len(small.disk.records()) >= RECORDS // 2, "room is used"
+    assert small.count("tier_used_bytes") == small.disk.weigh()
+
+
+def test_more_requests_than_slots_wait_for_nobody(small: Rig) -> None:
+    with never_more_than(RECORDS * RECORD, small.disk):
+        for _ in range(2):
+            small.ask(*ASKED[:6], *SHARED)
+    assert small.count("no_room_total") > 0
+
+
+def test_slots_that_wait_for_a_hung_disk_are_waited_for_by_nobody(small: Rig) -> None:
+    small.disk.fail(hang=True)
+    small.ask(*ASKED[6:10])
+    assert small.engine.reset()
+    small.ask(*ASKED[6:10])
+    assert small.count("free_slots") < SLOTS
+    small.disk.fail()
+    small.settle()
+    assert small.ask(ASKED[0])
