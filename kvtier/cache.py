@@ -270,8 +270,12 @@ class TieredCache:
         return self._ledger.slots.free > 0 or self._demotion.could_free()
 
     def awake(self) -> bool:
-        """Whether the engine must step on: an operation or a scan that matters moved a moment ago."""
-        return self._core.flights.awake() or any(keeper.scanning for keeper in self._keepers)
+        """Whether the engine must step on: something moved a moment ago, or waits for `drain` only."""
+        return (
+            self._core.flights.awake()
+            or any(keeper.scanning for keeper in self._keepers)
+            or self._demotion.due
+        )
 
     def events(self) -> list[CacheEvent]:
         """Take what became readable and what left, per tier, since the last call."""

@@ -2,7 +2,7 @@
 
 from kvtier.cache import CacheEvent, WriteMode
 from kvtier.types import OpKind, OpResult, OpStatus, Priority
-from tests.fake_engine import Engine, Shape, arrive, here, sent, started, store
+from tests.fake_engine import Engine, Shape, arrive, here, sent, started, store, stored
 from tests.fake_ranks import CHUNK, RECORD, chain
 
 A, B = chain("a", 8), chain("b", 8)
@@ -35,6 +35,25 @@ def test_the_engine_is_awake_while_an_operation_moves_and_not_for_a_hung_one() -
     made.clock.now += 0.9
     assert made.cache.awake(), "it moved within the last second"
     made.clock.now += 0.2
+    assert not made.cache.awake()
+
+
+def test_the_engine_steps_once_more_for_what_was_stored_last_and_then_sleeps() -> None:
+    made = started(BELOW._replace(found=()))
+    stored(made, A[:3])
+    assert made.cache.awake(), "the writes are not ordered yet"
+    assert len(sent(made, OpKind.WRITE)) == 3
+    assert not made.cache.awake()
+    made.ranks.answer_all()
+    assert not made.cache.awake()
+
+
+def test_writes_that_find_no_room_do_not_keep_the_engine_awake() -> None:
+    made = started(BELOW._replace(found=(), capacity=2))
+    stored(made, A)
+    for _ in range(20):
+        made.step()
+    made.clock.now += 2
     assert not made.cache.awake()
 
 

@@ -64,6 +64,11 @@ class Demotion:
         """Whether free slots are scarce."""
         return self._ledger.slots.free <= self._target()
 
+    @property
+    def due(self) -> bool:
+        """Whether the next `tick` would order a queued write: what came last is written too."""
+        return any(self._backlog.get(lower.tier) and self._takes(lower) for lower in self._lowers)
+
     def could_free(self) -> bool:
         """Whether a slot would be free at once if one were needed."""
         pinned = self._ledger.pins.__contains__
@@ -164,6 +169,10 @@ class Demotion:
             if not self._write(lower, backlog[0], idle=idle) and lower.wanted:
                 return  # only room lacks: it is being made
             backlog.popleft()
+
+    def _takes(self, lower: Lower) -> bool:
+        idle = lower.spec.write is WriteMode.IDLE
+        return lower.serving and lower.wanted <= lower.free and not self._full(lower, idle=idle)
 
     def _full(self, lower: Lower, *, idle: bool) -> bool:
         if idle:
