@@ -26,8 +26,12 @@ class OpKind(IntEnum):
     REMOVE = 3  # drop the record of `key` in `tier`; an absent record is a success
     PROBE = 4  # write, read back and drop a small record: is `tier` well again?
     CANCEL = 5  # drop queued operation `target`, answered CANCELLED unless it already runs; itself always OK
-    RESET = 6  # text: the new manifest of `tier`. Every record of before is unreachable when answered
-    RECLAIM = 7  # remove foreign namespaces of `tier`, unlocked and oldest first, until `nbytes` are free
+    RESET = (
+        6  # text: the new manifest of `tier`. Every record of before is unreachable when answered
+    )
+    RECLAIM = (
+        7  # remove foreign namespaces of `tier`, unlocked and oldest first, until `nbytes` are free
+    )
     HASTEN = 8  # raise queued operation `target` to `priority`; never answered
 
 
@@ -45,7 +49,7 @@ class OpStatus(StrEnum):
 
     OK = "ok"
     MISSING = "missing"  # no such record
-    CORRUPT = "corrupt"  # checksum, length, key, namespace or codec is wrong; the record was removed
+    CORRUPT = "corrupt"  # not the record it should be: removed
     ERROR = "error"  # the operating system or the store said no
     DEADLINE = "deadline"  # still queued when its deadline passed
     CANCELLED = "cancelled"
@@ -76,7 +80,7 @@ class OpResult(NamedTuple):
     rank: int
     op: int
     status: OpStatus
-    nbytes: int = 0  # READ, WRITE: bytes of the whole record in its tier; OPEN, RECLAIM: foreign bytes left
+    nbytes: int = 0  # READ, WRITE: of the whole record; OPEN, RECLAIM: foreign ones left
     seconds: float = 0.0  # in service, without the time queued
     error: str = ""  # for people
 

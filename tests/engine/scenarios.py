@@ -56,5 +56,5 @@ def nvme(
         "tiers": [
             {"name": "dram", "kind": "dram", "capacity": dram_capacity},
             {"name": "nvme", "kind": "file", "path": str(path), "capacity": capacity, **more},
-        ]
+        ],
     }
