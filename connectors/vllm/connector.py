@@ -28,6 +28,8 @@ if TYPE_CHECKING:
         PromMetricT,
     )
     from vllm.forward_context import ForwardContext
+    from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
@@ -51,6 +53,8 @@ class KVTierConnector(OffloadingConnector):
         super().__init__(vllm_config, role, kv_cache_config)
         self._scheduling: Scheduling | None = None
         self._rank: Rank | None = None
+        self._pool: BlockPool | None = None
+        self._forsaking = False  # a reset is to be told to the ranks
         if self.connector_scheduler is not None:
             self._scheduling = Scheduling(
                 config, vllm_config, kv_cache_config, self.connector_scheduler
@@ -92,6 +96,8 @@ class KVTierConnector(OffloadingConnector):
             answer = super().get_num_new_matched_tokens(request, num_computed_tokens)
             hit = answer[0]
             if not hit:
+                if hit == 0:
+                    self._cancel(request)  # what was pinned for a hit that is not needed any more
                 return answer
             fetch = partial(side.fetch, request, num_computed_tokens, hit)
             match side.guard.run(fetch, Fetch.SHORTER):
@@ -101,6 +107,13 @@ class KVTierConnector(OffloadingConnector):
                     return None, False
         return 0, False
 
+    def update_state_after_alloc(
+        self, request: "Request", blocks: "KVCacheBlocks", num_external_tokens: int
+    ) -> None:
+        if num_external_tokens == 0:
+            self._cancel(request)
+        super().update_state_after_alloc(request, blocks, num_external_tokens)
+
     def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> KVConnectorMetadata:
         meta = super().build_connector_meta(scheduler_output)
         assert isinstance(meta, OffloadingConnectorMetadata)
@@ -109,6 +122,9 @@ class KVTierConnector(OffloadingConnector):
             load_jobs=meta.load_jobs, store_jobs=meta.store_jobs, jobs_to_flush=meta.jobs_to_flush
         )
         side.guard.run(partial(side.step, scheduler_output, ours), None)
+        if self._forsaking and side.guard.broken:
+            side.forsake(ours)
+        self._forsaking = False
         return ours
 
     def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
@@ -134,10 +150,21 @@ class KVTierConnector(OffloadingConnector):
         self._cancel(request)
         return super().request_finished_all_groups(request, block_ids)
 
+    def bind_gpu_block_pool(self, gpu_block_pool: "BlockPool") -> None:
+        super().bind_gpu_block_pool(gpu_block_pool)
+        self._pool = gpu_block_pool
+
     def reset_cache(self) -> bool | None:
-        side = self.scheduling
-        side.guard.run(side.reset, None)
-        return super().reset_cache()
+        pool, side, base = self._pool, self.scheduling, self.connector_scheduler
+        assert base is not None
+        emptied = pool is not None and pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
+        side.guard.run(partial(side.reset, emptied=emptied), None)
+        self._forsaking = True
+        # vLLM asserts that no flush is due, but after another reset since the last step there is one
+        due, base._current_batch_jobs_to_flush = base._current_batch_jobs_to_flush, set()
+        done = super().reset_cache()
+        base._current_batch_jobs_to_flush |= due
+        return done
 
     def _cancel(self, request: "Request") -> None:
         side = self.scheduling
@@ -153,7 +180,9 @@ class KVTierConnector(OffloadingConnector):
         return self.rank.hello()
 
     def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
-        self.rank.guard.run(partial(self.rank.before, kv_connector_metadata), None)
+        self.rank.before(
+            kv_connector_metadata
+        )  # not guarded: a reset is honoured also when we are off
         super().handle_preemptions(kv_connector_metadata)
 
     def start_load_kv(self, forward_context: "ForwardContext", **kwargs: Any) -> None:

@@ -4,6 +4,7 @@ Two engines share records only if their manifests are equal to the letter.
 """
 
 import json
+import platform
 import re
 import secrets
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
+from kvtier.config import Config
 from kvtier.connectors.vllm.messages import Hello
 
 if TYPE_CHECKING:
@@ -20,11 +22,12 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 _SAMPLE = 64 << 10
+_VECTOR_UNITS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})(/|$)")
 
 
-def weights_identity(model: str, load_format: str, seed: int | None) -> str:
+def weights_identity(model: str, revision: str | None, load_format: str, seed: int | None) -> str:
     """Identify a model's weights; empty where nothing trustworthy can be found.
 
     A hub snapshot is its commit. A directory is config.json and, per weight file, its name, size and a hash
@@ -34,7 +37,7 @@ def weights_identity(model: str, load_format: str, seed: int | None) -> str:
         return f"dummy:{seed}"
     path = Path(model)
     if not path.is_dir():
-        return _snapshot_commit(model)
+        return _snapshot_commit(model, revision)
     if match := _SNAPSHOT.search(str(path.resolve())):
         return f"commit:{match.group(1)}"
     files = sorted({file for pattern in _WEIGHTS for file in path.glob(pattern)})
@@ -58,12 +61,15 @@ def _samples(file: Path) -> Iterable[bytes]:
             yield stream.read(_SAMPLE)
 
 
-def _snapshot_commit(model: str) -> str:
+def _snapshot_commit(model: str, revision: str | None) -> str:
     try:
         from huggingface_hub import try_to_load_from_cache
     except ImportError:
         return ""
-    found = try_to_load_from_cache(model, "config.json")
+    try:
+        found = try_to_load_from_cache(model, "config.json", revision=revision)
+    except ValueError:  # neither a directory nor the name of a repository
+        return ""
     match = _SNAPSHOT.search(found) if isinstance(found, str) else None
     return f"commit:{match.group(1)}" if match else ""
 
@@ -72,13 +78,13 @@ def manifest(
     vllm_config: "VllmConfig",
     kv_cache_config: "KVCacheConfig",
     hellos: Iterable[Hello],
-    weights_id: str,
+    config: Config,
     epoch: str = "",
 ) -> str:
     """Write the namespace out as JSON, the same text for the same meaning.
 
     Args:
-        weights_id: the user's own word on the weights, mixed in.
+        config: ours; the user's own word on the weights stands in where they cannot be identified.
         epoch: empty until the cache is reset; then random, so that no later engine takes these records.
     """
     import vllm
@@ -97,8 +103,12 @@ def manifest(
         "vllm": ".".join(vllm.__version__.split(".")[:2]),
         "model": model.model,
         "architecture": sorted(getattr(hf, "architectures", None) or []),
-        "weights": [hello.weights or _nonce() for hello in ranks],
-        "weights_id": weights_id,
+        "revision": str(model.revision),
+        "weights": [hello.weights or _named(config) or _nonce() for hello in ranks],
+        "weights_id": config.weights_id,
+        "persist_lora": config.persist_lora,
+        "max_model_len": model.max_model_len,  # LongRoPE chooses its factors by it
+        "multimodal": repr(getattr(model.multimodal_config, "mm_processor_kwargs", None)),
         "dtype": str(model.dtype),
         "quantization": str(model.quantization),
         "kv_dtype": str(cache.cache_dtype),
@@ -125,6 +135,7 @@ def manifest(
             "pipeline": parallel.pipeline_parallel_size,
             "decode_context": parallel.decode_context_parallel_size,
             "prefill_context": parallel.prefill_context_parallel_size,
+            "interleave": getattr(parallel, "cp_kv_cache_interleave_size", 1),
         },
         "hash": [str(cache.prefix_caching_hash_algo), bytes(NONE_HASH).hex()],
         "epoch": epoch,
@@ -132,16 +143,20 @@ def manifest(
     return json.dumps(described, sort_keys=True, indent=1)
 
 
-def persistent(vllm_config: "VllmConfig", hellos: Iterable[Hello]) -> str:
+def ephemeral(vllm_config: "VllmConfig", hellos: Iterable[Hello], config: Config) -> str:
     """Say why the records of this engine cannot outlive it; empty if they can."""
     import os
 
     cache = vllm_config.cache_config
-    if not all(hello.weights for hello in hellos):
+    if not _named(config) and not all(hello.weights for hello in hellos):
         return "the weights cannot be identified; set weights_id"
     if "xxhash" in str(cache.prefix_caching_hash_algo) and os.getenv("PYTHONHASHSEED") is None:
         return "block hashes are seeded at random; set PYTHONHASHSEED or use sha256"
     return ""
+
+
+def _named(config: Config) -> str:
+    return "" if config.weights_id == "auto" else f"user:{config.weights_id}"
 
 
 def _nonce() -> str:
@@ -159,6 +174,7 @@ def _platform() -> str:
 
     if current_platform.device_type != "cpu":
         return str(current_platform.device_type)
-    flags = Path("/proc/cpuinfo").read_text().split("flags", 2)[1].split("\n", 1)[0].split()
-    units = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
-    return "cpu:" + ",".join(units)
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+    flags = found.group(1).split() if found else []
+    units = [unit for unit in _VECTOR_UNITS if unit in flags]
+    return ",".join(["cpu", platform.machine(), *units])

@@ -57,6 +57,7 @@ class TieredCacheManager(OffloadingManager):
         self.planned: dict[int, Planned] = {}
         self.no_room: dict[str, Sequence[BlockKey]] = {}
         self._from_below: dict[str, set[BlockKey]] = {}
+        self.storing = True
         self._unstored: set[str] = set()
         self._unloaded: set[str] = set()
         self._status: dict[str, RequestOffloadState] = {}
@@ -171,7 +172,7 @@ class TieredCacheManager(OffloadingManager):
         return self._spec(plan.plan_id, keys, plan.slots)
 
     def _store(self, keys: Collection[OffloadKey], request: str) -> PrepareStoreOutput:
-        if self.brain is None or request in self._unstored:
+        if self.brain is None or not self.storing or request in self._unstored:
             return PrepareStoreOutput([], SlotSpec(None, ()), [])
         self.sync(request)
         plan = self.brain.plan_store(request, [BlockKey(key) for key in keys])

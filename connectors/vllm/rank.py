@@ -70,7 +70,10 @@ class Rank:
             config_digest=digest(self._config),
             blocks_per_chunk=worker.blocks_per_chunk,
             weights=weights_identity(
-                model.model, self._vllm_config.load_config.load_format, model.seed
+                model.model,
+                model.revision,
+                self._vllm_config.load_config.load_format,
+                model.seed,
             ),
         )
 

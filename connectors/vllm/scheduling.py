@@ -22,7 +22,7 @@ from kvtier.connectors.vllm.hints import Hints
 from kvtier.connectors.vllm.manager import TieredCacheManager
 from kvtier.connectors.vllm.messages import Hello, KVTierMetadata, KVTierWorkerMetadata, SlotSpec
 from kvtier.errors import ConfigError
-from kvtier.types import BlockKey
+from kvtier.types import BlockKey, OpKind, TierOp
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_FORSAKEN = 1 << 62  # operation ids beyond the brain's
 _PREFILL_TOKENS = 64  # a step of fewer is decode and says nothing about prefill
 
 
@@ -95,7 +96,7 @@ class Scheduling:
         brain = build_brain(self._config, self._base.config, self._hellos, self._ranks)
         groups = [group.group_idx for group in self._base.config.kv_group_configs]
         self.manager.attach(brain, groups, self._base._req_status)
-        why = identity.persistent(self._vllm_config, self._hellos)
+        why = identity.ephemeral(self._vllm_config, self._hellos, self._config)
         if why and len(self._config.tiers) > 1:
             logger.warning("kvtier: nothing stored will be found again after a restart: %s", why)
 
@@ -168,13 +169,31 @@ class Scheduling:
         self._reading.discard(request)
         self.brain.cancel(request)
 
-    def reset(self) -> None:
-        """Begin a new epoch. Requests whose KV is of the old one are not stored until they are preempted."""
+    def reset(self, *, emptied: bool) -> None:
+        """Begin a new epoch. Requests whose KV is of the old one are not stored until they are preempted.
+
+        Unless the device's own cache was `emptied`, it may give KV of the old epoch to any request: then
+        nothing is stored until a reset that does empty it.
+        """
+        if not emptied:
+            logger.warning(
+                "kvtier: reset while requests hold KV; storing nothing until a reset succeeds"
+            )
+        self.manager.storing = emptied
         status = self._base._req_status
         stale = [n for n, s in status.items() if s.req.num_computed_tokens or s.transfer_jobs]
         self._reading.clear()
         self._fail_loads = True
         self.brain.reset(self._manifest(identity.new_epoch()), stale=stale)
+
+    def forsake(self, meta: KVTierMetadata) -> None:
+        """Carry a reset out with kvtier off: no load of the old epoch ends well, no record of it stays."""
+        text = self._manifest(identity.new_epoch())
+        meta.fail_loads = True
+        meta.ops = [
+            TierOp(_FORSAKEN + tier, OpKind.RESET, tier=tier, text=text)
+            for tier in range(1, len(self._config.tiers))
+        ]
 
     def _open(self) -> None:
         self._opened = True
@@ -183,7 +202,7 @@ class Scheduling:
 
     def _manifest(self, epoch: str = "") -> str:
         return identity.manifest(
-            self._vllm_config, self._kv_cache_config, self._hellos, self._config.weights_id, epoch
+            self._vllm_config, self._kv_cache_config, self._hellos, self._config, epoch
         )
 
     def _needed(self, request: str, start: int, end: int) -> list[BlockKey]:
@@ -204,7 +223,7 @@ class Scheduling:
     def _offer_again(self) -> None:
         """Rewind vLLM's store index to the first chunk that only lacked room.
 
-        At once or never: vLLM keeps block ids true only from that index on.
+        Not for window groups: their blocks are freed, and used by others, while a chunk waits.
         """
         for request, keys in self.manager.no_room.items():
             status = self._base._req_status.get(request)
@@ -215,7 +234,7 @@ class Scheduling:
                 position = self.manager.position(key)
                 state = status.group_states[position]
                 group = self._base.config.kv_group_configs[position]
-                if end is not None:
+                if end is not None and group.sliding_window_size_in_chunks is None:
                     first = end // group.tokens_per_chunk - 1
                     state.next_stored_chunk_idx = min(state.next_stored_chunk_idx, first)
         self.manager.no_room.clear()

@@ -172,9 +172,10 @@ class KVTierWorker(OffloadingWorker):
     def _copies(
         self, slots: SlotSpec, device: GPULoadStoreSpec
     ) -> tuple[list[ChunkCopy], set[int]]:
-        """Pair slots with device blocks; also say which chunks are not wholly covered by blocks.
+        """Pair slots with device blocks; also say which chunks are not surely and wholly covered by blocks.
 
-        vLLM gives the blocks of a group in one run that may begin inside a chunk and end inside one.
+        vLLM gives the blocks of a group in one run that may begin inside a chunk and end inside one. In a store
+        it leaves out blocks that a window has lost: where any are missing, nobody can say whose the others are.
         """
         copies: list[ChunkCopy] = []
         torn: set[int] = set()
@@ -182,12 +183,13 @@ class KVTierWorker(OffloadingWorker):
         start = 0
         for position, n in enumerate(device.group_sizes):
             skip = device.block_indices[position] % self.blocks_per_chunk if n else 0
+            ragged = n and skip + n != len(slots.slots[position]) * self.blocks_per_chunk
             padded = [None] * skip + blocks[start : start + n]
             start += n
             for i, slot in enumerate(slots.slots[position]):
                 piece = padded[i * self.blocks_per_chunk : (i + 1) * self.blocks_per_chunk]
                 piece += [None] * (self.blocks_per_chunk - len(piece))
-                if None in piece:
+                if ragged or None in piece:
                     torn.add(len(copies))
                 copies.append(ChunkCopy(slot, self._groups[position], tuple(piece)))
             if len(padded) > len(slots.slots[position]) * self.blocks_per_chunk:

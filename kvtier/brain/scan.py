@@ -61,6 +61,10 @@ class Scan:
     def orphans(self) -> list[tuple[BlockKey, int]]:
         """Take the records that only some ranks have, with their bytes."""
         some, self._partial = self._partial, {}
+        if some:  # a rank that had to list twice lists again what was complete
+            for bucket in self._buckets.values():
+                for key in bucket.keys:
+                    some.pop(key, None)
         return [(key, nbytes) for key, (_, nbytes) in some.items()]
 
     def take(self, n: int) -> list[tuple[BlockKey, int]]:

@@ -47,6 +47,7 @@ class FileTier(Tier):
         self._base = directory.base_of(config.path, site)
         self._serial = itertools.count()
         self._root: Root | None = None
+        self._tried: Path | None = None  # what was opened last, well or badly
         try:
             self._base.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = directory.lock_rank(self._base, site, lock_timeout_s)
@@ -61,6 +62,7 @@ class FileTier(Tier):
 
     def open(self, namespace: str, manifest: str) -> None:
         self._root = None
+        self._tried = self._base / namespace / f"r{self._site.rank}"
         try:
             self._root = Root(self._base / namespace, self._site.rank, manifest)
         except OSError as exc:
@@ -130,8 +132,8 @@ class FileTier(Tier):
             raise TierError(self._site.name, "scan", str(exc)) from exc
 
     def reset(self, namespace: str, manifest: str) -> None:
-        if self._root is not None:
-            self._abandon(self._root.path)
+        if self._tried is not None:  # also where it could not be opened
+            self._abandon(self._tried)
         # An earlier engine may have come this far too, with other weights.
         self._abandon(self._base / namespace / f"r{self._site.rank}")
         self.open(namespace, manifest)
