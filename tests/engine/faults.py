@@ -38,10 +38,14 @@ def settle(llm: object, timeout_s: float = 40.0) -> list[str]:
 
 
 def cool(llm: object) -> None:
-    """Send everything down from tier 0, and forget what reading costs: it is tried whatever it was."""
+    """Send everything down from tier 0."""
     brain = brain_of(llm)
-    core = brain._core
-    brain._demotion.make_room(core.ledger.slots.n)
+    brain._demotion.make_room(brain._ledger.slots.n)
+
+
+def trust(llm: object) -> None:
+    """Forget what reading and computing cost: whatever was slow before is read again."""
+    core = brain_of(llm)._core
     core.costs.prefill = Pace(core.clock)
     for lower in core.lowers:
         lower.cost = ReadCost(core.clock)

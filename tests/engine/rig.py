@@ -116,6 +116,11 @@ class Rig:
         self.engine.call("tests.engine.faults:cool")
         self.settle()  # what had no record yet has one now
         assert self.engine.call("tests.engine.faults:tier0") == 0
+        self.trust()
+
+    def trust(self) -> None:
+        """Have the next hit read, however slow this machine has become."""
+        self.engine.call("tests.engine.faults:trust")
 
     def stored(self, prompt: list[int]) -> list[Path]:
         """Leave a prompt's chunks on disk only and return their records, in order."""

@@ -43,6 +43,7 @@ def test_the_io_process_dies_while_it_reads(mortal: Rig) -> None:
     assert mortal.engine.reset()
     died = mortal.failures("died")
     mortal.disk.fail(hang=True)
+    mortal.trust()
     mortal.engine.add("reading", prompt, TOKENS)
     mortal.engine.step()
     assert mortal.count("reading") == 8

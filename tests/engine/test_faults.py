@@ -195,6 +195,7 @@ def test_hung_reads_delay_nobody_else(bad: Rig) -> None:
     assert bad.engine.reset()
     late = bad.count("late_reads_total")
     bad.disk.fail(hang=True)
+    bad.trust()
     bad.engine.add("hungry", hungry, TOKENS)
     bad.engine.step()
     asked = {"new": new, "resident": resident, "sharer": sharer}
