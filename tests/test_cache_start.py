@@ -1,6 +1,7 @@
 """A tier below: how it starts, what it finds, how it is reset."""
 
 from kvtier.brain.breaker import BreakerState
+from kvtier.brain.scan import Scan
 from kvtier.cache import WriteMode
 from kvtier.types import BlockKey, OpKind, OpStatus, ScanBatch
 from tests.fake_engine import Engine, Shape, arrive, below, sent, started, stored, tier_of
@@ -218,3 +219,13 @@ def test_a_probe_that_a_reset_overtook_is_repeated() -> None:
     assert len(sent(made, OpKind.PROBE)) == 2
     made.ranks.answer_all()
     assert tier_of(made).breaker is BreakerState.CLOSED
+
+
+def test_a_rank_that_lists_twice_orphans_nothing() -> None:
+    scan = Scan(2)
+    keys = [BlockKey(bytes([i]) * 32 + bytes(4)) for i in range(3)]
+    scan.add(batch(0, keys, done=False))
+    scan.add(batch(1, keys[:2]))
+    scan.add(batch(0, keys))
+    assert [key for key, _ in scan.orphans()] == [keys[2]]
+    assert [key for key, _ in scan.take(9)] == keys[:2]

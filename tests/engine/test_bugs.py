@@ -64,7 +64,7 @@ def test_the_engine_survives_a_bug(
     kvtier: Engine, reference: Reference, place: str, method: str
 ) -> None:
     assert kvtier.generate(LONG, TOKENS) == reference.of(LONG)
-    kvtier.call("tests.engine.raising:plant", place, method, method != "reset")
+    kvtier.call("tests.engine.raising:plant", place, method, method not in ("reset", "submit_ops"))
     try:
         assert kvtier.generate(LONG, TOKENS) == reference.of(LONG)
         kvtier.reset(connector=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import kvtier.tiers.file as file_module
 from kvtier.errors import ConfigError, TierError
 from kvtier.testing.tiers import FIRST, PAGE, SECOND, TierContract, pages
 from kvtier.tier import Site
@@ -106,6 +107,23 @@ class TestFileTier(FileMedium, TierContract):
         tier.open(FIRST, "{}")
         tier.write(KEY, [pages(1)])
         assert tier.read(KEY, [pages(1)]) == PAGE
+
+    def test_a_reset_after_a_failed_open_still_forgets(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tier = self.opened()
+        tier.write(KEY, [pages(1)])
+        with monkeypatch.context() as patch:
+            patch.setattr(file_module, "Root", self.broken_root)
+            with pytest.raises(TierError):
+                tier.open(FIRST, "{}")
+        tier.reset(SECOND, "{}")
+        tier.close()
+        assert list(self.opened().scan()) == []
+
+    @staticmethod
+    def broken_root(*_: object) -> None:
+        raise OSError(5, "no")
 
     def test_what_straddles_a_reset_lands_in_the_trash(self) -> None:
         tier = self.opened()
