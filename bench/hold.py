@@ -49,7 +49,9 @@ def main() -> None:
             deadline="20s",
             wrappers=[{"kind": "faulty", "control": str(control)}],
         )
-        config = server_config(folder, [dram("512MiB"), slow], blocks=160, max_tokens=4096)
+        config = server_config(
+            folder, [dram("512MiB"), slow], blocks=160, max_tokens=4096, load="always"
+        )
         held = prompts(1, SHARED + HELD + 16, seed=1)[0]
         with serving(config, folder / "before.log") as server:
             complete(server.port, held, 1)
