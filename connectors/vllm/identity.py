@@ -174,7 +174,9 @@ def _platform() -> str:
 
     if current_platform.device_type != "cpu":
         return str(current_platform.device_type)
-    found = re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+    found = re.search(
+        r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE
+    )
     flags = found.group(1).split() if found else []
     units = [unit for unit in _VECTOR_UNITS if unit in flags]
     return ",".join(["cpu", platform.machine(), *units])
