@@ -9,6 +9,8 @@ from tests.engine.harness import Engine, EngineConfig
 from tests.engine.models import GEMMA_WINDOW, prompts
 from tests.engine.scenarios import TOKENS, Reference, dram, nvme, turns
 
+pytestmark = pytest.mark.core
+
 BLOCKS = 90  # of 128 tokens, over all groups
 
 CHATS = turns(5, 3, seed=31, length=500)

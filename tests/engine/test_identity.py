@@ -9,6 +9,8 @@ from tests.engine.harness import Engine, EngineConfig
 from tests.engine.models import prompts
 from tests.engine.scenarios import TOKENS, Reference, dram, nvme, turns
 
+pytestmark = pytest.mark.core
+
 BLOCKS = 24  # of 128 tokens: about two long prompts
 
 CHATS = turns(6, 3, seed=11)

@@ -10,6 +10,8 @@ from tests.engine.harness import Engine, EngineConfig, EngineError
 from tests.engine.models import prompts
 from tests.engine.scenarios import TOKENS, Reference, nvme
 
+pytestmark = pytest.mark.core
+
 BLOCKS = 24
 LONG = prompts(6, 1500, seed=41)
 MANY = prompts(8, 300, seed=42)
