@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+TRACKER_S = 3.0
 KILL_S = 5.0
 
 
@@ -22,26 +23,42 @@ def session(sid: int) -> list[int]:
 
 
 def end_session(process: "subprocess.Popen[bytes]", grace_s: float = 0.0) -> list[str]:
-    """Reap `process` and kill what is left of its session after `grace_s`; return what that was."""
-    deadline = time.monotonic() + grace_s
-    while (left := session(process.pid)) and time.monotonic() < deadline:
-        process.poll()
-        time.sleep(0.02)
+    """Reap `process` and kill what is left of its session after `grace_s`; return what that was.
+
+    Python's resource trackers go last, and by themselves: they remove the shared memory and the
+    semaphores that killed processes leave behind.
+    """
+    left = _wait(process, grace_s)
     killed = [f"{pid} {_command(pid)}" for pid in left]
     deadline = time.monotonic() + KILL_S
-    while (left := session(process.pid)) and time.monotonic() < deadline:
-        for pid in left:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
+    while victims := [pid for pid in left if "resource_tracker" not in _command(pid)]:
+        if time.monotonic() > deadline:
+            break
+        _kill(victims)
+        left = _wait(process, 0.05)
+    _kill(_wait(process, TRACKER_S))
     with suppress(subprocess.TimeoutExpired):
         process.wait(KILL_S)  # a leader looks like a zombie while its threads still die
     return killed
 
 
+def _wait(process: "subprocess.Popen[bytes]", seconds: float) -> list[int]:
+    """Wait until the session is empty, at most so long, and return who is left."""
+    deadline = time.monotonic() + seconds
+    while (left := session(process.pid)) and time.monotonic() < deadline:
+        process.poll()
+        time.sleep(0.02)
+    return left
+
+
+def _kill(pids: list[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def _command(pid: int) -> str:
     with suppress(OSError):
-        return (
-            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        )
+        raw = Path(f"/proc/{pid}/cmdline").read_bytes()
+        return raw.replace(b"\0", b" ").decode(errors="replace").strip()
     return ""

@@ -19,6 +19,7 @@ from kvtier.errors import KvtierError
 
 START_S = 180.0
 LEAVE_S = 20.0
+LEAVE_EARLY_S = 3.0  # vLLM that is told to stop while it starts often stays
 MODEL = "demo"  # the name that the server answers to
 
 
@@ -78,6 +79,7 @@ class Server:
     def __init__(self, config: ServerConfig, log: Path) -> None:
         self.port = free_port()
         self.log = log
+        self._ready = False
         defaults = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
         with log.open("wb") as out:
             self.process = subprocess.Popen(
@@ -96,6 +98,7 @@ class Server:
             if self.process.poll() is not None:
                 raise ServerError(f"vLLM ended at start\n{self.log_tail()}")
             if self._healthy():
+                self._ready = True
                 return
             time.sleep(0.1)
         raise ServerError(f"vLLM is not ready after {timeout_s:.0f} s\n{self.log_tail()}")
@@ -108,7 +111,7 @@ class Server:
         """End it, by force if it does not go; whether it went by itself, with all that it started."""
         if self.process.poll() is None:
             self.process.send_signal(signum)
-        return not end_session(self.process, LEAVE_S)
+        return not end_session(self.process, LEAVE_S if self._ready else LEAVE_EARLY_S)
 
     def _healthy(self) -> bool:
         connection = HTTPConnection("127.0.0.1", self.port, timeout=2)

@@ -160,6 +160,24 @@ def test_a_session_ends_as_a_whole() -> None:
         assert process.returncode == -9
 
 
+def test_shared_memory_of_killed_processes_goes_with_them() -> None:
+    script = (
+        "import sys; from multiprocessing.shared_memory import SharedMemory; "
+        "held = SharedMemory(create=True, size=4096); print(held.name, flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        name = Path("/dev/shm") / process.stdout.readline().decode().strip()
+        assert name.exists()
+        end_session(process)
+        assert not name.exists()
+
+
 def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
     config = ServerConfig(model=tmp_path / "nothing", blocks=10, env={"PYTHONPATH": str(tmp_path)})
     (tmp_path / "vllm.py").write_text("raise SystemExit('no such engine')")
