@@ -114,7 +114,7 @@ class Meter:
         out = _new_stats()
         for name, labels, value in _counters(stats):
             grown = value - self._seen.get((name, labels), 0)
-            if grown:
+            if grown > 0:  # a counter that fell would be an error in the API server
                 self._seen[name, labels] = value
                 out.increase_counter(name, grown, labels)
         for name, labels, value in _gauges(stats):

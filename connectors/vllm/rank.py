@@ -42,6 +42,7 @@ class Rank:
         self._base = base
         self._one_group = len(kv_cache_config.kv_cache_groups) == 1
         self._said_broken = False
+        self._hello: Hello | None = None
 
     @property
     def worker(self) -> KVTierWorker:
@@ -60,7 +61,12 @@ class Rank:
         self.worker.guard = self.guard
 
     def hello(self) -> Hello:
-        """Describe this rank to the brain."""
+        """Describe this rank to the brain as it was at the start: from 0.33 on, vLLM asks at each wake-up too."""
+        if self._hello is None:
+            self._hello = self._describe()
+        return self._hello
+
+    def _describe(self) -> Hello:
         model, worker = self._vllm_config.model_config, self.worker
         return Hello(
             rank=self._vllm_config.parallel_config.rank,

@@ -88,10 +88,18 @@ class Scheduling:
     def meet(self, metadata: Sequence[KVConnectorHandshakeMetadata]) -> None:
         """Take the ranks' hellos and make the brain that fits them.
 
+        From 0.33 on, vLLM repeats them at each wake-up: the slots are still the ones of the start, and so
+        is the brain.
+
         Raises:
             ConfigError: the ranks disagree or one is missing; the start is refused.
         """
-        self._hellos = [hello for hello in metadata if isinstance(hello, Hello)]
+        hellos = [hello for hello in metadata if isinstance(hello, Hello)]
+        if self._hellos:
+            if hellos != self._hellos:
+                self.guard.trip("the ranks are not those of the start")
+            return
+        self._hellos = hellos
         agree(self._hellos, self._ranks, digest(self._config))
         brain = build_brain(self._config, self._base.config, self._hellos, self._ranks)
         groups = [group.group_idx for group in self._base.config.kv_group_configs]
