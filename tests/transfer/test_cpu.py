@@ -1,10 +1,16 @@
 """Chunks survive the way to a slot and back bit for bit, whatever the page map."""
 
+import ctypes
+import errno
+import os
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
 from kvtier.arena import Arena
+from kvtier.transfer import cpu
 from kvtier.transfer.cpu import CpuTransferEngine
 from kvtier.transfer.engine import ChunkCopy, chunk_nbytes
 
@@ -72,3 +78,49 @@ def test_groups_have_their_own_tensors() -> None:
     assert np.array_equal(arena.slot(1)[:1024].view(np.int8), window[0][1].numpy())
     engine.close()
     arena.close()
+
+
+@pytest.fixture(params=["one call", "page by page"])
+def _sandbox(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        ctypes.set_errno(errno.EPERM)
+        return -1
+
+    if request.param == "page by page":
+        monkeypatch.setattr(cpu._libc, "process_vm_readv", refuse)
+
+
+@pytest.mark.usefixtures("_sandbox")
+@pytest.mark.parametrize("n", [0, 1, 1023, 1024, 1025, 3000])
+def test_more_pieces_than_one_call_takes(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_BATCH_NBYTES", 300 * 64)
+    src = np.random.default_rng(n).integers(0, 255, (n, 64), np.uint8)
+    dst = np.zeros_like(src)
+    order = np.random.default_rng(n).permutation(n)
+    cpu.copy_pieces(_pieces(src)[order], _pieces(dst))
+    assert np.array_equal(dst, src[order])
+
+
+def test_an_address_that_is_not_mapped_is_an_error() -> None:
+    good = np.zeros((1, 64), np.uint8)
+    with pytest.raises(OSError, match="copy of 2 pages"):
+        cpu.copy_pieces(np.array([_pieces(good)[0], [4096, 64]], np.uint64), _pieces(good[[0, 0]]))
+
+
+def test_a_caller_that_spins_does_not_starve_the_copies() -> None:
+    tensors = device([4096] * 8)
+    arena = Arena(BLOCKS, 8 * 4096)
+    engine = CpuTransferEngine(arena, {0: tensors}, 1)
+    transfers = [engine.offload([ChunkCopy(i, 0, (i,))]) for i in range(BLOCKS)]
+    looks = 0
+    while not all(transfer.done() for transfer in transfers):
+        os.sched_yield()  # lets go of the GIL for a moment, as an engine that spins does
+        looks += 1
+    assert looks < 10_000
+    engine.close()
+    arena.close()
+
+
+def _pieces(rows: npt.NDArray[np.uint8]) -> cpu.Pieces:
+    at = rows.ctypes.data + np.arange(len(rows)) * rows.shape[1]
+    return np.stack([at, np.full(len(rows), rows.shape[1])], axis=-1).astype(np.uint64)
