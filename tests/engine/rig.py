@@ -101,7 +101,8 @@ class Rig:
         return answers
 
     def cached(self, prompt: list[int]) -> int:
-        """Run one prompt and return how many chunks of it were not computed."""
+        """Run one prompt, read back whatever that costs, and return how many chunks were not computed."""
+        self.trust()
         return self.ask(prompt)[0].cached // CHUNK
 
     def settle(self) -> None:
