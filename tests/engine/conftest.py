@@ -9,6 +9,7 @@ import pytest
 from kvtier.demo.server import Server, ServerConfig
 from tests.engine import models
 from tests.engine.harness import Engine, EngineConfig
+from tests.engine.scenarios import Reference
 
 EngineFactory = Callable[[EngineConfig], Engine]
 ServerFactory = Callable[[ServerConfig], Server]
@@ -74,6 +75,21 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineFactory]:
 
     yield engine
     close()
+
+
+@pytest.fixture(scope="session")
+def reference(request: pytest.FixtureRequest, engine: EngineFactory, llama: Path) -> Reference:
+    """Answer all that the collected modules ask of the small Llama, by vLLM alone, in one go."""
+    modules = {item.getparent(pytest.Module) for item in request.session.items}
+    asked = {
+        tuple(prompt)
+        for module in modules
+        if module is not None
+        for prompt in getattr(module.obj, "ASKED_OF_LLAMA", ())
+    }
+    known = Reference()
+    known.learn(engine(EngineConfig(model=llama, blocks=400)), sorted(asked))
+    return known
 
 
 @pytest.fixture

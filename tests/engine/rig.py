@@ -10,8 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from kvtier.demo.process import session
 from kvtier.io_process.record import PAGE
 from tests.engine import damage
@@ -31,8 +29,7 @@ ASKED = prompts(16, 8 * CHUNK + 20, seed=71)  # 8 chunks each
 LONG = prompts(1, 16 * CHUNK + 20, seed=72)[0]
 SHARED = prompts(3, 12 * CHUNK + 20, seed=73, shared=8 * CHUNK)
 COMMON = SHARED[0][: 8 * CHUNK + 20]
-
-_KNOWN = pytest.StashKey[Reference]()
+EVERY = [*ASKED, LONG, *SHARED, COMMON]
 
 
 class Disk:
@@ -199,13 +196,6 @@ def rig(
     yield one
     if one.engine.process.poll() is None:
         one.assert_well()
-
-
-def known(engine: EngineFactory, model: Path, stash: pytest.Stash) -> Reference:
-    """Ask vLLM alone, once in a run, for every answer that the fault tests need."""
-    reference = stash.setdefault(_KNOWN, Reference(model))
-    reference.learn(engine, [*ASKED, LONG, *SHARED, COMMON])
-    return reference
 
 
 def _command(pid: int) -> bytes:

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.engine.conftest import EngineFactory
-from tests.engine.harness import EngineConfig
+from tests.engine.harness import Engine
 from tests.engine.models import prompts
 
 TOKENS = 24
@@ -13,18 +12,14 @@ TOKENS = 24
 
 @dataclass
 class Reference:
-    """vLLM's own answers to prompts, computed in one go the first time that any is missing."""
+    """vLLM's own answers to prompts."""
 
-    model: Path
     answers: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
 
-    def learn(self, engine: EngineFactory, asked: Sequence[Sequence[int]]) -> None:
-        """Ask vLLM alone for what is not known yet."""
-        new = [prompt for prompt in asked if tuple(prompt) not in self.answers]
-        if new:
-            alone = engine(EngineConfig(model=self.model, blocks=400))
-            for prompt, tokens in zip(new, alone.generate(new, TOKENS), strict=True):
-                self.answers[tuple(prompt)] = tokens
+    def learn(self, alone: Engine, asked: Sequence[Sequence[int]]) -> None:
+        """Ask vLLM alone."""
+        for prompt, tokens in zip(asked, alone.generate(asked, TOKENS), strict=True):
+            self.answers[tuple(prompt)] = tokens
 
     def of(self, asked: Sequence[Sequence[int]]) -> list[list[int]]:
         """Return the known answers."""

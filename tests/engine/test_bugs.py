@@ -10,6 +10,7 @@ from tests.engine.models import prompts
 from tests.engine.scenarios import TOKENS, Reference, nvme
 
 LONG = prompts(4, 800, seed=51)
+ASKED_OF_LLAMA = LONG
 
 HOOKS = [
     ("scheduling", "arrive"),
@@ -38,13 +39,6 @@ HOOKS = [
     ("engine", "offload"),
     ("engine", "onload"),
 ]
-
-
-@pytest.fixture(scope="module")
-def reference(engine: EngineFactory, llama: Path) -> Reference:
-    known = Reference(llama)
-    known.learn(engine, LONG)
-    return known
 
 
 @pytest.fixture(scope="module")

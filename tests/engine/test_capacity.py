@@ -8,9 +8,10 @@ from threading import Event, Thread
 import pytest
 
 from tests.engine.conftest import EngineFactory
-from tests.engine.rig import ASKED, RECORD, SHARED, Disk, Rig, config, known, rig
+from tests.engine.rig import ASKED, EVERY, RECORD, SHARED, Disk, Rig, config, rig
 from tests.engine.scenarios import Reference
 
+ASKED_OF_LLAMA = EVERY
 SLOTS = 4
 RECORDS = 15
 
@@ -20,11 +21,6 @@ def disk(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
     made = Disk(tmp_path_factory.mktemp("capacity"))
     request.config.add_cleanup(made.close)  # the engine outlives this module
     return made
-
-
-@pytest.fixture(scope="module")
-def reference(engine: EngineFactory, llama: Path, request: pytest.FixtureRequest) -> Reference:
-    return known(engine, llama, request.config.stash)
 
 
 @pytest.fixture

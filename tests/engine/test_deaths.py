@@ -12,9 +12,10 @@ import pytest
 from kvtier.demo.process import session
 from tests.engine.conftest import EngineFactory
 from tests.engine.harness import Engine, EngineError
-from tests.engine.rig import ASKED, SHARED, Disk, Rig, config, known, rig
+from tests.engine.rig import ASKED, EVERY, SHARED, Disk, Rig, config, rig
 from tests.engine.scenarios import TOKENS, Reference
 
+ASKED_OF_LLAMA = EVERY
 OLD, NEW = ASKED[:4], ASKED[4:8]
 
 
@@ -23,11 +24,6 @@ def disk(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
     made = Disk(tmp_path_factory.mktemp("deaths"))
     request.config.add_cleanup(made.close)  # the engine outlives this module
     return made
-
-
-@pytest.fixture(scope="module")
-def reference(engine: EngineFactory, llama: Path, request: pytest.FixtureRequest) -> Reference:
-    return known(engine, llama, request.config.stash)
 
 
 @pytest.fixture

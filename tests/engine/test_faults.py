@@ -17,16 +17,18 @@ from tests.engine.rig import (
     ASKED,
     CHUNK,
     COMMON,
+    EVERY,
     LONG,
     SHARED,
     SLOT,
     Disk,
     Rig,
     config,
-    known,
     rig,
 )
 from tests.engine.scenarios import TOKENS, Reference
+
+ASKED_OF_LLAMA = EVERY
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +36,6 @@ def disk(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
     made = Disk(tmp_path_factory.mktemp("faults"))
     request.config.add_cleanup(made.close)  # the engine outlives this module
     return made
-
-
-@pytest.fixture(scope="module")
-def reference(engine: EngineFactory, llama: Path, request: pytest.FixtureRequest) -> Reference:
-    return known(engine, llama, request.config.stash)
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ ASKED = [prompt for turn in CHATS for prompt in turn] + SHARING
 
 @pytest.fixture(scope="module")
 def reference(engine: EngineFactory, gemma: Path) -> Reference:
-    known = Reference(gemma)
-    known.learn(engine, ASKED)
+    known = Reference()
+    known.learn(engine(EngineConfig(model=gemma, blocks=400)), ASKED)
     return known
 
 

@@ -16,14 +16,7 @@ BLOCKS = 24  # of 128 tokens: about two long prompts
 CHATS = turns(6, 3, seed=11)
 SHARED = prompts(1, 1024, seed=21)[0]
 SHARING = [SHARED + own for own in prompts(6, 200, seed=22)]
-ASKED = [prompt for turn in CHATS for prompt in turn] + SHARING
-
-
-@pytest.fixture(scope="module")
-def reference(engine: EngineFactory, llama: Path) -> Reference:
-    known = Reference(llama)
-    known.learn(engine, ASKED)
-    return known
+ASKED_OF_LLAMA = [prompt for turn in CHATS for prompt in turn] + SHARING
 
 
 @pytest.fixture(scope="module", params=["dram", "nvme", "dram-tp2"])

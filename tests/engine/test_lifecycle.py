@@ -15,14 +15,8 @@ pytestmark = pytest.mark.core
 BLOCKS = 24
 LONG = prompts(6, 1500, seed=41)
 MANY = prompts(8, 300, seed=42)
+ASKED_OF_LLAMA = LONG + MANY
 CLEAN = {"pinned": 0, "reading": 0, "quarantined": 0, "requests": 0}
-
-
-@pytest.fixture(scope="module")
-def reference(engine: EngineFactory, llama: Path) -> Reference:
-    known = Reference(llama)
-    known.learn(engine, LONG + MANY)
-    return known
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import pytest
 
 from kvtier.demo.client import complete, metrics
 from kvtier.demo.server import ServerConfig, kv_transfer_config
@@ -15,13 +14,7 @@ from tests.engine.models import prompts
 from tests.engine.scenarios import TOKENS, Reference, dram, nvme
 
 LONG = prompts(4, 1500, seed=61)
-
-
-@pytest.fixture(scope="module")
-def reference(engine: EngineFactory, llama: Path) -> Reference:
-    known = Reference(llama)
-    known.learn(engine, LONG)
-    return known
+ASKED_OF_LLAMA = LONG
 
 
 def events(subscriber: Any) -> list[Any]:
