@@ -18,6 +18,7 @@ COMMANDS = {
     "config": "kvtier.cli.config",
     "check": "kvtier.cli.check",
     "demo": "kvtier.cli.demo",
+    "replay": "kvtier.cli.replay",
 }
 
 
