@@ -7,8 +7,11 @@ from kvtier.config.load import default_dram_nbytes, load
 from kvtier.config.structs import (
     Config,
     IoConfig,
+    MediumConfig,
     Plugin,
+    ReplayConfig,
     TierConfig,
+    TraceConfig,
     WriteMode,
     digest,
     from_builtins,
@@ -18,8 +21,11 @@ from kvtier.config.structs import (
 __all__ = [
     "Config",
     "IoConfig",
+    "MediumConfig",
     "Plugin",
+    "ReplayConfig",
     "TierConfig",
+    "TraceConfig",
     "WriteMode",
     "default_dram_nbytes",
     "digest",

@@ -52,6 +52,34 @@ class IoConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     queue: Annotated[int, Meta(ge=1)] = 4096  # operations that may wait
 
 
+class TraceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a live engine writes down of its own traffic: hashes and times, no text."""
+
+    record: str  # a file; one line per request is appended
+    queue: Annotated[int, Meta(ge=1)] = 4096  # lines that may wait for the disk; more are dropped
+
+
+class MediumConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How fast the replayer takes one tier to be; the live engine finds out by itself."""
+
+    read: Annotated[float, Meta(gt=0)] = 5 << 30  # bytes per second, upwards; dram: to the device
+    write: Annotated[float, Meta(gt=0)] = 2 << 30
+    latency_s: float = 2e-4
+    ratio: Annotated[float, Meta(gt=0, le=1)] = 1.0  # bytes of a record by bytes of its chunk
+
+
+class ReplayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `kvtier replay` assumes of the model and the machine; the live engine does not read it."""
+
+    kv_bytes_per_token: Annotated[int, Meta(ge=1)] = 128 << 10  # of all layers
+    prefill_rate: Annotated[float, Meta(gt=0)] = 10_000.0  # tokens per second without context
+    prefill_knee: Annotated[float, Meta(gt=0)] | None = (
+        None  # tokens of context at which attention costs as much as the rest; None: never
+    )
+    decode_rate: Annotated[float, Meta(gt=0)] = 50.0  # tokens per second and request
+    tiers: Mapping[str, MediumConfig] = {}  # by name; what is not named has the defaults
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole configuration; `tiers[0]` is always the DRAM of the arena."""
 
@@ -63,6 +91,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     prefetch: Annotated[tuple[Plugin, ...], Meta(max_length=1)] = ()
     tiers: tuple[TierConfig, ...] = (TierConfig(name="dram", kind="dram"),)
     io: IoConfig = IoConfig()
+    trace: TraceConfig | None = None
+    replay: ReplayConfig = ReplayConfig()
 
 
 def to_builtins(config: Config | TierConfig) -> dict[str, object]:
