@@ -4,7 +4,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from kvtier.cache import LowerTier, TieredCache
-from kvtier.config import Config, TierConfig
+from kvtier.config import Config, Plugin, TierConfig
+from kvtier.facts import TierFacts
+from kvtier.policy import AdmissionPolicy, EvictionPolicy, PrefetchPolicy
 from kvtier.registry import build
 from kvtier.types import GroupSpec
 
@@ -21,9 +23,10 @@ def assemble(
     return TieredCache(
         groups=groups,
         ranks=ranks,
-        tier0=build("eviction", config.tiers[0].eviction),
+        tier0=_eviction(config.tiers[0]),
+        admission=_admission(config.tiers[0]),
         lower=[lower_tier(tier, local_ranks) for tier in config.tiers[1:]],
-        prefetch=build("prefetch", config.prefetch[0]) if config.prefetch else None,
+        prefetch=[_prefetch(plugin) for plugin in config.prefetch],
         clock=clock,
         weigh_costs=config.load == "auto",
     )
@@ -38,6 +41,21 @@ def lower_tier(tier: TierConfig, local_ranks: int) -> LowerTier:
         write=tier.write,
         deadline_s=tier.deadline_s,
         persistent=tier.persistent,
-        eviction=build("eviction", tier.eviction),
-        admission=build("admission", tier.admission),
+        eviction=_eviction(tier),
+        admission=_admission(tier),
     )
+
+
+def _admission(tier: TierConfig) -> Callable[[TierFacts], AdmissionPolicy] | None:
+    """Make nothing for the default: the brain need not ask what always says yes."""
+    if tier.admission.kind == "always":
+        return None
+    return lambda facts: build("admission", tier.admission, facts)
+
+
+def _eviction(tier: TierConfig) -> Callable[[TierFacts], EvictionPolicy]:
+    return lambda facts: build("eviction", tier.eviction, facts)
+
+
+def _prefetch(plugin: Plugin) -> Callable[[TierFacts], PrefetchPolicy]:
+    return lambda facts: build("prefetch", plugin, facts)

@@ -4,6 +4,7 @@ Columns instead of an object per chunk: a million objects would make Python's co
 engine for tenths of a second, and cost more than 300 bytes each. Rows are reused.
 """
 
+import math
 from array import array
 from collections.abc import Iterable, Iterator
 
@@ -24,7 +25,7 @@ class Index:
     IN_TIER0 means that the chunk is on its way into it.
     """
 
-    __slots__ = ("_spare", "ends", "flags", "parents", "rows", "sizes", "slots", "unlinked")
+    __slots__ = ("_spare", "ends", "flags", "parents", "rows", "scores", "sizes", "slots", "unlinked")
 
     def __init__(self, lower: int) -> None:
         self.rows: dict[BlockKey, int] = {}
@@ -33,6 +34,7 @@ class Index:
         self.ends = array("i")  # end token; 0: found by a scan, place not known yet
         self.parents: list[BlockKey | None] = []
         self.sizes = [array("Q") for _ in range(lower)]  # bytes of its record per lower tier
+        self.scores = array("f")  # of a scorer, 0 to 1; NaN: none
         self.unlinked = 0  # rows whose place is not known yet
         self._spare = array("i")
 
@@ -63,6 +65,7 @@ class Index:
         self.unlinked -= not self.ends[row]
         self.flags[row] = 0
         self.parents[row] = None
+        self.scores[row] = math.nan
         self._spare.append(row)
 
     def resident(self, key: BlockKey) -> bool:
@@ -95,6 +98,7 @@ class Index:
         self.slots.append(NO_SLOT)
         self.ends.append(0)
         self.parents.append(None)
+        self.scores.append(math.nan)
         for column in self.sizes:
             column.append(0)
         return len(self.flags) - 1

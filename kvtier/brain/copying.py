@@ -10,6 +10,7 @@ from kvtier.brain.plans import LoadPlan, StorePlan
 from kvtier.brain.promotion import Promotion
 from kvtier.brain.requests import Request
 from kvtier.index import IN_TIER0, TIERS
+from kvtier.policy import AdmissionPolicy
 from kvtier.types import NO_SLOT, BlockKey
 
 _NOTHING = StorePlan(0, (), (), ())
@@ -29,13 +30,20 @@ class Copies:
 class Copying:
     """Make plans and end them. Plans of ended epochs only give their slots back."""
 
-    def __init__(self, core: Core, demotion: Demotion, promotion: Promotion) -> None:
+    def __init__(
+        self,
+        core: Core,
+        demotion: Demotion,
+        promotion: Promotion,
+        admission: AdmissionPolicy | None,
+    ) -> None:
         self.plans: dict[int, Copies] = {}
         self.storing: set[BlockKey] = set()
         self._core = core
         self._ledger = core.ledger
         self._demotion = demotion
         self._promotion = promotion
+        self._admission = admission
         self._ids = count(1)
 
     def load(self, keys: Sequence[BlockKey]) -> LoadPlan:
@@ -58,7 +66,7 @@ class Copying:
         ledger = self._ledger
         here = ledger.index.residents(keys)
         ledger.rescue(here)
-        ledger.touch(here)
+        ledger.touch(request, here)
         fresh, parents = self._storable(request, keys)
         if not fresh:
             return _NOTHING
@@ -117,6 +125,9 @@ class Copying:
             place = self._core.layout.place(request, key)
             if place is None or (row is not None and index.slots[row] != NO_SLOT):
                 continue  # unknown, or here, or on its way
+            if self._admission is not None and not self._admission.admits(key, place.end):
+                self._core.counters.not_admitted += 1
+                continue
             parent = place.parent
             if parent is None or parent in fresh or parent in self.storing:
                 fresh[key] = None

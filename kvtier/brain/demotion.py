@@ -56,8 +56,17 @@ class Demotion:
         if not any(lower.stalled for lower in self._lowers):
             n -= len(self._ledger.leaving)
         if n > 0:
-            for key in self._ledger.policies[TIER0].victims(n, self._ledger.pins.__contains__):
+            for key in self._ledger.victims(TIER0, n, self._ledger.pins):
                 self._evict(key, needed=True)
+
+    def sink(self, keys: Sequence[BlockKey]) -> None:
+        """Send chunks of one prefix down, tail first, up to one that is needed; what no tier takes stays."""
+        ledger = self._ledger
+        for key in reversed(keys):
+            if key in ledger.pins or key in ledger.awaited:
+                return
+            if ledger.index.resident(key) and key not in ledger.leaving:
+                self._evict(key, needed=False)
 
     @property
     def pressed(self) -> bool:
@@ -71,8 +80,7 @@ class Demotion:
 
     def could_free(self) -> bool:
         """Whether a slot would be free at once if one were needed."""
-        pinned = self._ledger.pins.__contains__
-        victims = self._ledger.policies[TIER0].victims(1, pinned)
+        victims = self._ledger.victims(TIER0, 1, self._ledger.pins)
         return any(not self._would_write(key) for key in victims)
 
     def tick(self) -> None:
@@ -186,8 +194,8 @@ class Demotion:
         ledger = self._ledger
         lack = self._target() - ledger.slots.free - len(ledger.leaving)
         if lack > 0:
-            victims = ledger.policies[TIER0].victims(min(lack, _BATCH), ledger.pins.__contains__)
-            for key in victims:
+            n = min(lack, _BATCH)
+            for key in ledger.victims(TIER0, n, ledger.pins, needed=False):
                 self._evict(key, needed=False)
 
 

@@ -186,8 +186,8 @@ class Keeper:
 
     def _evict(self, need: int) -> None:
         lower = self.lower
-        policy = lower.spec.eviction
-        for key in policy.victims(_MAX_REMOVES - lower.removes, lower.ops.__contains__):
+        policy = self._ledger.policies[lower.tier]
+        for key in self._ledger.victims(lower.tier, _MAX_REMOVES - lower.removes, lower.ops):
             if need <= 0:
                 return
             nbytes = self._ledger.erase(lower.tier, key)

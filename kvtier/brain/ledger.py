@@ -1,10 +1,11 @@
 """Who holds what: the index, the slots, the pins and the policies, kept in step with each other."""
 
+import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 
 from kvtier.brain.plans import CacheEvent
-from kvtier.brain.requests import Place
+from kvtier.brain.requests import Place, Request
 from kvtier.brain.slots import Slots
 from kvtier.index import HIT, IN_TIER0, TIERS, VOLATILE, Index
 from kvtier.policy import EvictionPolicy
@@ -20,14 +21,15 @@ class Ledger:
     written down first, their slot is freed by the last answer unless somebody asks for them again.
     """
 
-    def __init__(self, names: Sequence[str], policies: Sequence[EvictionPolicy]) -> None:
-        self.index = Index(len(policies) - 1)
+    def __init__(self, names: Sequence[str]) -> None:
+        self.index = Index(len(names) - 1)
         self.slots = Slots(0)
         self.pins: dict[BlockKey, int] = {}
         self.leaving: set[BlockKey] = set()
         self.visible = IN_TIER0  # the tiers that lookups see
-        self.policies = policies
-        self.chunks = [0] * len(policies)
+        self.policies: list[EvictionPolicy] = []  # one per tier; made after, they ask this ledger
+        self.awaited: dict[BlockKey, int] = {}  # what waiting requests need, see `Waiting`
+        self.chunks = [0] * len(names)
         self._names = names
         self._events: deque[CacheEvent] = deque(maxlen=_MAX_EVENTS)
 
@@ -111,17 +113,15 @@ class Ledger:
 
     # use
 
-    def touch(self, keys: Sequence[BlockKey]) -> None:
-        """Note a use of chunks given in prefix order, in every tier and up to the start of the prefix."""
-        above: BlockKey | None = None
-        for key in reversed(keys):
-            if above is not None and above != key:
-                self._touch_up(above, self.policies)
-            for policy in self.policies:
-                policy.touch(key)
-            row = self.index.rows.get(key)
-            above = None if row is None else self.index.parents[row]
-        self._touch_up(above, self.policies)
+    def touch(self, request: Request, keys: Sequence[BlockKey]) -> None:
+        """Note a request's use of chunks, given in prefix order, in every tier: each once."""
+        touched = request.touched
+        fresh = [key for key in reversed(keys) if key not in touched]
+        touched.update(fresh)
+        for policy in self.policies:
+            touch = policy.touch
+            for key in fresh:
+                touch(key)
 
     def hit(self, keys: Iterable[BlockKey]) -> list[BlockKey]:
         """Mark chunks as hit and return those that had been before."""
@@ -148,6 +148,28 @@ class Ledger:
                         policy.remove(keys[i])
                         policy.insert(keys[i], parent)
 
+    # choice
+
+    def victims(
+        self, tier: int, n: int, pinned: Container[BlockKey], *, needed: bool = True
+    ) -> list[BlockKey]:
+        """Choose up to `n` chunks to evict; those that waiting requests need last, and only if `needed`."""
+        policy, awaited = self.policies[tier], self.awaited
+        if not awaited:
+            return policy.victims(n, pinned.__contains__)
+        chosen = policy.victims(n, lambda key: key in pinned or key in awaited)
+        if needed and len(chosen) < n:
+            first = set(chosen)
+            more = policy.victims(n, pinned.__contains__)
+            chosen += [key for key in more if key not in first][: n - len(chosen)]
+        return chosen
+
+    def score(self, key: BlockKey) -> float | None:
+        """Return a chunk's score, None if it has none."""
+        row = self.index.rows.get(key)
+        score = math.nan if row is None else self.index.scores[row]
+        return None if math.isnan(score) else score
+
     # the whole
 
     def clear(self) -> None:
@@ -156,8 +178,7 @@ class Ledger:
             held = [
                 key for key, row in self.index.rows.items() if self.index.flags[row] >> tier & 1
             ]
-            for key in held:
-                self.policies[tier].remove(key)
+            self.policies[tier].clear()
             if held:
                 self._events.append(CacheEvent(tier, self._names[tier], tuple(held), True))
         for row in self.index.rows.values():
@@ -211,17 +232,8 @@ class Ledger:
         self._events.append(CacheEvent(tier, self._names[tier], (key,), True))
 
     def _track(self, tier: int, keys: Sequence[BlockKey]) -> None:
-        """Insert tail first, then touch the ancestors, so that no head is older than its tail."""
+        """Insert tail first."""
         rows, ends, parents = self.index.rows, self.index.ends, self.index.parents
         policy = self.policies[tier]
         for key in sorted(keys, key=lambda key: ends[rows[key]], reverse=True):
             policy.insert(key, parents[rows[key]])
-        inserted = set(keys)
-        for parent in dict.fromkeys(parents[rows[key]] for key in keys):
-            if parent not in inserted:
-                self._touch_up(parent, (policy,))
-
-    def _touch_up(self, key: BlockKey | None, policies: Sequence[EvictionPolicy]) -> None:
-        for ancestor in self.index.lineage(key):
-            for policy in policies:
-                policy.touch(ancestor)

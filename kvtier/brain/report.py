@@ -22,6 +22,7 @@ def report(core: Core, reading: int) -> CacheStats:
         stores=counters.stores,
         no_room=counters.no_room,
         orphans=counters.orphans,
+        not_admitted=counters.not_admitted,
         evictions=counters.evictions,
         dropped=counters.dropped,
         demotions=counters.demotions,

@@ -4,8 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from kvtier.facts import GroupKeys, RequestFacts, RequestHints
 from kvtier.index import IN_TIER0
 from kvtier.types import BlockKey, GroupSpec
+
+_NOBODY = RequestFacts("", (), 0.0, RequestHints())
 
 
 @dataclass(slots=True)
@@ -32,6 +35,10 @@ class Request:
     name: str
     persist: bool = True
     groups: list[list[BlockKey]] = field(default_factory=list)
+    facts: RequestFacts = _NOBODY
+    awaited: list[BlockKey] = field(default_factory=list)  # spared until it starts
+    started: bool = False  # was scheduled: it waits no more
+    touched: set[BlockKey] = field(default_factory=set)  # chunks whose use by it was noted
     places: dict[BlockKey, int] = field(default_factory=dict)
     held: list[BlockKey] = field(default_factory=list)
     given: bool = False  # `held` is a hit that was given, and counted
@@ -107,6 +114,13 @@ class Layout:
             return None
         position = self._positions[key[-4:]]
         return self.at(request.groups[position], position, i)
+
+    def keys(self, groups: Sequence[Sequence[BlockKey]]) -> tuple[GroupKeys, ...]:
+        """Return a request's keys with what their groups are."""
+        return tuple(
+            GroupKeys(keys, group.chunk_tokens, group.window_chunks)
+            for group, keys in zip(self.groups, groups, strict=True)
+        )
 
     def placing(self, keys: Sequence[BlockKey], position: int) -> Callable[[int], Place]:
         """Return what gives the place of chunk `i` of a group's keys."""

@@ -17,7 +17,6 @@ _TIER_KEYS = (
     *("codec", "write", "deadline", "wrappers"),
 )
 _NOT_FOR_DRAM = {
-    "admission": "it takes every chunk that has room",
     "codec": "its slots hold raw bytes",
     "write": "it says when chunks go down into a tier",
     "deadline": "nobody waits to read from it",

@@ -88,7 +88,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     load: Literal["auto", "always"] = "auto"  # auto: computing wins where it is the faster way
     weights_id: str = "auto"
     persist_lora: bool = False
-    prefetch: Annotated[tuple[Plugin, ...], Meta(max_length=1)] = ()
+    prefetch: tuple[Plugin, ...] = ()  # all of them are asked, in this order
     tiers: tuple[TierConfig, ...] = (TierConfig(name="dram", kind="dram"),)
     io: IoConfig = IoConfig()
     trace: TraceConfig | None = None

@@ -6,7 +6,14 @@ import pytest
 
 from kvtier.policies.eviction.lru import LruPolicy
 from kvtier.policy import EvictionPolicy
-from kvtier.testing.policies import PolicyContract, chain, insert_chain, never, touch_chain
+from kvtier.testing.policies import (
+    FixedFacts,
+    PolicyContract,
+    chain,
+    insert_chain,
+    never,
+    touch_chain,
+)
 from kvtier.types import BlockKey
 
 GOLDEN = {20: 13915, 60: 8666, 150: 3047}  # misses of `conversations` by chunks of capacity
@@ -47,6 +54,7 @@ class Oracle(EvictionPolicy):
     """LRU said naively: a list, searched and sorted each time."""
 
     def __init__(self) -> None:
+        super().__init__(FixedFacts())
         self.keys: list[BlockKey] = []
         self.parents: dict[BlockKey, BlockKey | None] = {}
 
@@ -65,6 +73,10 @@ class Oracle(EvictionPolicy):
         self.keys.remove(key)
         del self.parents[key]
 
+    def clear(self) -> None:
+        self.keys.clear()
+        self.parents.clear()
+
     def victims(self, n: int, pinned: Callable[[BlockKey], bool]) -> list[BlockKey]:
         kept: set[BlockKey | None] = set()
         for key in self.keys:
@@ -78,7 +90,7 @@ class Oracle(EvictionPolicy):
 
 class TestLru(PolicyContract):
     def make(self) -> LruPolicy:
-        return LruPolicy()
+        return LruPolicy(FixedFacts())
 
     @pytest.mark.parametrize("capacity", GOLDEN)
     def test_golden_misses(self, capacity: int) -> None:
