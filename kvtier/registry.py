@@ -18,7 +18,13 @@ from kvtier.policy import AdmissionPolicy, EvictionPolicy, PrefetchPolicy
 from kvtier.tier import Tier
 
 EVICTION = {
+    "arc": "kvtier.policies.eviction.arc:ArcPolicy",
+    "gdsf": "kvtier.policies.eviction.gdsf:GdsfPolicy",
+    "lfu": "kvtier.policies.eviction.lfu:LfuPolicy",
     "lru": "kvtier.policies.eviction.lru:LruPolicy",
+    "random": "kvtier.policies.eviction.random:RandomPolicy",
+    "s3fifo": "kvtier.policies.eviction.s3fifo:S3FifoPolicy",
+    "sieve": "kvtier.policies.eviction.sieve:SievePolicy",
 }
 ADMISSION = {
     "always": "kvtier.policies.admission.always:AlwaysPolicy",
