@@ -25,9 +25,13 @@ EVICTION = {
     "random": "kvtier.policies.eviction.random:RandomPolicy",
     "s3fifo": "kvtier.policies.eviction.s3fifo:S3FifoPolicy",
     "sieve": "kvtier.policies.eviction.sieve:SievePolicy",
+    "wtinylfu": "kvtier.policies.eviction.wtinylfu:WTinyLfuPolicy",
 }
 ADMISSION = {
     "always": "kvtier.policies.admission.always:AlwaysPolicy",
+    "cost_aware": "kvtier.policies.admission.cost_aware:CostAwarePolicy",
+    "min_tokens": "kvtier.policies.admission.min_tokens:MinTokensPolicy",
+    "second_use": "kvtier.policies.admission.second_use:SecondUsePolicy",
 }
 PREFETCH = {
     "arrival": "kvtier.policies.prefetch.arrival:ArrivalPolicy",

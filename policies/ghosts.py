@@ -1,6 +1,7 @@
 """What policies remember of chunks that are not here."""
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from kvtier.types import BlockKey
 
@@ -34,3 +35,27 @@ class Ghosts:
         if known:
             del self._keys[key]
         return known
+
+
+class Seen:
+    """A set of keys that remembers at least the last `limit` that were added, and at most twice as many."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._young: set[BlockKey] = set()
+        self._old: set[BlockKey] = set()
+
+    def __contains__(self, key: BlockKey) -> bool:
+        return key in self._young or key in self._old
+
+    def add(self, keys: Iterable[BlockKey]) -> None:
+        """Remember keys."""
+        self._young.update(keys)
+        if len(self._young) > self._limit:
+            self._young, self._old = set(), self._young
+
+    def discard(self, keys: Iterable[BlockKey]) -> None:
+        """Forget keys."""
+        keys = set(keys)
+        self._young -= keys
+        self._old -= keys

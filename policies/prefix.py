@@ -8,7 +8,7 @@ into a column: a heap learns of a risen rank when the chunk comes to its top.
 import heapq
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from kvtier.facts import TierFacts
@@ -86,12 +86,24 @@ class PrefixPolicy(EvictionPolicy, ABC):
             self._push(row)
         return None
 
+    def put_back(self, leaf: Leaf) -> None:
+        """Undo `pop`."""
+        self._stamps[leaf.row] = leaf.stamp
+        heapq.heappush(self._heaps[self.queue[leaf.row]], leaf)
+
+    def above(self, row: int) -> Iterator[int]:
+        """Walk a chunk's ancestors that are here, nearest first."""
+        while (row := self._parents[row]) != _NO_ROW and self.queue[row] != _NOWHERE:
+            yield row
+
     def insert(self, key: BlockKey, parent: BlockKey | None) -> None:
         row = self._row(key)
         if parent is not None:
             above = self._row(parent)
             self._parents[row] = above
             self._kids[above] += 1
+        for column in self._columns:
+            column[row] = 0
         self.tick += 1
         self.entered(row, key)
 
@@ -124,7 +136,7 @@ class PrefixPolicy(EvictionPolicy, ABC):
                 chosen.append(leaf)
                 self._suppose_gone(leaf.row)
         for leaf in (*chosen, *spared):
-            self._put_back(leaf)
+            self.put_back(leaf)
         for leaf in chosen:
             self.counts[self.queue[leaf.row]] += 1
             if (above := self._parents[leaf.row]) != _NO_ROW:
@@ -156,17 +168,11 @@ class PrefixPolicy(EvictionPolicy, ABC):
             if not self._kids[above] and self.queue[above] != _NOWHERE and not self._stamps[above]:
                 self._push(above)
 
-    def _put_back(self, leaf: Leaf) -> None:
-        self._stamps[leaf.row] = leaf.stamp
-        heapq.heappush(self._heaps[self.queue[leaf.row]], leaf)
-
     def _row(self, key: BlockKey) -> int:
         row = self._rows.get(key)
         if row is None:
             row = self._rows[key] = self._spare.pop() if self._spare else self._grow()
             self.keys[row] = key
-            for column in self._columns:
-                column[row] = 0
         return row
 
     def _grow(self) -> int:

@@ -27,7 +27,7 @@ class SievePolicy(PrefixPolicy):
         self._visited[row] = 1
 
     def pick(self) -> Leaf | None:
-        for _ in range(2):
+        for _ in range(3):  # after a round that spared all, and one that ended amid it
             while leaf := self.pop(self._before):
                 if not self._visited[leaf.row]:
                     return leaf
