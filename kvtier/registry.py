@@ -19,6 +19,7 @@ from kvtier.tier import Tier
 
 EVICTION = {
     "arc": "kvtier.policies.eviction.arc:ArcPolicy",
+    "attention": "kvtier.policies.eviction.attention:AttentionPolicy",
     "gdsf": "kvtier.policies.eviction.gdsf:GdsfPolicy",
     "lfu": "kvtier.policies.eviction.lfu:LfuPolicy",
     "lru": "kvtier.policies.eviction.lru:LruPolicy",

@@ -91,6 +91,11 @@ class PrefixPolicy(EvictionPolicy, ABC):
         self._stamps[leaf.row] = leaf.stamp
         heapq.heappush(self._heaps[self.queue[leaf.row]], leaf)
 
+    def row(self, key: BlockKey) -> int | None:
+        """Return the row of a chunk that is here."""
+        row = self._rows.get(key)
+        return None if row is None or self.queue[row] == _NOWHERE else row
+
     def above(self, row: int) -> Iterator[int]:
         """Walk a chunk's ancestors that are here, nearest first."""
         while (row := self._parents[row]) != _NO_ROW and self.queue[row] != _NOWHERE:

@@ -32,7 +32,9 @@ class S3FifoPolicy(PrefixPolicy):
         super().__init__(facts)
         self._config = config
         self._uses = self.column("B")
-        self._restart()
+        self._ghosts = Ghosts()
+        self._capacity = 0  # what was held at most: sizes below tier 0 differ
+        self._hand = 0.0  # the rank up to which the main queue was seen
 
     def entered(self, row: int, key: BlockKey) -> None:
         self._capacity = max(self._capacity, sum(self.counts) + 1)
@@ -59,12 +61,9 @@ class S3FifoPolicy(PrefixPolicy):
 
     def clear(self) -> None:
         super().clear()
-        self._restart()
-
-    def _restart(self) -> None:
         self._ghosts = Ghosts()
-        self._capacity: int = 0  # what was held at most: sizes below tier 0 differ
-        self._hand = 0.0  # the rank up to which the main queue was seen
+        self._capacity = 0
+        self._hand = 0.0
 
     def _spare_once(self, row: int) -> bool:
         if self.queue[row] == _SMALL:
