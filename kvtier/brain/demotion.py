@@ -88,7 +88,7 @@ class Demotion:
         for lower in self._lowers:
             if lower.tier in self._backlog and lower.serving:
                 self._write_behind(lower)
-        if any(lower.serving for lower in self._lowers):
+        if any(lower.serving and not self._full(lower, idle=False) for lower in self._lowers):
             self._to_watermark()
 
     def wrote(self, flight: Flight, lower: Lower, key: BlockKey) -> None:

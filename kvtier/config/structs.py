@@ -73,8 +73,8 @@ class ReplayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     kv_bytes_per_token: Annotated[int, Meta(ge=1)] = 128 << 10  # of all layers
     prefill_rate: Annotated[float, Meta(gt=0)] = 10_000.0  # tokens per second without context
-    prefill_knee: Annotated[float, Meta(gt=0)] | None = (
-        None  # tokens of context at which attention costs as much as the rest; None: never
+    prefill_knee: Annotated[float, Meta(gt=0)] = (
+        24_576.0  # tokens of context at which attention costs as much as the rest
     )
     decode_rate: Annotated[float, Meta(gt=0)] = 50.0  # tokens per second and request
     tiers: Mapping[str, MediumConfig] = {}  # by name; what is not named has the defaults

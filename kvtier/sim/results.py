@@ -33,11 +33,12 @@ class ReplayRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     requests: int = 0
     seconds: float = 0.0  # of computing that the replay took
     hits_per_tier: dict[str, int] | None = None  # chunks
-    write_amplification: dict[str, float] | None = (
-        None  # bytes written into a tier / bytes read from it
-    )
+    write_amplification: dict[str, float] | None = None  # bytes written by bytes computed
     ttft_s: Ttft | None = None
     prefetched: dict[str, int] | None = None
+    refused_reads: int = 0  # requests that computed because reading cost more
+    late_reads: int = 0  # requests whose reads missed their deadline
+    utilisation: float = 0.0  # share of the time that the engine computed prompts
     occupancy: list[Moment] | None = None
 
 

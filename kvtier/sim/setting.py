@@ -1,11 +1,11 @@
 """What a replay assumes of the model and the machine, and what a hit is worth under it."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from kvtier.brain.cost import EVEN_TOKENS
 from kvtier.sim.trace import Trace
 
 PREFILL_RATE = 10_000.0  # tokens per second
@@ -18,11 +18,11 @@ class Prefill:
 
     Tokens a..b of a prompt take ((b - a) + (b² - a²) / (2 knee)) / rate seconds: a dense transformer spends
     2 FLOP per parameter and token, and 4 x layers x width FLOP per token and token before it (Kaplan et
-    al. 2020, section 2.1, forward pass); `knee` is the context at which both are equal, infinite by default.
+    al. 2020, section 2.1, forward pass); `knee` is the context at which both are equal, by default the brain's.
     """
 
     rate: float = PREFILL_RATE  # tokens per second without context
-    knee: float = math.inf  # tokens
+    knee: float = EVEN_TOKENS
 
     def seconds(self, start: float, end: float) -> float:
         """Return the seconds that computing tokens `start` to `end` of a prompt takes."""

@@ -16,6 +16,7 @@ from kvtier.sim.belady import belady, infinite
 from kvtier.sim.blocks import one_tier, replay_blocks
 from kvtier.sim.results import ReplayRow
 from kvtier.sim.setting import Prefill, worth
+from kvtier.sim.tiers import TierJob
 from kvtier.sim.trace import Trace
 
 BELADY, INFINITE = "belady", "infinite"
@@ -29,6 +30,7 @@ class BlockJob:
     eviction: Plugin | None
     admission: Plugin | None = None
     capacity_tokens: int | None
+    below_tokens: int = 0  # that Belady has besides, in lower tiers
     nbytes_per_token: int
     prefill: Prefill
 
@@ -40,7 +42,8 @@ class BlockJob:
         if self.capacity_tokens is None:
             hits = infinite(trace).hits
         elif self.eviction is None:
-            hits = belady(trace, self.capacity_tokens // trace.block_tokens).hits
+            room = self.capacity_tokens + self.below_tokens
+            hits = belady(trace, room // trace.block_tokens).hits
         else:
             config = one_tier(self.eviction, self.admission)
             slots = self.capacity_tokens // trace.block_tokens
@@ -62,32 +65,7 @@ class BlockJob:
         )
 
 
-def block_jobs(
-    policies: Sequence[Plugin],
-    capacities: Sequence[int],
-    *,
-    nbytes_per_token: int,
-    prefill: Prefill,
-) -> list[BlockJob]:
-    """Cross policies and sizes; Belady for each size and the infinite cache are always among them."""
-    names: list[tuple[str, Plugin | None]] = [(each.kind, each) for each in policies]
-    return [
-        BlockJob(
-            name=name,
-            eviction=plugin,
-            capacity_tokens=capacity,
-            nbytes_per_token=nbytes_per_token,
-            prefill=prefill,
-        )
-        for name, plugin, capacity in [
-            *((name, plugin, size) for size in capacities for name, plugin in names),
-            *((BELADY, None, size) for size in capacities),
-            (INFINITE, None, None),
-        ]
-    ]
-
-
-Job = BlockJob
+Job = BlockJob | TierJob
 
 
 def sweep(
