@@ -4,10 +4,11 @@ import time
 from collections.abc import Callable, Sequence
 
 from kvtier.cache import LowerTier, TieredCache
-from kvtier.config import Config, Plugin, TierConfig
+from kvtier.config import Config, HooksConfig, Plugin, TierConfig
 from kvtier.facts import TierFacts
+from kvtier.hook import HookKind, HookSet
 from kvtier.policy import AdmissionPolicy, EvictionPolicy, PrefetchPolicy
-from kvtier.registry import build
+from kvtier.registry import build, find_callable
 from kvtier.types import GroupSpec
 
 
@@ -27,6 +28,7 @@ def assemble(
         admission=_admission(config.tiers[0]),
         lower=[lower_tier(tier, local_ranks) for tier in config.tiers[1:]],
         prefetch=[_prefetch(plugin) for plugin in config.prefetch],
+        hooks=_hooks(config.hooks),
         clock=clock,
         weigh_costs=config.load == "auto",
     )
@@ -51,6 +53,16 @@ def _admission(tier: TierConfig) -> Callable[[TierFacts], AdmissionPolicy] | Non
     if tier.admission.kind == "always":
         return None
     return lambda facts: build("admission", tier.admission, facts)
+
+
+def _hooks(config: HooksConfig) -> HookSet:
+    named = {kind: getattr(config, kind) for kind in HookKind}
+    return HookSet(
+        hooks={kind: [find_callable(name) for name in names] for kind, names in named.items()},
+        budget_s=config.budget_s,
+        max_failures=config.failures,
+        max_vetoes=config.vetoes,
+    )
 
 
 def _eviction(tier: TierConfig) -> Callable[[TierFacts], EvictionPolicy]:

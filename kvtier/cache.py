@@ -13,6 +13,7 @@ from kvtier.brain.core import Core
 from kvtier.brain.cost import EVEN_TOKENS, Costs
 from kvtier.brain.demotion import Demotion, worst_case
 from kvtier.brain.flights import Flight, Flights
+from kvtier.brain.hooks import Hooks
 from kvtier.brain.keeper import Keeper
 from kvtier.brain.ledger import Ledger
 from kvtier.brain.lower import Lower
@@ -25,9 +26,10 @@ from kvtier.brain.stats import CacheStats, Counters, TierStats
 from kvtier.brain.told import Told
 from kvtier.config import WriteMode
 from kvtier.facts import RequestFacts, RequestHints, TierFacts
+from kvtier.hook import HookKind, HookSet
 from kvtier.index import IN_TIER0, MAX_LOWER
 from kvtier.policy import AdmissionPolicy, EvictionPolicy, Move, PrefetchPolicy
-from kvtier.types import NO_SLOT, BlockKey, GroupSpec, OpKind, OpResult, ScanBatch, TierOp
+from kvtier.types import NO_SLOT, TIER0, BlockKey, GroupSpec, OpKind, OpResult, ScanBatch, TierOp
 
 __all__ = [
     "CacheEvent",
@@ -42,6 +44,7 @@ __all__ = [
 ]
 
 _NO_HINTS = RequestHints()
+_NO_HOOKS = HookSet()
 
 
 class TieredCache:
@@ -59,6 +62,7 @@ class TieredCache:
         lower: Sequence[LowerTier],
         admission: Callable[[TierFacts], AdmissionPolicy] | None = None,
         prefetch: Sequence[Callable[[TierFacts], PrefetchPolicy]] = (),
+        hooks: HookSet = _NO_HOOKS,
         clock: Callable[[], float] = time.monotonic,
         low_watermark: float = 0.05,
         read_share: float = 0.5,
@@ -67,7 +71,7 @@ class TieredCache:
     ) -> None:
         assert len(lower) <= MAX_LOWER
         names = ["dram", *(tier.name for tier in lower)]
-        ledger = Ledger(names)
+        ledger = Ledger(names, Hooks(hooks, names))
         flights = Flights(ranks, clock)
         self._core = Core(
             layout=Layout(groups),
@@ -375,6 +379,7 @@ class TieredCache:
         self._told.accessed(known, keys)
         fresh = keys[known.counted :]
         known.counted = max(known.counted, len(keys))
+        self._ledger.hooks.tell(HookKind.HIT, TIER0, fresh)
         self._counters.hits += max(0, len(fresh) - known.below)
         known.below = 0
         self._demotion.reused(self._ledger.hit(fresh))

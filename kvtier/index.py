@@ -25,7 +25,17 @@ class Index:
     IN_TIER0 means that the chunk is on its way into it.
     """
 
-    __slots__ = ("_spare", "ends", "flags", "parents", "rows", "scores", "sizes", "slots", "unlinked")
+    __slots__ = (
+        "_spare",
+        "ends",
+        "flags",
+        "parents",
+        "rows",
+        "scores",
+        "sizes",
+        "slots",
+        "unlinked",
+    )
 
     def __init__(self, lower: int) -> None:
         self.rows: dict[BlockKey, int] = {}

@@ -9,9 +9,10 @@ from kvtier.brain.demotion import Demotion
 from kvtier.brain.plans import LoadPlan, StorePlan
 from kvtier.brain.promotion import Promotion
 from kvtier.brain.requests import Request
+from kvtier.hook import HookKind
 from kvtier.index import IN_TIER0, TIERS
 from kvtier.policy import AdmissionPolicy
-from kvtier.types import NO_SLOT, BlockKey
+from kvtier.types import NO_SLOT, TIER0, BlockKey
 
 _NOTHING = StorePlan(0, (), (), ())
 
@@ -68,6 +69,7 @@ class Copying:
         ledger.rescue(here)
         ledger.touch(request, here)
         fresh, parents = self._storable(request, keys)
+        ledger.hooks.tell(HookKind.MISS, TIER0, fresh)
         if not fresh:
             return _NOTHING
         ledger.rescue(parents)
@@ -127,6 +129,8 @@ class Copying:
                 continue  # unknown, or here, or on its way
             if self._admission is not None and not self._admission.admits(key, place.end):
                 self._core.counters.not_admitted += 1
+                continue
+            if not self._ledger.hooks.agree(HookKind.INSERT, TIER0, key):
                 continue
             parent = place.parent
             if parent is None or parent in fresh or parent in self.storing:

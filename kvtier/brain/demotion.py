@@ -8,6 +8,7 @@ from kvtier.brain.flights import Flight
 from kvtier.brain.lower import Lower
 from kvtier.brain.requests import Place
 from kvtier.config import WriteMode
+from kvtier.hook import HookKind
 from kvtier.index import HIT, IN_TIER0, TIERS, VOLATILE
 from kvtier.types import TIER0, BlockKey, OpKind
 
@@ -80,7 +81,7 @@ class Demotion:
 
     def could_free(self) -> bool:
         """Whether a slot would be free at once if one were needed."""
-        victims = self._ledger.victims(TIER0, 1, self._ledger.pins)
+        victims = self._ledger.policies[TIER0].victims(1, self._ledger.pins.__contains__)
         return any(not self._would_write(key) for key in victims)
 
     def tick(self) -> None:
@@ -99,6 +100,7 @@ class Demotion:
         if flight.ok:
             place = Place(BlockKey(flight.op.parent) or None, flight.op.end_token)
             ledger.record(lower.tier, [(key, place, flight.nbytes)])
+            ledger.hooks.tell(HookKind.DEMOTE, lower.tier, (key,))
         if key in ledger.leaving and not any(self._writing(low, key) for low in self._lowers):
             self._expel(key)
             self._counters.demotions += 1

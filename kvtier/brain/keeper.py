@@ -187,7 +187,10 @@ class Keeper:
     def _evict(self, need: int) -> None:
         lower = self.lower
         policy = self._ledger.policies[lower.tier]
-        for key in self._ledger.victims(lower.tier, _MAX_REMOVES - lower.removes, lower.ops):
+        chunks = self._ledger.chunks[lower.tier]
+        enough = 1 + need * chunks // max(1, lower.used)  # of average size
+        n = min(_MAX_REMOVES - lower.removes, enough)
+        for key in self._ledger.victims(lower.tier, n, lower.ops):
             if need <= 0:
                 return
             nbytes = self._ledger.erase(lower.tier, key)

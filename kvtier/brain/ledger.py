@@ -4,9 +4,11 @@ import math
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Sequence
 
+from kvtier.brain.hooks import Hooks
 from kvtier.brain.plans import CacheEvent
 from kvtier.brain.requests import Place, Request
 from kvtier.brain.slots import Slots
+from kvtier.hook import HookKind
 from kvtier.index import HIT, IN_TIER0, TIERS, VOLATILE, Index
 from kvtier.policy import EvictionPolicy
 from kvtier.types import NO_SLOT, TIER0, BlockKey
@@ -21,7 +23,8 @@ class Ledger:
     written down first, their slot is freed by the last answer unless somebody asks for them again.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], hooks: Hooks) -> None:
+        self.hooks = hooks
         self.index = Index(len(names) - 1)
         self.slots = Slots(0)
         self.pins: dict[BlockKey, int] = {}
@@ -153,16 +156,48 @@ class Ledger:
     def victims(
         self, tier: int, n: int, pinned: Container[BlockKey], *, needed: bool = True
     ) -> list[BlockKey]:
-        """Choose up to `n` chunks to evict; those that waiting requests need last, and only if `needed`."""
+        """Choose up to `n` chunks to evict.
+
+        If `needed`, those that waiting requests need or hooks refuse to evict come last, else never.
+        """
         policy, awaited = self.policies[tier], self.awaited
-        if not awaited:
+        hooked = self.hooks.watches(HookKind.EVICT)
+        if not awaited and not hooked:
             return policy.victims(n, pinned.__contains__)
         chosen = policy.victims(n, lambda key: key in pinned or key in awaited)
+        if hooked:
+            chosen = self._unless_vetoed(tier, n, pinned, chosen)
         if needed and len(chosen) < n:
             first = set(chosen)
             more = policy.victims(n, pinned.__contains__)
             chosen += [key for key in more if key not in first][: n - len(chosen)]
         return chosen
+
+    def _unless_vetoed(
+        self, tier: int, n: int, pinned: Container[BlockKey], chosen: list[BlockKey]
+    ) -> list[BlockKey]:
+        """Ask the hooks for each victim, and choose again without those they refuse; they may refuse a few."""
+        asked: set[BlockKey] = set()
+        vetoed: set[BlockKey] = set()
+        while len(vetoed) < self.hooks.max_vetoes:
+            fresh = [key for key in chosen if key not in asked]
+            before = len(vetoed)
+            for key in fresh:
+                asked.add(key)
+                if not self.hooks.agree(HookKind.EVICT, tier, key):
+                    vetoed.add(key)
+                    break
+            if len(vetoed) == before:
+                return chosen
+            chosen = self.policies[tier].victims(
+                n, lambda key: key in pinned or key in self.awaited or key in vetoed
+            )
+        return chosen
+
+    def end(self, key: BlockKey) -> int:
+        """Return where a chunk ends in its sequence, 0 if that is not known."""
+        row = self.index.rows.get(key)
+        return 0 if row is None else self.index.ends[row]
 
     def score(self, key: BlockKey) -> float | None:
         """Return a chunk's score, None if it has none."""

@@ -10,6 +10,7 @@ from kvtier.brain.ledger import Ledger
 from kvtier.brain.plans import LowerTier
 from kvtier.brain.requests import Place
 from kvtier.brain.stats import TierCounters
+from kvtier.hook import HookKind
 from kvtier.policy import AdmissionPolicy
 from kvtier.types import BlockKey, OpKind, OpStatus, Priority, TierOp
 
@@ -102,7 +103,7 @@ class Lower:
         if self.free < nbytes:
             self.wanted = max(self.wanted, nbytes)
             return False
-        return True
+        return self._ledger.hooks.agree(HookKind.INSERT, self.tier, key)
 
     def fail(self, status: OpStatus) -> None:
         """Count a failure; only what the medium did wrong tries the breaker."""

@@ -9,6 +9,7 @@ from kvtier.brain.flights import Flight
 from kvtier.brain.lower import Lower
 from kvtier.brain.plans import ReadPlan
 from kvtier.brain.requests import Place, Reading, Request
+from kvtier.hook import HookKind
 from kvtier.index import TIERS
 from kvtier.types import NO_SLOT, BlockKey, Priority
 
@@ -131,7 +132,9 @@ class Promotion:
         lower.counters.hits += len(fill.waiters) if flight.ok else 0
         self._ledger.slots.done(flight.op.slot)
         lower.answered(flight, key)
-        if not flight.ok:
+        if flight.ok:
+            self._ledger.hooks.tell(HookKind.PROMOTE, lower.tier, (key,))
+        else:
             self._ledger.abandon(key)
         for request in fill.waiters.values():
             self._arrived(request, key, ok=flight.ok)

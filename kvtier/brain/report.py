@@ -32,6 +32,9 @@ def report(core: Core, reading: int) -> CacheStats:
         late_reads=counters.late_reads,
         prefetches=counters.prefetches,
         resets=counters.resets,
+        hook_failures=ledger.hooks.failures,
+        hooks_disabled=ledger.hooks.disabled,
+        vetoes=ledger.hooks.vetoes,
     )
 
 

@@ -104,3 +104,6 @@ class CacheStats:
     late_reads: int  # requests whose reads missed their deadline
     prefetches: int  # chunks ordered ahead
     resets: int
+    hook_failures: int  # calls that raised or took too long
+    hooks_disabled: int  # hooks that are called no more
+    vetoes: int  # insertions and evictions that hooks refused

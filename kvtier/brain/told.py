@@ -35,6 +35,8 @@ class Told:
             low.admission = low.spec.admission(view) if low.spec.admission else None
         admissions = [self.admission, *(low.admission for low in core.lowers)]
         core.ledger.policies = evictions
+        core.ledger.hooks.views = [arena, *views]
+        core.ledger.hooks.end_of = core.ledger.end
         self._policies: list[EvictionPolicy | AdmissionPolicy] = [*evictions]
         self._policies += filter(None, admissions)
         self._prefetch = [make(arena) for make in prefetch] if core.lowers else []

@@ -6,6 +6,7 @@ The structs are what every process of one engine must agree on; `digest` is how 
 from kvtier.config.load import default_dram_nbytes, load
 from kvtier.config.structs import (
     Config,
+    HooksConfig,
     IoConfig,
     MediumConfig,
     Plugin,
@@ -20,6 +21,7 @@ from kvtier.config.structs import (
 
 __all__ = [
     "Config",
+    "HooksConfig",
     "IoConfig",
     "MediumConfig",
     "Plugin",

@@ -9,6 +9,9 @@ from kvtier.config.replay import replay, tiers_named, trace
 from kvtier.config.rules import check
 from kvtier.config.structs import Config, IoConfig, WriteMode
 from kvtier.config.words import choose, join, mapping, mistake, refuse_unknown, translate, unit
+from kvtier.errors import ConfigError
+from kvtier.hook import HookKind
+from kvtier.registry import find_callable
 from kvtier.tier import Tier
 from kvtier.units import parse_nbytes, parse_seconds
 
@@ -44,6 +47,8 @@ def parse(raw: object) -> Config:
         top["trace"] = trace(top["trace"])
     if "replay" in top:
         top["replay"] = replay(top["replay"], tiers_named(top.get("tiers")))
+    if "hooks" in top:
+        top["hooks"] = _hooks(top["hooks"])
     _plugins(top, "prefetch", "prefetch", "prefetch")
     if isinstance(tiers := top.get("tiers"), list | tuple):
         top["tiers"] = [_tier(tier, index) for index, tier in enumerate(tiers)]
@@ -60,6 +65,27 @@ def _io(raw: object) -> dict[str, object]:
     refuse_unknown(io, IoConfig.__struct_fields__, "io")
     unit(io, "idle_write", parse_nbytes, "io")
     return io
+
+
+def _hooks(raw: object) -> dict[str, object]:
+    hooks = dict(mapping(raw, "hooks"))
+    refuse_unknown(hooks, (*HookKind, "budget", "failures", "vetoes"), "hooks")
+    unit(hooks, "budget", parse_seconds, "hooks")
+    if "budget" in hooks:
+        hooks["budget_s"] = hooks.pop("budget")
+    for kind in HookKind:
+        named = hooks.get(kind, ())
+        for i, name in enumerate(named if isinstance(named, list | tuple) else ()):
+            _callable(name, f"hooks.{kind}[{i}]")
+    return hooks
+
+
+def _callable(name: object, path: str) -> None:
+    if isinstance(name, str):
+        try:
+            find_callable(name)
+        except ConfigError as exc:
+            raise mistake(path, exc) from exc.__cause__
 
 
 def _tier(raw: object, index: int) -> dict[str, object]:

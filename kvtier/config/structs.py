@@ -80,6 +80,20 @@ class ReplayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     tiers: Mapping[str, MediumConfig] = {}  # by name; what is not named has the defaults
 
 
+class HooksConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Callables of the user's, as `package.module:name`; see kvtier.hook."""
+
+    on_insert: tuple[str, ...] = ()
+    on_evict: tuple[str, ...] = ()
+    on_demote: tuple[str, ...] = ()
+    on_promote: tuple[str, ...] = ()
+    on_hit: tuple[str, ...] = ()
+    on_miss: tuple[str, ...] = ()
+    budget_s: Annotated[float, Meta(gt=0)] = 1e-3  # of one call; longer is a failure
+    failures: Annotated[int, Meta(ge=1)] = 3  # of one hook, until it is called no more
+    vetoes: Annotated[int, Meta(ge=0)] = 16  # evictions that may be refused per choice of victims
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole configuration; `tiers[0]` is always the DRAM of the arena."""
 
@@ -90,6 +104,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     persist_lora: bool = False
     prefetch: tuple[Plugin, ...] = ()  # all of them are asked, in this order
     tiers: tuple[TierConfig, ...] = (TierConfig(name="dram", kind="dram"),)
+    hooks: HooksConfig = HooksConfig()
     io: IoConfig = IoConfig()
     trace: TraceConfig | None = None
     replay: ReplayConfig = ReplayConfig()
