@@ -19,6 +19,7 @@ COMMANDS = {
     "check": "kvtier.cli.check",
     "demo": "kvtier.cli.demo",
     "replay": "kvtier.cli.replay",
+    "trace": "kvtier.cli.trace",
 }
 
 

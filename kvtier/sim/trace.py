@@ -3,8 +3,9 @@
 Block ids are prefix-chained: equal ids mean equal whole prefixes, so an id has one parent for ever.
 """
 
+from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from kvtier.types import BlockKey
 
 Ids = npt.NDArray[np.int64]
 NO_SESSION = -1
+_SLICE = 1 << 20
 _GROUP_BITS = 32  # of the KV-cache group that ends a key: always the first
 
 
@@ -52,6 +54,19 @@ class Trace:
         """Return the chunk keys of request `i`, as the brain takes them."""
         return keys_of(self.blocks(i))
 
+    def first(self, n: int) -> "Trace":
+        """Return a trace of the first `n` requests."""
+        return replace(
+            self,
+            at_s=self.at_s[:n],
+            prompt_tokens=self.prompt_tokens[:n],
+            output_tokens=self.output_tokens[:n],
+            session=self.session[:n],
+            think_s=self.think_s[:n],
+            starts=self.starts[: n + 1],
+            ids=self.ids[: self.starts[min(n, len(self))]],
+        )
+
     @property
     def distinct(self) -> int:
         """How many different blocks there are."""
@@ -83,40 +98,45 @@ class TraceBuilder:
         self._block_tokens = chunk_tokens or block_tokens
         self._per_chunk = self._block_tokens // block_tokens
         assert self._per_chunk * block_tokens == self._block_tokens, "not a multiple of the block"
-        self._numbers: list[tuple[float, int, int, int, float, int]] = []
-        self._ids: list[Ids] = []
+        self._numbers = [array("d") for _ in range(6)]  # as the columns of `Trace`, then blocks
+        self._ids = array("q")
 
     def add(self, row: Row) -> None:
         """Take one request; of blocks that make no whole chunk only the whole ones."""
         k = self._per_chunk
-        ids = row.blocks if k == 1 else row.blocks[k - 1 :: k].copy()
+        ids = row.blocks if k == 1 else row.blocks[k - 1 :: k]
         think = np.nan if row.think_s is None else row.think_s
         numbers = (row.at_s, row.prompt_tokens, row.output_tokens, row.session, think, len(ids))
-        self._numbers.append(numbers)
-        self._ids.append(ids)
+        for column, number in zip(self._numbers, numbers, strict=True):
+            column.append(number)
+        self._ids.frombytes(ids.tobytes())
 
     def build(self) -> Trace:
         """Return the trace, sorted by arrival."""
-        at = np.array([row[0] for row in self._numbers], np.float64)
+        at, prompt, output, session, think, n = (np.array(column) for column in self._numbers)
+        ids = np.frombuffer(self._ids, np.int64) if self._ids else np.zeros(0, np.int64)
+        starts = _starts(n)
         order = np.argsort(at, kind="stable")
-        starts = np.zeros(len(at) + 1, np.int64)
-        np.cumsum(self._column(5)[order].astype(np.int64), out=starts[1:])
-        ids = [self._ids[i] for i in order]
-        self._ids = []
-        flat = np.concatenate(ids) if ids else np.zeros(0, np.int64)
+        if not np.array_equal(order, np.arange(len(order))):
+            parts = [ids[starts[i] : starts[i + 1]] for i in order]
+            ids = np.concatenate(parts)
+            starts = _starts(n[order])
         return Trace(
             block_tokens=self._block_tokens,
             at_s=at[order],
-            prompt_tokens=self._column(1)[order].astype(np.int32),
-            output_tokens=self._column(2)[order].astype(np.int32),
-            session=self._column(3)[order].astype(np.int32),
-            think_s=self._column(4)[order].astype(np.float32),
+            prompt_tokens=prompt[order].astype(np.int32),
+            output_tokens=output[order].astype(np.int32),
+            session=session[order].astype(np.int32),
+            think_s=think[order].astype(np.float32),
             starts=starts,
-            ids=flat if chained(flat, starts) else chain(flat, starts),
+            ids=ids if chained(ids, starts) else chain(ids, starts),
         )
 
-    def _column(self, i: int) -> npt.NDArray[np.float64]:
-        return np.array([row[i] for row in self._numbers], np.float64)
+
+def _starts(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    starts = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts.astype(np.int64), out=starts[1:])
+    return starts
 
 
 def parents(ids: Ids, starts: npt.NDArray[np.int64]) -> Ids:
@@ -130,11 +150,14 @@ def parents(ids: Ids, starts: npt.NDArray[np.int64]) -> Ids:
 
 def chained(ids: Ids, starts: npt.NDArray[np.int64]) -> bool:
     """Whether every id always follows the same one."""
-    if not len(ids):
-        return True
-    _, first, dense = np.unique(ids, return_index=True, return_inverse=True)
     before = parents(ids, starts)
-    return bool(np.array_equal(before[first][dense], before))
+    order = np.argsort(ids, kind="stable")
+    for i in range(0, len(ids) - 1, _SLICE):  # in slices: a copy of every column would be gigabytes
+        some = order[i : i + _SLICE + 1]
+        same = ids[some[1:]] == ids[some[:-1]]
+        if (same & (before[some[1:]] != before[some[:-1]])).any():
+            return False
+    return True
 
 
 def chain(ids: Ids, starts: npt.NDArray[np.int64]) -> Ids:
