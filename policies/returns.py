@@ -7,9 +7,12 @@ estimates the chance (Kaplan and Meier, 1958), so that what has not come back ye
 from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import count, pairwise
 
-_EDGES = (0.0, *(3 * 2 ** (i / 2) for i in range(21)))  # seconds; the last bin, from 51 min on, is open
+_EDGES = (
+    0.0,
+    *(3 * 2 ** (i / 2) for i in range(21)),
+)  # seconds; the last bin, from 51 min on, is open
 _BINS = len(_EDGES)
 _WIDTHS = (*(b - a for a, b in pairwise(_EDGES)), _EDGES[-1])
 _PRIOR = 8.0  # what all classes have in common counts like so many of a class's own
@@ -25,6 +28,8 @@ class Watched:
     kind: int = 0  # its class
     last_s: float = -1.0  # its last use; negative: given up, or not used yet
     bin: int = 0
+    level: int = 0  # of its priority
+    number: int = field(default_factory=count(1).__next__)
 
 
 @dataclass(slots=True)
