@@ -69,14 +69,8 @@ class Index:
     def prune(self, key: BlockKey) -> None:
         """Give the row back if no tier holds the chunk and no slot waits for it."""
         row = self.rows[key]
-        if self.flags[row] & TIERS or self.slots[row] != NO_SLOT:
-            return
-        del self.rows[key]
-        self.unlinked -= not self.ends[row]
-        self.flags[row] = 0
-        self.parents[row] = None
-        self.scores[row] = math.nan
-        self._spare.append(row)
+        if not self.flags[row] & TIERS and self.slots[row] == NO_SLOT:
+            self._free(key, row)
 
     def resident(self, key: BlockKey) -> bool:
         """Whether tier 0 holds the chunk, readable."""
@@ -86,8 +80,20 @@ class Index:
     def residents(self, keys: Iterable[BlockKey]) -> list[BlockKey]:
         """List those of `keys` that tier 0 holds, readable."""
         get, flags = self.rows.get, self.flags
-        rows = ((key, get(key)) for key in keys)
-        return [key for key, row in rows if row is not None and flags[row] & IN_TIER0]
+        return [key for key in keys if (row := get(key)) is not None and flags[row] & IN_TIER0]
+
+    def vacate(self, keys: Iterable[BlockKey]) -> list[int]:
+        """Take chunks out of tier 0, with `prune`, and return their slots."""
+        freed = []
+        rows, flags, slots = self.rows, self.flags, self.slots
+        for key in keys:
+            row = rows[key]
+            freed.append(slots[row])
+            slots[row] = NO_SLOT
+            flags[row] &= ~IN_TIER0
+            if not flags[row] & TIERS:
+                self._free(key, row)
+        return freed
 
     def flags_of(self, key: BlockKey) -> int:
         """Return the flags of a chunk, 0 where there is none."""
@@ -102,6 +108,14 @@ class Index:
                 return
             yield key
             key = self.parents[row]
+
+    def _free(self, key: BlockKey, row: int) -> None:
+        del self.rows[key]
+        self.unlinked -= not self.ends[row]
+        self.flags[row] = 0
+        self.parents[row] = None
+        self.scores[row] = math.nan
+        self._spare.append(row)
 
     def _grow(self) -> int:
         self.flags.append(0)

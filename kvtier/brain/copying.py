@@ -8,7 +8,7 @@ from kvtier.brain.core import Core
 from kvtier.brain.demotion import Demotion
 from kvtier.brain.plans import LoadPlan, StorePlan
 from kvtier.brain.promotion import Promotion
-from kvtier.brain.requests import Request
+from kvtier.brain.requests import Place, Request
 from kvtier.hook import HookKind
 from kvtier.index import IN_TIER0, TIERS
 from kvtier.policy import AdmissionPolicy
@@ -75,8 +75,9 @@ class Copying:
         ledger.rescue(parents)
         ledger.pin(parents)  # or room would be made at the prefix's cost
         self._make_room(len(fresh))
-        taken, slots = self._claim(request, fresh)
-        no_room = tuple(fresh[len(taken) :])
+        slots = ledger.claim_all(fresh, volatile=not request.persist)
+        wanted = list(fresh)
+        taken, no_room = wanted[: len(slots)], tuple(wanted[len(slots) :])
         self._core.counters.no_room += len(no_room)
         if not taken:
             ledger.unpin(parents)
@@ -90,8 +91,7 @@ class Copying:
         plan = self.plans.pop(plan_id, None)
         if plan is None:
             return
-        for slot in plan.slots:
-            self._ledger.slots.done(slot)
+        self._ledger.slots.done_all(plan.slots)
         if plan.epoch != self._core.flights.epoch:
             return
         self._ledger.unpin(plan.pins)
@@ -107,58 +107,47 @@ class Copying:
 
     def _stored(self, keys: Sequence[BlockKey], failed: Collection[BlockKey]) -> None:
         self.storing.difference_update(keys)
-        for key in keys:
-            if key in failed:
+        for key in failed:
+            if key in keys:
                 self._ledger.abandon(key)
-        good = [key for key in keys if key not in failed]
+        good = [key for key in keys if key not in failed] if failed else keys
         self._ledger.arrived(good)
         self._demotion.stored(good)
         self._core.counters.stores += len(good)
 
     def _storable(
         self, request: Request, keys: Sequence[BlockKey]
-    ) -> tuple[list[BlockKey], list[BlockKey]]:
-        """Return the keys to take in and, of their parents, those that tier 0 holds."""
-        index = self._ledger.index
-        fresh: dict[BlockKey, None] = {}
+    ) -> tuple[dict[BlockKey, Place], list[BlockKey]]:
+        """Return the keys to take in, with their places, and, of their parents, those that tier 0 holds."""
+        index, place_of = self._ledger.index, self._core.layout.place
+        asked = self._admission is not None or self._ledger.hooks.watches(HookKind.INSERT)
+        fresh: dict[BlockKey, Place] = {}
         parents: list[BlockKey] = []
         for key in keys:
             row = index.rows.get(key)
-            place = self._core.layout.place(request, key)
-            if place is None or (row is not None and index.slots[row] != NO_SLOT):
-                continue  # unknown, or here, or on its way
-            if self._admission is not None and not self._admission.admits(key, place.end):
-                self._core.counters.not_admitted += 1
-                continue
-            if not self._ledger.hooks.agree(HookKind.INSERT, TIER0, key):
+            if row is not None and index.slots[row] != NO_SLOT:
+                continue  # here, or on its way
+            place = place_of(request, key)
+            if place is None or (asked and not self._admits(key, place)):
                 continue
             parent = place.parent
             if parent is None or parent in fresh or parent in self.storing:
-                fresh[key] = None
+                fresh[key] = place
                 continue
             flags = index.flags_of(parent)
             if flags & TIERS:
-                fresh[key] = None
+                fresh[key] = place
                 if flags & IN_TIER0:
                     parents.append(parent)
             else:
                 self._core.counters.orphans += 1
-        return list(fresh), parents
+        return fresh, parents
 
-    def _claim(
-        self, request: Request, keys: Sequence[BlockKey]
-    ) -> tuple[list[BlockKey], list[int]]:
-        taken: list[BlockKey] = []
-        slots: list[int] = []
-        for key in keys:
-            place = self._core.layout.place(request, key)
-            assert place is not None
-            slot = self._ledger.claim(key, place, volatile=not request.persist)
-            if slot == NO_SLOT:
-                break
-            taken.append(key)
-            slots.append(slot)
-        return taken, slots
+    def _admits(self, key: BlockKey, place: Place) -> bool:
+        if self._admission is not None and not self._admission.admits(key, place.end):
+            self._core.counters.not_admitted += 1
+            return False
+        return self._ledger.hooks.agree(HookKind.INSERT, TIER0, key)
 
     def _make_room(self, n: int) -> None:
         lack = n - self._ledger.slots.free

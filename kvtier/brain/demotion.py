@@ -56,9 +56,14 @@ class Demotion:
         """Free up to `n` slots. Victims that go down first are free at a later step only, and expected then."""
         if not any(lower.stalled for lower in self._lowers):
             n -= len(self._ledger.leaving)
-        if n > 0:
-            for key in self._ledger.victims(TIER0, n, self._ledger.pins):
-                self._evict(key, needed=True)
+        if n <= 0:
+            return
+        victims = self._ledger.victims(TIER0, n, self._ledger.pins)
+        if not self._lowers:
+            self._drop(victims)
+            return
+        for key in victims:
+            self._evict(key, needed=True)
 
     def sink(self, keys: Sequence[BlockKey]) -> None:
         """Send chunks of one prefix down, tail first, up to one that is needed; what no tier takes stays."""
@@ -111,6 +116,13 @@ class Demotion:
             self._ledger.leave(key)
         elif needed or self._ledger.index.flags_of(key) & TIERS & ~IN_TIER0:
             self._expel(key)
+
+    def _drop(self, keys: Sequence[BlockKey]) -> None:
+        """Evict where nothing is below: the same as `_expel` for each, in one pass."""
+        if keys:
+            self._counters.dropped += len(keys)
+            self._counters.evictions += len(keys)
+            self._ledger.drop(keys)
 
     def _expel(self, key: BlockKey) -> None:
         if not self._ledger.index.flags_of(key) & TIERS & ~IN_TIER0:

@@ -2,7 +2,8 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from operator import ge
 
 from kvtier.brain.hooks import Hooks
 from kvtier.brain.plans import CacheEvent
@@ -50,6 +51,18 @@ class Ledger:
         self.slots.use(slot)
         return slot
 
+    def claim_all(self, places: Mapping[BlockKey, Place], *, volatile: bool) -> list[int]:
+        """Claim slots for as many chunks as there are free ones, in order; return the slots."""
+        slots = self.slots.take_used(len(places))
+        index = self.index
+        for slot, (key, place) in zip(slots, places.items(), strict=False):
+            row = index.rows.get(key)
+            row = index.add(key, *place) if row is None else self._row(key, place)
+            index.slots[row] = slot
+            if volatile and not index.flags[row] & TIERS:
+                index.flags[row] |= VOLATILE
+        return slots
+
     def abandon(self, key: BlockKey) -> None:
         """Give back the slot of a chunk that did not make it."""
         self._vacate(key, self.index.rows[key])
@@ -78,6 +91,18 @@ class Ledger:
         self.leaving.discard(key)
         self._leave(TIER0, key)
         self._vacate(key, self.index.rows[key])
+
+    def drop(self, keys: Sequence[BlockKey]) -> None:
+        """Take victims out of tier 0."""
+        policy = self.policies[TIER0]
+        remove, evicted = policy.remove, policy.evicted
+        for key in keys:
+            remove(key)
+            evicted(key)
+        self.leaving.difference_update(keys)
+        self.slots.release_all(self.index.vacate(keys))
+        self.chunks[TIER0] -= len(keys)
+        self._events.append(CacheEvent(TIER0, self._names[TIER0], tuple(keys), True))
 
     # records of lower tiers
 
@@ -209,16 +234,11 @@ class Ledger:
 
     def clear(self) -> None:
         """Forget every chunk and pin; slots still in use stay in quarantine."""
-        for tier in range(len(self.policies)):
-            held = [
-                key for key, row in self.index.rows.items() if self.index.flags[row] >> tier & 1
-            ]
-            self.policies[tier].clear()
-            if held:
-                self._events.append(CacheEvent(tier, self._names[tier], tuple(held), True))
-        for row in self.index.rows.values():
-            if self.index.slots[row] != NO_SLOT:
-                self.slots.release(self.index.slots[row])
+        for tier, policy in enumerate(self.policies):
+            policy.clear()
+            if held := self._held(tier):
+                self._events.append(CacheEvent(tier, self._names[tier], held, True))
+        self.slots.disown()
         self.index = Index(len(self.policies) - 1)
         self.chunks = [0] * len(self.policies)
         self.pins.clear()
@@ -240,6 +260,12 @@ class Ledger:
             merged[-1] = merged[-1]._replace(keys=tuple(run))
         self._events.clear()
         return merged
+
+    def _held(self, tier: int) -> tuple[BlockKey, ...]:
+        rows, flags = self.index.rows, self.index.flags
+        if self.chunks[tier] == len(rows):
+            return tuple(rows)
+        return tuple([key for key, row in rows.items() if flags[row] >> tier & 1])
 
     def _row(self, key: BlockKey, place: Place) -> int:
         row = self.index.rows.get(key)
@@ -268,7 +294,14 @@ class Ledger:
 
     def _track(self, tier: int, keys: Sequence[BlockKey]) -> None:
         """Insert tail first."""
-        rows, ends, parents = self.index.rows, self.index.ends, self.index.parents
-        policy = self.policies[tier]
-        for key in sorted(keys, key=lambda key: ends[rows[key]], reverse=True):
-            policy.insert(key, parents[rows[key]])
+        index, insert = self.index, self.policies[tier].insert
+        ends, parents = index.ends, index.parents
+        rows = [index.rows[key] for key in keys]
+        pairs = list(zip(keys, rows, strict=True))
+        depths = [ends[row] for row in rows]
+        if any(map(ge, depths, depths[1:])):
+            pairs.sort(key=lambda pair: ends[pair[1]], reverse=True)
+        else:
+            pairs.reverse()
+        for key, row in pairs:
+            insert(key, parents[row])

@@ -113,7 +113,10 @@ class Layout:
         if i is None:
             return None
         position = self._positions[key[-4:]]
-        return self.at(request.groups[position], position, i)
+        group = self.groups[position]
+        if i == 0 or group.window_chunks is not None:
+            return Place(None, (i + 1) * group.chunk_tokens)
+        return Place(request.groups[position][i - 1], (i + 1) * group.chunk_tokens)
 
     def keys(self, groups: Sequence[Sequence[BlockKey]]) -> tuple[GroupKeys, ...]:
         """Return a request's keys with what their groups are."""
