@@ -17,6 +17,8 @@ HIT = 1 << 15  # was hit since it came
 MAX_LOWER = 13
 TIERS = (1 << (MAX_LOWER + 1)) - 1
 
+_NO_SCORE = math.nan
+
 
 class Index:
     """Rows by key. The columns are public: the brain reads them in its hot loops.
@@ -85,15 +87,38 @@ class Index:
     def vacate(self, keys: Iterable[BlockKey]) -> list[int]:
         """Take chunks out of tier 0, with `prune`, and return their slots."""
         freed = []
-        rows, flags, slots = self.rows, self.flags, self.slots
+        rows, flags, slots, spare = self.rows, self.flags, self.slots, self._spare
+        parents, scores, ends = self.parents, self.scores, self.ends
         for key in keys:
             row = rows[key]
             freed.append(slots[row])
             slots[row] = NO_SLOT
-            flags[row] &= ~IN_TIER0
-            if not flags[row] & TIERS:
-                self._free(key, row)
+            left = flags[row] & ~IN_TIER0
+            flags[row] = left
+            if not left & TIERS:  # as in `_free`, without a call for each
+                del rows[key]
+                if not ends[row]:
+                    self.unlinked -= 1
+                flags[row] = 0
+                parents[row] = None
+                scores[row] = _NO_SCORE
+                spare.append(row)
         return freed
+
+    def place(
+        self, places: Iterable[tuple[BlockKey, tuple[BlockKey | None, int]]], slots: Iterable[int]
+    ) -> None:
+        """Give chunks that have no row yet, or one without a slot, their slots and places."""
+        rows, ends, parents, owned = self.rows, self.ends, self.parents, self.slots
+        for slot, (key, (parent, end)) in zip(slots, places, strict=False):
+            row = rows.get(key)
+            if row is None:
+                rows[key] = row = self._spare.pop() if self._spare else self._grow()
+                parents[row] = parent
+                ends[row] = end
+            elif not ends[row]:
+                self.link(row, parent, end)
+            owned[row] = slot
 
     def flags_of(self, key: BlockKey) -> int:
         """Return the flags of a chunk, 0 where there is none."""
@@ -114,7 +139,7 @@ class Index:
         self.unlinked -= not self.ends[row]
         self.flags[row] = 0
         self.parents[row] = None
-        self.scores[row] = math.nan
+        self.scores[row] = _NO_SCORE
         self._spare.append(row)
 
     def _grow(self) -> int:

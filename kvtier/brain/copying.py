@@ -8,12 +8,13 @@ from kvtier.brain.core import Core
 from kvtier.brain.demotion import Demotion
 from kvtier.brain.plans import LoadPlan, StorePlan
 from kvtier.brain.promotion import Promotion
-from kvtier.brain.requests import Place, Request
+from kvtier.brain.requests import Request
 from kvtier.hook import HookKind
 from kvtier.index import IN_TIER0, TIERS
 from kvtier.policy import AdmissionPolicy
 from kvtier.types import NO_SLOT, TIER0, BlockKey
 
+_Spot = tuple[BlockKey | None, int]  # parent and end token
 _NOTHING = StorePlan(0, (), (), ())
 
 
@@ -117,34 +118,35 @@ class Copying:
 
     def _storable(
         self, request: Request, keys: Sequence[BlockKey]
-    ) -> tuple[dict[BlockKey, Place], list[BlockKey]]:
+    ) -> tuple[dict[BlockKey, _Spot], list[BlockKey]]:
         """Return the keys to take in, with their places, and, of their parents, those that tier 0 holds."""
-        index, place_of = self._ledger.index, self._core.layout.place
+        index, spot_of = self._ledger.index, self._core.layout.spot
         asked = self._admission is not None or self._ledger.hooks.watches(HookKind.INSERT)
-        fresh: dict[BlockKey, Place] = {}
+        rows, owned = index.rows, index.slots
+        fresh: dict[BlockKey, _Spot] = {}
         parents: list[BlockKey] = []
         for key in keys:
-            row = index.rows.get(key)
-            if row is not None and index.slots[row] != NO_SLOT:
+            row = rows.get(key)
+            if row is not None and owned[row] != NO_SLOT:
                 continue  # here, or on its way
-            place = place_of(request, key)
-            if place is None or (asked and not self._admits(key, place)):
+            spot = spot_of(request, key)
+            if spot is None or (asked and not self._admits(key, spot[1])):
                 continue
-            parent = place.parent
+            parent = spot[0]
             if parent is None or parent in fresh or parent in self.storing:
-                fresh[key] = place
+                fresh[key] = spot
                 continue
             flags = index.flags_of(parent)
             if flags & TIERS:
-                fresh[key] = place
+                fresh[key] = spot
                 if flags & IN_TIER0:
                     parents.append(parent)
             else:
                 self._core.counters.orphans += 1
         return fresh, parents
 
-    def _admits(self, key: BlockKey, place: Place) -> bool:
-        if self._admission is not None and not self._admission.admits(key, place.end):
+    def _admits(self, key: BlockKey, end: int) -> bool:
+        if self._admission is not None and not self._admission.admits(key, end):
             self._core.counters.not_admitted += 1
             return False
         return self._ledger.hooks.agree(HookKind.INSERT, TIER0, key)

@@ -51,16 +51,18 @@ class Ledger:
         self.slots.use(slot)
         return slot
 
-    def claim_all(self, places: Mapping[BlockKey, Place], *, volatile: bool) -> list[int]:
+    def claim_all(
+        self, places: Mapping[BlockKey, tuple[BlockKey | None, int]], *, volatile: bool
+    ) -> list[int]:
         """Claim slots for as many chunks as there are free ones, in order; return the slots."""
         slots = self.slots.take_used(len(places))
         index = self.index
-        for slot, (key, place) in zip(slots, places.items(), strict=False):
-            row = index.rows.get(key)
-            row = index.add(key, *place) if row is None else self._row(key, place)
-            index.slots[row] = slot
-            if volatile and not index.flags[row] & TIERS:
-                index.flags[row] |= VOLATILE
+        index.place(places.items(), slots)
+        if volatile:
+            for key, _ in zip(places, slots, strict=False):
+                row = index.rows[key]
+                if not index.flags[row] & TIERS:
+                    index.flags[row] |= VOLATILE
         return slots
 
     def abandon(self, key: BlockKey) -> None:
@@ -69,9 +71,9 @@ class Ledger:
 
     def arrived(self, keys: Sequence[BlockKey]) -> None:
         """Make chunks whose slots are filled on every rank readable."""
+        rows, flags = self.index.rows, self.index.flags
         for key in keys:
-            row = self.index.rows[key]
-            self.index.flags[row] |= IN_TIER0
+            flags[rows[key]] |= IN_TIER0
         self._enter(TIER0, keys)
 
     def leave(self, key: BlockKey) -> None:
@@ -96,9 +98,11 @@ class Ledger:
         """Take victims out of tier 0."""
         policy = self.policies[TIER0]
         remove, evicted = policy.remove, policy.evicted
+        silent = type(policy).evicted is EvictionPolicy.evicted
         for key in keys:
             remove(key)
-            evicted(key)
+            if not silent:
+                evicted(key)
         self.leaving.difference_update(keys)
         self.slots.release_all(self.index.vacate(keys))
         self.chunks[TIER0] -= len(keys)

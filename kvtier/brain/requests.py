@@ -109,14 +109,19 @@ class Layout:
 
     def place(self, request: Request, key: BlockKey) -> Place | None:
         """Return where a key stands in a request, None if it is not one of its keys."""
+        spot = self.spot(request, key)
+        return None if spot is None else Place(*spot)
+
+    def spot(self, request: Request, key: BlockKey) -> tuple[BlockKey | None, int] | None:
+        """Return what `place` does as a plain pair: for loops over every chunk."""
         i = request.places.get(key)
         if i is None:
             return None
         position = self._positions[key[-4:]]
         group = self.groups[position]
         if i == 0 or group.window_chunks is not None:
-            return Place(None, (i + 1) * group.chunk_tokens)
-        return Place(request.groups[position][i - 1], (i + 1) * group.chunk_tokens)
+            return None, (i + 1) * group.chunk_tokens
+        return request.groups[position][i - 1], (i + 1) * group.chunk_tokens
 
     def keys(self, groups: Sequence[Sequence[BlockKey]]) -> tuple[GroupKeys, ...]:
         """Return a request's keys with what their groups are."""

@@ -34,7 +34,8 @@ class LruPolicy(EvictionPolicy):
             self._owed = self._parents[key]
 
     def remove(self, key: BlockKey) -> None:
-        self._pay()
+        if self._owed is not None:
+            self._pay()
         self._parents.pop(key, None)
 
     def victims(self, n: int, pinned: Callable[[BlockKey], bool]) -> list[BlockKey]:
