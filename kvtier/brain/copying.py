@@ -54,14 +54,15 @@ class Copying:
         found = index.residents(keys)
         ledger.rescue(found)
         ledger.pin(found)
-        held = set(found)
-        slots = tuple(index.slots[index.rows[key]] if key in held else NO_SLOT for key in keys)
-        used = [slot for slot in slots if slot != NO_SLOT]
+        used = [index.slots[index.rows[key]] for key in found]
         self._core.counters.loads += len(used)
-        self._core.counters.vanished += len(slots) - len(used)
-        for slot in used:
-            ledger.slots.use(slot)
-        return LoadPlan(self._plan(found, used, found, store=False), slots)
+        self._core.counters.vanished += len(keys) - len(used)
+        ledger.slots.use_all(used)
+        plan = self._plan(found, used, found, store=False)
+        if len(used) == len(keys):
+            return LoadPlan(plan, tuple(used))
+        held = dict(zip(found, used, strict=True))
+        return LoadPlan(plan, tuple(held.get(key, NO_SLOT) for key in keys))
 
     def store(self, request: Request, keys: Sequence[BlockKey]) -> StorePlan:
         """Touch what is here and give slots to what is not, in order, as many as fit."""

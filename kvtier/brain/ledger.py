@@ -149,6 +149,8 @@ class Ledger:
         """Note a request's use of chunks, given in prefix order, in every tier: each once."""
         touched = request.touched
         fresh = [key for key in reversed(keys) if key not in touched]
+        if not fresh:
+            return
         touched.update(fresh)
         for policy in self.policies:
             touch = policy.touch

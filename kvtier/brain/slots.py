@@ -68,6 +68,12 @@ class Slots:
         """Note a copy or operation that reads or writes the slot from now on."""
         self._uses[slot] = self._uses.get(slot, 0) + 1
 
+    def use_all(self, slots: Iterable[int]) -> None:
+        """Note one use of each of these slots."""
+        uses = self._uses
+        for slot in slots:
+            uses[slot] = uses.get(slot, 0) + 1
+
     def done(self, slot: int) -> None:
         """Note that one such use is over on every rank."""
         left = self._uses.pop(slot) - 1
