@@ -33,7 +33,7 @@ def prefix(rng: random.Random) -> list[BlockKey]:
 def make(lower: list[LowerTier]) -> TieredCache:
     """Make a brain of one full-attention group."""
     return TieredCache(
-        groups=[GroupSpec(0, 256, None, NBYTES)], ranks=1, tier0=LruPolicy(), lower=lower
+        groups=[GroupSpec(0, 256, None, NBYTES)], ranks=1, tier0=LruPolicy, lower=lower
     )
 
 
@@ -162,7 +162,7 @@ def restart() -> None:
         write=WriteMode.IDLE,
         deadline_s=2.0,
         persistent=True,
-        eviction=LruPolicy(),
+        eviction=LruPolicy,
     )
     cache = make([tier])
     cache.open(1000, "{}")

@@ -10,9 +10,10 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from kvtier.brain.audit import audit
 from kvtier.brain.copying import Copying
 from kvtier.brain.core import Core
-from kvtier.brain.cost import Costs
+from kvtier.brain.cost import EVEN_TOKENS, Costs
 from kvtier.brain.demotion import Demotion, worst_case
 from kvtier.brain.flights import Flight, Flights
+from kvtier.brain.hooks import Hooks
 from kvtier.brain.keeper import Keeper
 from kvtier.brain.ledger import Ledger
 from kvtier.brain.lower import Lower
@@ -22,10 +23,13 @@ from kvtier.brain.report import report
 from kvtier.brain.requests import Layout, Request, Roster
 from kvtier.brain.slots import Slots
 from kvtier.brain.stats import CacheStats, Counters, TierStats
+from kvtier.brain.told import Told
 from kvtier.config import WriteMode
+from kvtier.facts import RequestFacts, RequestHints, TierFacts
+from kvtier.hook import HookKind, HookSet
 from kvtier.index import IN_TIER0, MAX_LOWER
-from kvtier.policy import EvictionPolicy, PrefetchPolicy
-from kvtier.types import NO_SLOT, BlockKey, GroupSpec, OpKind, OpResult, ScanBatch, TierOp
+from kvtier.policy import AdmissionPolicy, EvictionPolicy, Move, PrefetchPolicy
+from kvtier.types import NO_SLOT, TIER0, BlockKey, GroupSpec, OpKind, OpResult, ScanBatch, TierOp
 
 __all__ = [
     "CacheEvent",
@@ -39,6 +43,9 @@ __all__ = [
     "WriteMode",
 ]
 
+_NO_HINTS = RequestHints()
+_NO_HOOKS = HookSet()
+
 
 class TieredCache:
     """Decides for every rank at once. Called from one thread; no call waits or does I/O.
@@ -51,17 +58,20 @@ class TieredCache:
         *,
         groups: Sequence[GroupSpec],
         ranks: int,
-        tier0: EvictionPolicy,
+        tier0: Callable[[TierFacts], EvictionPolicy],
         lower: Sequence[LowerTier],
-        prefetch: PrefetchPolicy | None = None,
+        admission: Callable[[TierFacts], AdmissionPolicy] | None = None,
+        prefetch: Sequence[Callable[[TierFacts], PrefetchPolicy]] = (),
+        hooks: HookSet = _NO_HOOKS,
         clock: Callable[[], float] = time.monotonic,
         low_watermark: float = 0.05,
         read_share: float = 0.5,
         weigh_costs: bool = True,
+        even_tokens: float = EVEN_TOKENS,
     ) -> None:
         assert len(lower) <= MAX_LOWER
         names = ["dram", *(tier.name for tier in lower)]
-        ledger = Ledger(names, [tier0, *(tier.eviction for tier in lower)])
+        ledger = Ledger(names, Hooks(hooks, names))
         flights = Flights(ranks, clock)
         self._core = Core(
             layout=Layout(groups),
@@ -69,7 +79,7 @@ class TieredCache:
             flights=flights,
             lowers=tuple(Lower(i, tier, ledger, flights, clock) for i, tier in enumerate(lower, 1)),
             roster=Roster(),
-            costs=Costs(clock, weigh=weigh_costs),
+            costs=Costs(clock, weigh=weigh_costs, even_tokens=even_tokens),
             counters=Counters(),
             clock=clock,
         )
@@ -78,10 +88,10 @@ class TieredCache:
             Keeper(low, ledger, flights, ranks=ranks, largest=largest, clock=clock)
             for low in self._core.lowers
         ]
+        self._told = Told(self._core, tier0, lower, admission, prefetch)
         self._demotion = Demotion(self._core, low_watermark=low_watermark)
         self._promotion = Promotion(self._core, self._demotion, read_share=read_share)
-        self._copying = Copying(self._core, self._demotion, self._promotion)
-        self._prefetch = prefetch
+        self._copying = Copying(self._core, self._demotion, self._promotion, self._told.admission)
         self._ledger = ledger
         self._counters = self._core.counters
         self._requests = self._core.roster.requests
@@ -122,7 +132,12 @@ class TieredCache:
             self._next_manifest = manifest
 
     def arrive(
-        self, request: str, groups: Sequence[Sequence[BlockKey]], *, persist: bool = True
+        self,
+        request: str,
+        groups: Sequence[Sequence[BlockKey]],
+        *,
+        persist: bool = True,
+        hints: RequestHints = _NO_HINTS,
     ) -> None:
         """Learn a request's keys: per group its whole prefix, from chunk 0.
 
@@ -130,14 +145,16 @@ class TieredCache:
         """
         self.depart(request)
         known = Request(request, persist, [list(keys) for keys in groups])
+        keys_of = self._core.layout.keys(known.groups)
+        known.facts = RequestFacts(request, keys_of, self._core.clock(), hints)
         self._requests[request] = known
         for keys in known.groups:
             known.places.update(zip(keys, range(len(keys)), strict=True))
         if self._ledger.index.unlinked:
             for position, keys in enumerate(known.groups):
                 self._ledger.link(keys, self._core.layout.placing(keys, position))
-        if self._prefetch is not None and self._core.lowers:
-            self._promotion.read_ahead(known, self._prefetch)
+        for move in self._told.arrived(known):
+            self._promotion.read_ahead(known, move.keys)
 
     def extend(self, request: str, group: int, keys: Sequence[BlockKey]) -> None:
         """Add the chunks that decoding made to one of the request's groups, by its position."""
@@ -165,7 +182,10 @@ class TieredCache:
     def depart(self, request: str) -> None:
         """Forget a request; its copies under way keep their own pins."""
         self.cancel(request)
-        self._core.roster.drop(request)
+        known = self._requests.get(request)
+        if known is not None:
+            self._core.roster.drop(request)
+            self._told.departed(known)
 
     def lookup(self, request: str, key: BlockKey) -> bool:
         """Whether a request may count on a chunk: in any tier before its reads are settled, then in tier 0."""
@@ -215,6 +235,7 @@ class TieredCache:
         known = self._requests.get(request)
         if known is not None:
             known.used = True
+            self._told.started(known)
             self._hold(known, [])
         return plan
 
@@ -224,7 +245,10 @@ class TieredCache:
         What is refused for lack of room only is in `no_room`; what else is not taken is not wanted.
         """
         known = self._requests.get(request)
-        if known is None or known.stale:
+        if known is None:
+            return StorePlan(0, (), (), ())
+        self._told.started(known)
+        if known.stale:
             return StorePlan(0, (), (), ())
         known.used = True
         return self._copying.store(known, keys)
@@ -247,6 +271,8 @@ class TieredCache:
         for keeper in self._keepers:
             keeper.tick()
         self._demotion.tick()
+        for move in self._told.due():
+            self._move(move)
         self._refresh()
         return self._core.flights.drain()
 
@@ -304,6 +330,7 @@ class TieredCache:
         self._copying.clear()
         self._promotion.fills.clear()
         self._demotion.clear()
+        self._told.clear()
         self._ledger.clear()
         for keeper in self._keepers:
             keeper.reset(manifest, sum(f.op.tier == keeper.lower.tier for f in old))
@@ -341,10 +368,18 @@ class TieredCache:
         known.held = keys
         known.given = False
 
+    def _move(self, move: Move) -> None:
+        if move.up:
+            self._promotion.bring_up(move.keys)
+        else:
+            self._demotion.sink(move.keys)
+
     def _count_hits(self, known: Request, keys: Sequence[BlockKey]) -> None:
-        self._ledger.touch(keys)
+        self._ledger.touch(known, keys)
+        self._told.accessed(known, keys)
         fresh = keys[known.counted :]
         known.counted = max(known.counted, len(keys))
+        self._ledger.hooks.tell(HookKind.HIT, TIER0, fresh)
         self._counters.hits += max(0, len(fresh) - known.below)
         known.below = 0
         self._demotion.reused(self._ledger.hit(fresh))

@@ -4,6 +4,7 @@ Columns instead of an object per chunk: a million objects would make Python's co
 engine for tenths of a second, and cost more than 300 bytes each. Rows are reused.
 """
 
+import math
 from array import array
 from collections.abc import Iterable, Iterator
 
@@ -16,6 +17,8 @@ HIT = 1 << 15  # was hit since it came
 MAX_LOWER = 13
 TIERS = (1 << (MAX_LOWER + 1)) - 1
 
+_NO_SCORE = math.nan
+
 
 class Index:
     """Rows by key. The columns are public: the brain reads them in its hot loops.
@@ -24,7 +27,17 @@ class Index:
     IN_TIER0 means that the chunk is on its way into it.
     """
 
-    __slots__ = ("_spare", "ends", "flags", "parents", "rows", "sizes", "slots", "unlinked")
+    __slots__ = (
+        "_spare",
+        "ends",
+        "flags",
+        "parents",
+        "rows",
+        "scores",
+        "sizes",
+        "slots",
+        "unlinked",
+    )
 
     def __init__(self, lower: int) -> None:
         self.rows: dict[BlockKey, int] = {}
@@ -33,6 +46,7 @@ class Index:
         self.ends = array("i")  # end token; 0: found by a scan, place not known yet
         self.parents: list[BlockKey | None] = []
         self.sizes = [array("Q") for _ in range(lower)]  # bytes of its record per lower tier
+        self.scores = array("f")  # of a scorer, 0 to 1; NaN: none
         self.unlinked = 0  # rows whose place is not known yet
         self._spare = array("i")
 
@@ -57,13 +71,8 @@ class Index:
     def prune(self, key: BlockKey) -> None:
         """Give the row back if no tier holds the chunk and no slot waits for it."""
         row = self.rows[key]
-        if self.flags[row] & TIERS or self.slots[row] != NO_SLOT:
-            return
-        del self.rows[key]
-        self.unlinked -= not self.ends[row]
-        self.flags[row] = 0
-        self.parents[row] = None
-        self._spare.append(row)
+        if not self.flags[row] & TIERS and self.slots[row] == NO_SLOT:
+            self._free(key, row)
 
     def resident(self, key: BlockKey) -> bool:
         """Whether tier 0 holds the chunk, readable."""
@@ -73,8 +82,43 @@ class Index:
     def residents(self, keys: Iterable[BlockKey]) -> list[BlockKey]:
         """List those of `keys` that tier 0 holds, readable."""
         get, flags = self.rows.get, self.flags
-        rows = ((key, get(key)) for key in keys)
-        return [key for key, row in rows if row is not None and flags[row] & IN_TIER0]
+        return [key for key in keys if (row := get(key)) is not None and flags[row] & IN_TIER0]
+
+    def vacate(self, keys: Iterable[BlockKey]) -> list[int]:
+        """Take chunks out of tier 0, with `prune`, and return their slots."""
+        freed = []
+        rows, flags, slots, spare = self.rows, self.flags, self.slots, self._spare
+        parents, scores, ends = self.parents, self.scores, self.ends
+        for key in keys:
+            row = rows[key]
+            freed.append(slots[row])
+            slots[row] = NO_SLOT
+            left = flags[row] & ~IN_TIER0
+            flags[row] = left
+            if not left & TIERS:  # as in `_free`, without a call for each
+                del rows[key]
+                if not ends[row]:
+                    self.unlinked -= 1
+                flags[row] = 0
+                parents[row] = None
+                scores[row] = _NO_SCORE
+                spare.append(row)
+        return freed
+
+    def place(
+        self, places: Iterable[tuple[BlockKey, tuple[BlockKey | None, int]]], slots: Iterable[int]
+    ) -> None:
+        """Give chunks that have no row yet, or one without a slot, their slots and places."""
+        rows, ends, parents, owned = self.rows, self.ends, self.parents, self.slots
+        for slot, (key, (parent, end)) in zip(slots, places, strict=False):
+            row = rows.get(key)
+            if row is None:
+                rows[key] = row = self._spare.pop() if self._spare else self._grow()
+                parents[row] = parent
+                ends[row] = end
+            elif not ends[row]:
+                self.link(row, parent, end)
+            owned[row] = slot
 
     def flags_of(self, key: BlockKey) -> int:
         """Return the flags of a chunk, 0 where there is none."""
@@ -90,11 +134,20 @@ class Index:
             yield key
             key = self.parents[row]
 
+    def _free(self, key: BlockKey, row: int) -> None:
+        del self.rows[key]
+        self.unlinked -= not self.ends[row]
+        self.flags[row] = 0
+        self.parents[row] = None
+        self.scores[row] = _NO_SCORE
+        self._spare.append(row)
+
     def _grow(self) -> int:
         self.flags.append(0)
         self.slots.append(NO_SLOT)
         self.ends.append(0)
         self.parents.append(None)
+        self.scores.append(math.nan)
         for column in self.sizes:
             column.append(0)
         return len(self.flags) - 1

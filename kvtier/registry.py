@@ -6,7 +6,7 @@ means the built-in: entry points cannot take it over.
 
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Literal, Protocol, overload
 
@@ -18,10 +18,22 @@ from kvtier.policy import AdmissionPolicy, EvictionPolicy, PrefetchPolicy
 from kvtier.tier import Tier
 
 EVICTION = {
+    "arc": "kvtier.policies.eviction.arc:ArcPolicy",
+    "attention": "kvtier.policies.eviction.attention:AttentionPolicy",
+    "gdsf": "kvtier.policies.eviction.gdsf:GdsfPolicy",
+    "lfu": "kvtier.policies.eviction.lfu:LfuPolicy",
     "lru": "kvtier.policies.eviction.lru:LruPolicy",
+    "random": "kvtier.policies.eviction.random:RandomPolicy",
+    "session": "kvtier.policies.eviction.session:SessionPolicy",
+    "s3fifo": "kvtier.policies.eviction.s3fifo:S3FifoPolicy",
+    "sieve": "kvtier.policies.eviction.sieve:SievePolicy",
+    "wtinylfu": "kvtier.policies.eviction.wtinylfu:WTinyLfuPolicy",
 }
 ADMISSION = {
     "always": "kvtier.policies.admission.always:AlwaysPolicy",
+    "cost_aware": "kvtier.policies.admission.cost_aware:CostAwarePolicy",
+    "min_tokens": "kvtier.policies.admission.min_tokens:MinTokensPolicy",
+    "second_use": "kvtier.policies.admission.second_use:SecondUsePolicy",
 }
 PREFETCH = {
     "arrival": "kvtier.policies.prefetch.arrival:ArrivalPolicy",
@@ -74,6 +86,18 @@ def lookup(kind: str, name: str) -> type:
     if not isinstance(plugin, type) or not issubclass(plugin, INTERFACES[kind]):
         raise ConfigError(f"{kind} {name!r} is not a subclass of {INTERFACES[kind].__name__}")
     return plugin
+
+
+def find_callable(name: str) -> Callable[..., bool | None]:
+    """Import the callable that `package.module:name` means, a hook.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = _load("hook", name, name)
+    if not callable(found):
+        raise ConfigError(f"hook {name!r} cannot be called")
+    return found
 
 
 class Named(Protocol):
@@ -138,8 +162,9 @@ def _target(kind: str, name: str) -> str:
 
 def _load(kind: str, name: str, target: str) -> object:
     module, _, attribute = target.partition(":")
+    thing = "callable" if kind == "hook" else "Class"
     if not module or not attribute:
-        raise ConfigError(f"{kind} {name!r}: write it as package.module:Class")
+        raise ConfigError(f"{kind} {name!r}: write it as package.module:{thing}")
     try:
         return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as exc:
@@ -151,5 +176,5 @@ def _load(kind: str, name: str, target: str) -> object:
 def _missing(kind: str, name: str, module: str, absent: str) -> str:
     if absent and (module == absent or module.startswith(absent + ".")):
         return f"{kind} {name!r}: there is no module {absent!r}"
-    extra = f"; pip install 'kvtier[{name}]'" if name in TABLES[kind] else ""
+    extra = f"; pip install 'kvtier[{name}]'" if name in TABLES.get(kind, ()) else ""
     return f"{kind} {name!r} needs the package {absent!r}, which is not installed{extra}"

@@ -6,7 +6,10 @@ _NBYTES = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]iB|B)?\s*")
 _SECONDS = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|min|h)\s*")
 _DECIMAL = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])i?[Bb]?\s*", re.IGNORECASE)
 
+_COUNT = re.compile(r"\s*(\d[\d_]*(?:\.\d+)?)\s*(k|K|M|G|Ki|Mi|Gi)?\s*")
+
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_COUNTS = {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 _TIMES = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 
 
@@ -51,3 +54,27 @@ def format_nbytes(nbytes: float) -> str:
         if nbytes >= _UNITS[unit]:
             return f"{nbytes / _UNITS[unit]:.4g}{unit}"
     return f"{nbytes:.0f}B"
+
+
+def parse_count(value: object) -> int:
+    """Read `3M`, `128k`, `64Ki` or a plain number: thousands and millions, Ki and Mi are powers of two.
+
+    Raises:
+        ValueError: it is neither, or not more than zero; the message says what to write.
+    """
+    count = 0.0
+    if isinstance(value, int) and not isinstance(value, bool):
+        count = value
+    elif isinstance(value, str) and (match := _COUNT.fullmatch(value)):
+        count = float(match[1].replace("_", "")) * _COUNTS[match[2] or ""]
+    if count < 1:
+        raise ValueError(f"{value!r} is not a number of tokens; write for example 3M, 128k or 64Ki")
+    return int(count)
+
+
+def format_count(count: int) -> str:
+    """Write a number of tokens with the largest unit that leaves at least 1, to three digits: `1.5M`."""
+    for unit in ("G", "M", "k"):
+        if count >= _COUNTS[unit]:
+            return f"{count / _COUNTS[unit]:.4g}{unit}"
+    return str(count)

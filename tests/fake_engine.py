@@ -52,7 +52,7 @@ class Engine:
         self.cache = TieredCache(
             groups=[FULL, WINDOW] if shape.hybrid else [FULL],
             ranks=shape.ranks,
-            tier0=LruPolicy(),
+            tier0=LruPolicy,
             lower=[
                 LowerTier(
                     name=f"tier{i}",
@@ -60,13 +60,13 @@ class Engine:
                     write=mode,
                     deadline_s=2.0,
                     persistent=True,
-                    eviction=LruPolicy(),
+                    eviction=LruPolicy,
                     max_writes=3,
                     max_idle_writes=3,
                 )
                 for i, mode in enumerate(shape.modes, 1)
             ],
-            prefetch=ArrivalPolicy() if shape.prefetch else None,
+            prefetch=[ArrivalPolicy] if shape.prefetch else [],
             clock=self.clock,
             low_watermark=shape.watermark,
         )

@@ -4,6 +4,7 @@ import pytest
 
 from kvtier.cache import WriteMode
 from kvtier.policy import AdmissionPolicy
+from kvtier.testing.policies import FixedFacts
 from kvtier.types import BlockKey, OpKind, OpStatus, Priority
 from tests.fake_engine import Engine, Shape, arrive, below, here, sent, started, store, stored
 from tests.fake_ranks import chain
@@ -184,8 +185,7 @@ def test_what_a_tier_does_not_admit_is_dropped() -> None:
             return False
 
     made = engine(WriteMode.ON_EVICT, slots=2)
-    spec = made.cache._core.lowers[0].spec
-    object.__setattr__(spec, "admission", Never())
+    made.cache._core.lowers[0].admission = Never(FixedFacts())
     stored(made, A[:2])
     arrive(made, "b", B)
     assert store(made, "b", B[:2]).keys == tuple(B[:2])

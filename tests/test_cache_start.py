@@ -3,6 +3,7 @@
 from kvtier.brain.breaker import BreakerState
 from kvtier.brain.scan import Scan
 from kvtier.cache import WriteMode
+from kvtier.policies.eviction.lru import LruPolicy
 from kvtier.types import BlockKey, OpKind, OpStatus, ScanBatch
 from tests.fake_engine import Engine, Shape, arrive, below, sent, started, stored, tier_of
 from tests.fake_ranks import RECORD, Content, chain
@@ -100,7 +101,7 @@ def test_scanned_records_are_as_old_as_their_files() -> None:
     made.cache.scanned(batch(0, [*A[:3]], done=False, at=1e6))
     made.cache.scanned(batch(0, [*B[:3]], done=True, at=1e3))
     made.ranks.drain()
-    policy = made.cache._core.lowers[0].spec.eviction
+    policy = made.cache._ledger.policies[1]
     assert policy.victims(9, lambda key: False) == [*B[:3], *A[:3]]
 
 
@@ -112,7 +113,7 @@ def test_a_request_shows_the_parents_of_scanned_records() -> None:
     assert made.cache._ledger.index.unlinked == 3
     arrive(made, "r", A)
     assert made.cache._ledger.index.unlinked == 0
-    policy = made.cache._core.lowers[0].spec.eviction
+    policy = made.cache._ledger.policies[1]
     assert policy.victims(9, lambda key: False) == [A[2], A[1], A[0]]
     made.verify()
 
@@ -197,7 +198,7 @@ def test_a_reset_before_the_start_is_made_up_for() -> None:
     fresh = type(made.cache)(
         groups=made.cache._core.layout.groups,
         ranks=1,
-        tier0=made.cache._ledger.policies[0],
+        tier0=LruPolicy,
         lower=[made.cache._core.lowers[0].spec],
     )
     fresh.reset("new")

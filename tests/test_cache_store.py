@@ -3,6 +3,7 @@
 import pytest
 
 from kvtier.cache import StorePlan, WriteMode
+from kvtier.policies.eviction.lru import LruPolicy
 from kvtier.types import OpKind, OpStatus, Priority
 from tests.fake_engine import Engine, Shape, arrive, here, started, store
 from tests.fake_ranks import RECORD, chain
@@ -187,7 +188,7 @@ def test_nothing_can_be_stored_before_the_start() -> None:
     early = type(made.cache)(
         groups=made.cache._core.layout.groups,
         ranks=1,
-        tier0=made.cache._ledger.policies[0],
+        tier0=LruPolicy,
         lower=[],
     )
     early.arrive("r", [A])

@@ -11,8 +11,11 @@ import pytest
 from kvtier import registry
 from kvtier.config import Plugin
 from kvtier.errors import ConfigError
+from kvtier.facts import GroupKeys, RequestFacts, RequestHints
 from kvtier.policies.admission.always import AlwaysPolicy
 from kvtier.policies.prefetch.arrival import ArrivalPolicy
+from kvtier.policy import Move
+from kvtier.testing.policies import FixedFacts
 from kvtier.types import BlockKey
 
 PLUGIN_FOLDERS = ("kvtier.policies", "kvtier.tiers", "kvtier.codecs")
@@ -67,7 +70,7 @@ def test_a_class_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_entry_point_cannot_take_over_a_built_in(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, EntryPoint("always", FADING, "kvtier.policies"))
     assert registry.lookup("admission", "always") is AlwaysPolicy
-    assert registry.names("admission") == ["always"]
+    assert registry.names("admission") == list(registry.ADMISSION)
 
 
 def test_an_entry_point_of_another_interface_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +110,9 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(
 
 
 def test_a_plugin_is_built_with_its_own_config() -> None:
-    assert isinstance(registry.build("prefetch", Plugin(kind="arrival")), ArrivalPolicy)
+    assert isinstance(
+        registry.build("prefetch", Plugin(kind="arrival"), FixedFacts()), ArrivalPolicy
+    )
     named = Plugin(kind=FADING, options={"half_life_s": "long"})
     with pytest.raises(ConfigError, match="half_life_s"):
         registry.build("eviction", named)
@@ -115,5 +120,6 @@ def test_a_plugin_is_built_with_its_own_config() -> None:
 
 def test_the_default_policies_say_yes() -> None:
     keys = [BlockKey(b"a"), BlockKey(b"b")]
-    assert AlwaysPolicy().admits(keys[0], 16)
-    assert ArrivalPolicy().arrived(keys) == keys
+    assert AlwaysPolicy(FixedFacts()).admits(keys[0], 16)
+    request = RequestFacts("r", (GroupKeys(keys, 16, None),), 0.0, RequestHints())
+    assert ArrivalPolicy(FixedFacts()).arrived(request) == [Move(keys)]

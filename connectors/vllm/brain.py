@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kvtier.cache import LowerTier, TieredCache
-from kvtier.config import Config, TierConfig
+from kvtier.assembly import assemble
+from kvtier.cache import TieredCache
+from kvtier.config import Config
 from kvtier.connectors.vllm.messages import Hello
-from kvtier.registry import build
 from kvtier.types import GroupSpec
 
 if TYPE_CHECKING:
@@ -28,25 +28,4 @@ def build_brain(
         )
         for group in vllm.kv_group_configs
     ]
-    return TieredCache(
-        groups=groups,
-        ranks=len(hellos),
-        tier0=build("eviction", config.tiers[0].eviction),
-        lower=[lower_tier(tier, local_ranks) for tier in config.tiers[1:]],
-        prefetch=build("prefetch", config.prefetch[0]) if config.prefetch else None,
-        weigh_costs=config.load == "auto",
-    )
-
-
-def lower_tier(tier: TierConfig, local_ranks: int) -> LowerTier:
-    """Describe one tier below the arena to the brain: a rank's share of it."""
-    assert tier.capacity is not None
-    return LowerTier(
-        name=tier.name,
-        capacity=tier.capacity // local_ranks,
-        write=tier.write,
-        deadline_s=tier.deadline_s,
-        persistent=tier.persistent,
-        eviction=build("eviction", tier.eviction),
-        admission=build("admission", tier.admission),
-    )
+    return assemble(config, groups, ranks=len(hellos), local_ranks=local_ranks)

@@ -134,7 +134,7 @@ class TieredCacheManager(OffloadingManager):
         status.update_offload_keys()
         groups = [[BlockKey(key) for key in state.offload_keys] for state in status.group_states]
         self._known[request] = [len(keys) for keys in groups]
-        self.brain.arrive(request, groups, persist=hints.persist)
+        self.brain.arrive(request, groups, persist=hints.persist, hints=hints.facts())
         if not hints.store:
             self._unstored.add(request)
         if not hints.load:

@@ -115,6 +115,8 @@ class Scheduling:
     def arrive(self, request: "Request") -> None:
         """Tell the brain of a new request."""
         hints = Hints.of(request.kv_transfer_params)
+        if hints.session_id is None:  # vLLM's own, from 0.32 on
+            hints = hints._replace(session_id=getattr(request, "session_id", None))
         persist = hints.persist and (request.lora_request is None or self._config.persist_lora)
         self.manager.arrive(request.request_id, hints._replace(persist=persist))
 

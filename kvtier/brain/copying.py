@@ -9,9 +9,12 @@ from kvtier.brain.demotion import Demotion
 from kvtier.brain.plans import LoadPlan, StorePlan
 from kvtier.brain.promotion import Promotion
 from kvtier.brain.requests import Request
+from kvtier.hook import HookKind
 from kvtier.index import IN_TIER0, TIERS
-from kvtier.types import NO_SLOT, BlockKey
+from kvtier.policy import AdmissionPolicy
+from kvtier.types import NO_SLOT, TIER0, BlockKey
 
+_Spot = tuple[BlockKey | None, int]  # parent and end token
 _NOTHING = StorePlan(0, (), (), ())
 
 
@@ -29,13 +32,20 @@ class Copies:
 class Copying:
     """Make plans and end them. Plans of ended epochs only give their slots back."""
 
-    def __init__(self, core: Core, demotion: Demotion, promotion: Promotion) -> None:
+    def __init__(
+        self,
+        core: Core,
+        demotion: Demotion,
+        promotion: Promotion,
+        admission: AdmissionPolicy | None,
+    ) -> None:
         self.plans: dict[int, Copies] = {}
         self.storing: set[BlockKey] = set()
         self._core = core
         self._ledger = core.ledger
         self._demotion = demotion
         self._promotion = promotion
+        self._admission = admission
         self._ids = count(1)
 
     def load(self, keys: Sequence[BlockKey]) -> LoadPlan:
@@ -44,29 +54,32 @@ class Copying:
         found = index.residents(keys)
         ledger.rescue(found)
         ledger.pin(found)
-        held = set(found)
-        slots = tuple(index.slots[index.rows[key]] if key in held else NO_SLOT for key in keys)
-        used = [slot for slot in slots if slot != NO_SLOT]
+        used = [index.slots[index.rows[key]] for key in found]
         self._core.counters.loads += len(used)
-        self._core.counters.vanished += len(slots) - len(used)
-        for slot in used:
-            ledger.slots.use(slot)
-        return LoadPlan(self._plan(found, used, found, store=False), slots)
+        self._core.counters.vanished += len(keys) - len(used)
+        ledger.slots.use_all(used)
+        plan = self._plan(found, used, found, store=False)
+        if len(used) == len(keys):
+            return LoadPlan(plan, tuple(used))
+        held = dict(zip(found, used, strict=True))
+        return LoadPlan(plan, tuple(held.get(key, NO_SLOT) for key in keys))
 
     def store(self, request: Request, keys: Sequence[BlockKey]) -> StorePlan:
         """Touch what is here and give slots to what is not, in order, as many as fit."""
         ledger = self._ledger
         here = ledger.index.residents(keys)
         ledger.rescue(here)
-        ledger.touch(here)
+        ledger.touch(request, here)
         fresh, parents = self._storable(request, keys)
+        ledger.hooks.tell(HookKind.MISS, TIER0, fresh)
         if not fresh:
             return _NOTHING
         ledger.rescue(parents)
         ledger.pin(parents)  # or room would be made at the prefix's cost
         self._make_room(len(fresh))
-        taken, slots = self._claim(request, fresh)
-        no_room = tuple(fresh[len(taken) :])
+        slots = ledger.claim_all(fresh, volatile=not request.persist)
+        wanted = list(fresh)
+        taken, no_room = wanted[: len(slots)], tuple(wanted[len(slots) :])
         self._core.counters.no_room += len(no_room)
         if not taken:
             ledger.unpin(parents)
@@ -80,8 +93,7 @@ class Copying:
         plan = self.plans.pop(plan_id, None)
         if plan is None:
             return
-        for slot in plan.slots:
-            self._ledger.slots.done(slot)
+        self._ledger.slots.done_all(plan.slots)
         if plan.epoch != self._core.flights.epoch:
             return
         self._ledger.unpin(plan.pins)
@@ -97,53 +109,48 @@ class Copying:
 
     def _stored(self, keys: Sequence[BlockKey], failed: Collection[BlockKey]) -> None:
         self.storing.difference_update(keys)
-        for key in keys:
-            if key in failed:
+        for key in failed:
+            if key in keys:
                 self._ledger.abandon(key)
-        good = [key for key in keys if key not in failed]
+        good = [key for key in keys if key not in failed] if failed else keys
         self._ledger.arrived(good)
         self._demotion.stored(good)
         self._core.counters.stores += len(good)
 
     def _storable(
         self, request: Request, keys: Sequence[BlockKey]
-    ) -> tuple[list[BlockKey], list[BlockKey]]:
-        """Return the keys to take in and, of their parents, those that tier 0 holds."""
-        index = self._ledger.index
-        fresh: dict[BlockKey, None] = {}
+    ) -> tuple[dict[BlockKey, _Spot], list[BlockKey]]:
+        """Return the keys to take in, with their places, and, of their parents, those that tier 0 holds."""
+        index, spot_of = self._ledger.index, self._core.layout.spot
+        asked = self._admission is not None or self._ledger.hooks.watches(HookKind.INSERT)
+        rows, owned = index.rows, index.slots
+        fresh: dict[BlockKey, _Spot] = {}
         parents: list[BlockKey] = []
         for key in keys:
-            row = index.rows.get(key)
-            place = self._core.layout.place(request, key)
-            if place is None or (row is not None and index.slots[row] != NO_SLOT):
-                continue  # unknown, or here, or on its way
-            parent = place.parent
+            row = rows.get(key)
+            if row is not None and owned[row] != NO_SLOT:
+                continue  # here, or on its way
+            spot = spot_of(request, key)
+            if spot is None or (asked and not self._admits(key, spot[1])):
+                continue
+            parent = spot[0]
             if parent is None or parent in fresh or parent in self.storing:
-                fresh[key] = None
+                fresh[key] = spot
                 continue
             flags = index.flags_of(parent)
             if flags & TIERS:
-                fresh[key] = None
+                fresh[key] = spot
                 if flags & IN_TIER0:
                     parents.append(parent)
             else:
                 self._core.counters.orphans += 1
-        return list(fresh), parents
+        return fresh, parents
 
-    def _claim(
-        self, request: Request, keys: Sequence[BlockKey]
-    ) -> tuple[list[BlockKey], list[int]]:
-        taken: list[BlockKey] = []
-        slots: list[int] = []
-        for key in keys:
-            place = self._core.layout.place(request, key)
-            assert place is not None
-            slot = self._ledger.claim(key, place, volatile=not request.persist)
-            if slot == NO_SLOT:
-                break
-            taken.append(key)
-            slots.append(slot)
-        return taken, slots
+    def _admits(self, key: BlockKey, end: int) -> bool:
+        if self._admission is not None and not self._admission.admits(key, end):
+            self._core.counters.not_admitted += 1
+            return False
+        return self._ledger.hooks.agree(HookKind.INSERT, TIER0, key)
 
     def _make_room(self, n: int) -> None:
         lack = n - self._ledger.slots.free

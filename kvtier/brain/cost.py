@@ -7,6 +7,8 @@ tried again.
 from collections.abc import Callable
 
 _HALF_LIFE_S = 30.0
+_NOMINAL_PACE = 1e-4  # seconds per token while nothing was measured
+EVEN_TOKENS = 24_576.0  # 6 * a width of 4096, see `prefill_s`
 
 
 class Pace:
@@ -60,11 +62,15 @@ class ReadCost:
 class Costs:
     """The engine's side of the bargain: prefill per token, slot to device per byte.
 
-    With `weigh` false no read is ever too dear.
+    With `weigh` false no read is ever too dear. `even_tokens` is the position at which a token's attention
+    costs as much as all else of it.
     """
 
-    def __init__(self, clock: Callable[[], float], *, weigh: bool = True) -> None:
+    def __init__(
+        self, clock: Callable[[], float], *, weigh: bool = True, even_tokens: float = EVEN_TOKENS
+    ) -> None:
         self._weigh = weigh
+        self._even_tokens = even_tokens
         self.prefill = Pace(clock)
         self.load = Pace(clock)
 
@@ -72,6 +78,16 @@ class Costs:
     def known(self) -> bool:
         """Whether the engine's own speed is known, and is to be weighed."""
         return self._weigh and self.prefill.steady() > 0
+
+    def prefill_s(self, start: int, end: int) -> float:
+        """Seconds to compute the tokens [start, end) of a sequence, at the measured pace.
+
+        A token at position p costs 2 N FLOPs in the weights and 4 L d p in attention, so as much again at
+        N / (2 L d), about 6 d with the usual N = 12 L d^2 (Kaplan et al. 2020, section 2.1, with the
+        causal position in place of the context's length). The pace is that of all tokens measured.
+        """
+        pace = self.prefill.steady() or _NOMINAL_PACE
+        return pace * (end - start) * (1 + (start + end) / 2 / self._even_tokens)
 
     def dearer(self, read_s: float, nbytes: int, tokens: int) -> bool:
         """Whether reading for `read_s` and loading `nbytes` costs more than computing `tokens`."""

@@ -8,6 +8,7 @@ from kvtier.brain.flights import Flight
 from kvtier.brain.lower import Lower
 from kvtier.brain.requests import Place
 from kvtier.config import WriteMode
+from kvtier.hook import HookKind
 from kvtier.index import HIT, IN_TIER0, TIERS, VOLATILE
 from kvtier.types import TIER0, BlockKey, OpKind
 
@@ -55,9 +56,23 @@ class Demotion:
         """Free up to `n` slots. Victims that go down first are free at a later step only, and expected then."""
         if not any(lower.stalled for lower in self._lowers):
             n -= len(self._ledger.leaving)
-        if n > 0:
-            for key in self._ledger.policies[TIER0].victims(n, self._ledger.pins.__contains__):
-                self._evict(key, needed=True)
+        if n <= 0:
+            return
+        victims = self._ledger.victims(TIER0, n, self._ledger.pins)
+        if not self._lowers:
+            self._drop(victims)
+            return
+        for key in victims:
+            self._evict(key, needed=True)
+
+    def sink(self, keys: Sequence[BlockKey]) -> None:
+        """Send chunks of one prefix down, tail first, up to one that is needed; what no tier takes stays."""
+        ledger = self._ledger
+        for key in reversed(keys):
+            if key in ledger.pins or key in ledger.awaited:
+                return
+            if ledger.index.resident(key) and key not in ledger.leaving:
+                self._evict(key, needed=False)
 
     @property
     def pressed(self) -> bool:
@@ -71,8 +86,7 @@ class Demotion:
 
     def could_free(self) -> bool:
         """Whether a slot would be free at once if one were needed."""
-        pinned = self._ledger.pins.__contains__
-        victims = self._ledger.policies[TIER0].victims(1, pinned)
+        victims = self._ledger.policies[TIER0].victims(1, self._ledger.pins.__contains__)
         return any(not self._would_write(key) for key in victims)
 
     def tick(self) -> None:
@@ -80,7 +94,7 @@ class Demotion:
         for lower in self._lowers:
             if lower.tier in self._backlog and lower.serving:
                 self._write_behind(lower)
-        if any(lower.serving for lower in self._lowers):
+        if any(lower.serving and not self._full(lower, idle=False) for lower in self._lowers):
             self._to_watermark()
 
     def wrote(self, flight: Flight, lower: Lower, key: BlockKey) -> None:
@@ -91,6 +105,7 @@ class Demotion:
         if flight.ok:
             place = Place(BlockKey(flight.op.parent) or None, flight.op.end_token)
             ledger.record(lower.tier, [(key, place, flight.nbytes)])
+            ledger.hooks.tell(HookKind.DEMOTE, lower.tier, (key,))
         if key in ledger.leaving and not any(self._writing(low, key) for low in self._lowers):
             self._expel(key)
             self._counters.demotions += 1
@@ -101,6 +116,13 @@ class Demotion:
             self._ledger.leave(key)
         elif needed or self._ledger.index.flags_of(key) & TIERS & ~IN_TIER0:
             self._expel(key)
+
+    def _drop(self, keys: Sequence[BlockKey]) -> None:
+        """Evict where nothing is below: the same as `_expel` for each, in one pass."""
+        if keys:
+            self._counters.dropped += len(keys)
+            self._counters.evictions += len(keys)
+            self._ledger.drop(keys)
 
     def _expel(self, key: BlockKey) -> None:
         if not self._ledger.index.flags_of(key) & TIERS & ~IN_TIER0:
@@ -186,8 +208,8 @@ class Demotion:
         ledger = self._ledger
         lack = self._target() - ledger.slots.free - len(ledger.leaving)
         if lack > 0:
-            victims = ledger.policies[TIER0].victims(min(lack, _BATCH), ledger.pins.__contains__)
-            for key in victims:
+            n = min(lack, _BATCH)
+            for key in ledger.victims(TIER0, n, ledger.pins, needed=False):
                 self._evict(key, needed=False)
 
 

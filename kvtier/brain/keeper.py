@@ -186,8 +186,11 @@ class Keeper:
 
     def _evict(self, need: int) -> None:
         lower = self.lower
-        policy = lower.spec.eviction
-        for key in policy.victims(_MAX_REMOVES - lower.removes, lower.ops.__contains__):
+        policy = self._ledger.policies[lower.tier]
+        chunks = self._ledger.chunks[lower.tier]
+        enough = 1 + need * chunks // max(1, lower.used)  # of average size
+        n = min(_MAX_REMOVES - lower.removes, enough)
+        for key in self._ledger.victims(lower.tier, n, lower.ops):
             if need <= 0:
                 return
             nbytes = self._ledger.erase(lower.tier, key)

@@ -1,11 +1,15 @@
 """Who holds what: the index, the slots, the pins and the policies, kept in step with each other."""
 
+import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from operator import ge
 
+from kvtier.brain.hooks import Hooks
 from kvtier.brain.plans import CacheEvent
-from kvtier.brain.requests import Place
+from kvtier.brain.requests import Place, Request
 from kvtier.brain.slots import Slots
+from kvtier.hook import HookKind
 from kvtier.index import HIT, IN_TIER0, TIERS, VOLATILE, Index
 from kvtier.policy import EvictionPolicy
 from kvtier.types import NO_SLOT, TIER0, BlockKey
@@ -20,14 +24,16 @@ class Ledger:
     written down first, their slot is freed by the last answer unless somebody asks for them again.
     """
 
-    def __init__(self, names: Sequence[str], policies: Sequence[EvictionPolicy]) -> None:
-        self.index = Index(len(policies) - 1)
+    def __init__(self, names: Sequence[str], hooks: Hooks) -> None:
+        self.hooks = hooks
+        self.index = Index(len(names) - 1)
         self.slots = Slots(0)
         self.pins: dict[BlockKey, int] = {}
         self.leaving: set[BlockKey] = set()
         self.visible = IN_TIER0  # the tiers that lookups see
-        self.policies = policies
-        self.chunks = [0] * len(policies)
+        self.policies: list[EvictionPolicy] = []  # one per tier; made after, they ask this ledger
+        self.awaited: dict[BlockKey, int] = {}  # what waiting requests need, see `Waiting`
+        self.chunks = [0] * len(names)
         self._names = names
         self._events: deque[CacheEvent] = deque(maxlen=_MAX_EVENTS)
 
@@ -45,15 +51,29 @@ class Ledger:
         self.slots.use(slot)
         return slot
 
+    def claim_all(
+        self, places: Mapping[BlockKey, tuple[BlockKey | None, int]], *, volatile: bool
+    ) -> list[int]:
+        """Claim slots for as many chunks as there are free ones, in order; return the slots."""
+        slots = self.slots.take_used(len(places))
+        index = self.index
+        index.place(places.items(), slots)
+        if volatile:
+            for key, _ in zip(places, slots, strict=False):
+                row = index.rows[key]
+                if not index.flags[row] & TIERS:
+                    index.flags[row] |= VOLATILE
+        return slots
+
     def abandon(self, key: BlockKey) -> None:
         """Give back the slot of a chunk that did not make it."""
         self._vacate(key, self.index.rows[key])
 
     def arrived(self, keys: Sequence[BlockKey]) -> None:
         """Make chunks whose slots are filled on every rank readable."""
+        rows, flags = self.index.rows, self.index.flags
         for key in keys:
-            row = self.index.rows[key]
-            self.index.flags[row] |= IN_TIER0
+            flags[rows[key]] |= IN_TIER0
         self._enter(TIER0, keys)
 
     def leave(self, key: BlockKey) -> None:
@@ -73,6 +93,20 @@ class Ledger:
         self.leaving.discard(key)
         self._leave(TIER0, key)
         self._vacate(key, self.index.rows[key])
+
+    def drop(self, keys: Sequence[BlockKey]) -> None:
+        """Take victims out of tier 0."""
+        policy = self.policies[TIER0]
+        remove, evicted = policy.remove, policy.evicted
+        silent = type(policy).evicted is EvictionPolicy.evicted
+        for key in keys:
+            remove(key)
+            if not silent:
+                evicted(key)
+        self.leaving.difference_update(keys)
+        self.slots.release_all(self.index.vacate(keys))
+        self.chunks[TIER0] -= len(keys)
+        self._events.append(CacheEvent(TIER0, self._names[TIER0], tuple(keys), True))
 
     # records of lower tiers
 
@@ -111,17 +145,17 @@ class Ledger:
 
     # use
 
-    def touch(self, keys: Sequence[BlockKey]) -> None:
-        """Note a use of chunks given in prefix order, in every tier and up to the start of the prefix."""
-        above: BlockKey | None = None
-        for key in reversed(keys):
-            if above is not None and above != key:
-                self._touch_up(above, self.policies)
-            for policy in self.policies:
-                policy.touch(key)
-            row = self.index.rows.get(key)
-            above = None if row is None else self.index.parents[row]
-        self._touch_up(above, self.policies)
+    def touch(self, request: Request, keys: Sequence[BlockKey]) -> None:
+        """Note a request's use of chunks, given in prefix order, in every tier: each once."""
+        touched = request.touched
+        fresh = [key for key in reversed(keys) if key not in touched]
+        if not fresh:
+            return
+        touched.update(fresh)
+        for policy in self.policies:
+            touch = policy.touch
+            for key in fresh:
+                touch(key)
 
     def hit(self, keys: Iterable[BlockKey]) -> list[BlockKey]:
         """Mark chunks as hit and return those that had been before."""
@@ -148,21 +182,69 @@ class Ledger:
                         policy.remove(keys[i])
                         policy.insert(keys[i], parent)
 
+    # choice
+
+    def victims(
+        self, tier: int, n: int, pinned: Container[BlockKey], *, needed: bool = True
+    ) -> list[BlockKey]:
+        """Choose up to `n` chunks to evict.
+
+        If `needed`, those that waiting requests need or hooks refuse to evict come last, else never.
+        """
+        policy, awaited = self.policies[tier], self.awaited
+        hooked = self.hooks.watches(HookKind.EVICT)
+        if not awaited and not hooked:
+            return policy.victims(n, pinned.__contains__)
+        chosen = policy.victims(n, lambda key: key in pinned or key in awaited)
+        if hooked:
+            chosen = self._unless_vetoed(tier, n, pinned, chosen)
+        if needed and len(chosen) < n:
+            first = set(chosen)
+            more = policy.victims(n, pinned.__contains__)
+            chosen += [key for key in more if key not in first][: n - len(chosen)]
+        return chosen
+
+    def _unless_vetoed(
+        self, tier: int, n: int, pinned: Container[BlockKey], chosen: list[BlockKey]
+    ) -> list[BlockKey]:
+        """Ask the hooks for each victim, and choose again without those they refuse; they may refuse a few."""
+        asked: set[BlockKey] = set()
+        vetoed: set[BlockKey] = set()
+        while len(vetoed) < self.hooks.max_vetoes:
+            fresh = [key for key in chosen if key not in asked]
+            before = len(vetoed)
+            for key in fresh:
+                asked.add(key)
+                if not self.hooks.agree(HookKind.EVICT, tier, key):
+                    vetoed.add(key)
+                    break
+            if len(vetoed) == before:
+                return chosen
+            chosen = self.policies[tier].victims(
+                n, lambda key: key in pinned or key in self.awaited or key in vetoed
+            )
+        return chosen
+
+    def end(self, key: BlockKey) -> int:
+        """Return where a chunk ends in its sequence, 0 if that is not known."""
+        row = self.index.rows.get(key)
+        return 0 if row is None else self.index.ends[row]
+
+    def score(self, key: BlockKey) -> float | None:
+        """Return a chunk's score, None if it has none."""
+        row = self.index.rows.get(key)
+        score = math.nan if row is None else self.index.scores[row]
+        return None if math.isnan(score) else score
+
     # the whole
 
     def clear(self) -> None:
         """Forget every chunk and pin; slots still in use stay in quarantine."""
-        for tier in range(len(self.policies)):
-            held = [
-                key for key, row in self.index.rows.items() if self.index.flags[row] >> tier & 1
-            ]
-            for key in held:
-                self.policies[tier].remove(key)
-            if held:
-                self._events.append(CacheEvent(tier, self._names[tier], tuple(held), True))
-        for row in self.index.rows.values():
-            if self.index.slots[row] != NO_SLOT:
-                self.slots.release(self.index.slots[row])
+        for tier, policy in enumerate(self.policies):
+            policy.clear()
+            if held := self._held(tier):
+                self._events.append(CacheEvent(tier, self._names[tier], held, True))
+        self.slots.disown()
         self.index = Index(len(self.policies) - 1)
         self.chunks = [0] * len(self.policies)
         self.pins.clear()
@@ -184,6 +266,12 @@ class Ledger:
             merged[-1] = merged[-1]._replace(keys=tuple(run))
         self._events.clear()
         return merged
+
+    def _held(self, tier: int) -> tuple[BlockKey, ...]:
+        rows, flags = self.index.rows, self.index.flags
+        if self.chunks[tier] == len(rows):
+            return tuple(rows)
+        return tuple([key for key, row in rows.items() if flags[row] >> tier & 1])
 
     def _row(self, key: BlockKey, place: Place) -> int:
         row = self.index.rows.get(key)
@@ -211,17 +299,15 @@ class Ledger:
         self._events.append(CacheEvent(tier, self._names[tier], (key,), True))
 
     def _track(self, tier: int, keys: Sequence[BlockKey]) -> None:
-        """Insert tail first, then touch the ancestors, so that no head is older than its tail."""
-        rows, ends, parents = self.index.rows, self.index.ends, self.index.parents
-        policy = self.policies[tier]
-        for key in sorted(keys, key=lambda key: ends[rows[key]], reverse=True):
-            policy.insert(key, parents[rows[key]])
-        inserted = set(keys)
-        for parent in dict.fromkeys(parents[rows[key]] for key in keys):
-            if parent not in inserted:
-                self._touch_up(parent, (policy,))
-
-    def _touch_up(self, key: BlockKey | None, policies: Sequence[EvictionPolicy]) -> None:
-        for ancestor in self.index.lineage(key):
-            for policy in policies:
-                policy.touch(ancestor)
+        """Insert tail first."""
+        index, insert = self.index, self.policies[tier].insert
+        ends, parents = index.ends, index.parents
+        rows = [index.rows[key] for key in keys]
+        pairs = list(zip(keys, rows, strict=True))
+        depths = [ends[row] for row in rows]
+        if any(map(ge, depths, depths[1:])):
+            pairs.sort(key=lambda pair: ends[pair[1]], reverse=True)
+        else:
+            pairs.reverse()
+        for key, row in pairs:
+            insert(key, parents[row])

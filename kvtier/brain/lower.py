@@ -10,6 +10,8 @@ from kvtier.brain.ledger import Ledger
 from kvtier.brain.plans import LowerTier
 from kvtier.brain.requests import Place
 from kvtier.brain.stats import TierCounters
+from kvtier.hook import HookKind
+from kvtier.policy import AdmissionPolicy
 from kvtier.types import BlockKey, OpKind, OpStatus, Priority, TierOp
 
 _GONE = (OpStatus.MISSING, OpStatus.CORRUPT)
@@ -41,6 +43,7 @@ class Lower:
     ) -> None:
         self.tier = tier
         self.spec = spec
+        self.admission: AdmissionPolicy | None = None  # made after: it asks for this tier's facts
         self.breaker = Breaker(clock)
         self.cost = ReadCost(clock)
         self.counters = TierCounters()
@@ -93,15 +96,14 @@ class Lower:
 
     def accepts(self, key: BlockKey, end: int, nbytes: int) -> bool:
         """Whether a record may be written now; if only room lacks, it is made for a later one."""
-        admission = self.spec.admission
         if not self.serving or key in self.ops or key in self.doomed:
             return False
-        if admission is not None and not admission.admits(key, end):
+        if self.admission is not None and not self.admission.admits(key, end):
             return False
         if self.free < nbytes:
             self.wanted = max(self.wanted, nbytes)
             return False
-        return True
+        return self._ledger.hooks.agree(HookKind.INSERT, self.tier, key)
 
     def fail(self, status: OpStatus) -> None:
         """Count a failure; only what the medium did wrong tries the breaker."""

@@ -1,9 +1,11 @@
 """What the brain is told and what it answers: its vocabulary towards the connector and the simulator."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from kvtier.config import WriteMode
+from kvtier.facts import TierFacts
 from kvtier.policy import AdmissionPolicy, EvictionPolicy
 from kvtier.types import BlockKey
 
@@ -17,8 +19,8 @@ class LowerTier:
     write: WriteMode
     deadline_s: float
     persistent: bool
-    eviction: EvictionPolicy
-    admission: AdmissionPolicy | None = None  # None: every chunk may enter
+    eviction: Callable[[TierFacts], EvictionPolicy]
+    admission: Callable[[TierFacts], AdmissionPolicy] | None = None  # None: every chunk may enter
     max_writes: int = 64  # demotions in flight
     max_idle_writes: int = 512  # what an engine that falls idle still gets written
 

@@ -9,8 +9,8 @@ from kvtier.brain.flights import Flight
 from kvtier.brain.lower import Lower
 from kvtier.brain.plans import ReadPlan
 from kvtier.brain.requests import Place, Reading, Request
+from kvtier.hook import HookKind
 from kvtier.index import TIERS
-from kvtier.policy import PrefetchPolicy
 from kvtier.types import NO_SLOT, BlockKey, Priority
 
 _MAX_READS = 2048  # under way; more would not fit into the ranks' queues
@@ -55,7 +55,7 @@ class Promotion:
             return ReadPlan(0)
         reading = Reading(self._core.clock(), self._core.clock())
         for key in missing:
-            fill = self._join(key) or self._start(request, key, Priority.DEMAND)
+            fill = self._join(key) or self._start(key, Priority.DEMAND)
             if fill is None:
                 break
             fill.waiters[request.name] = request
@@ -67,13 +67,27 @@ class Promotion:
         request.reading = reading
         return ReadPlan(len(reading.left), tuple(key for key in missing if key in reading.left))
 
-    def read_ahead(self, request: Request, policy: PrefetchPolicy) -> None:
-        """Read what the policy wants of a request that arrived; a window group's window only."""
+    def read_ahead(self, request: Request, keys: Sequence[BlockKey]) -> None:
+        """Read what a policy wants of a request that arrived, if it can be used: a window group's window only."""
         reach = self._reach(request)
-        for group, keys in zip(self._layout.groups, request.groups, strict=True):
-            last = min(len(keys), reach // group.chunk_tokens)
+        usable = set()
+        for group, mine in zip(self._layout.groups, request.groups, strict=True):
+            last = min(len(mine), reach // group.chunk_tokens)
             first = 0 if group.window_chunks is None else max(0, last - group.window_chunks)
-            self._prefetch(request, policy.arrived(keys[first:last]))
+            usable.update(mine[first:last])
+        wanted = [key for key in keys if key in usable]
+        missing = [key for key in wanted if not self._ledger.index.resident(key)]
+        if missing and not self._too_dear(request, wanted, missing):
+            self.bring_up(missing)
+
+    def bring_up(self, keys: Sequence[BlockKey]) -> None:
+        """Read ahead, into free slots only, up to the first key that is nowhere."""
+        for key in keys:
+            if key in self.fills or self._ledger.index.resident(key):
+                continue
+            if self._demotion.pressed or self._start(key, Priority.PREFETCH) is None:
+                return
+            self._core.counters.prefetches += 1
 
     def _reach(self, request: Request) -> int:
         """Tokens that the full groups could give, in any tier."""
@@ -86,18 +100,6 @@ class Promotion:
                 n = len(keys)
             reach.append(n * group.chunk_tokens)
         return min(reach)
-
-    def _prefetch(self, request: Request, keys: Sequence[BlockKey]) -> None:
-        """Read ahead, into free slots only, up to the first key that is nowhere."""
-        missing = [key for key in keys if not self._ledger.index.resident(key)]
-        if not missing or self._too_dear(request, keys, missing):
-            return
-        for key in missing:
-            if key in self.fills:
-                continue
-            if self._demotion.pressed or self._start(request, key, Priority.PREFETCH) is None:
-                return
-            self._core.counters.prefetches += 1
 
     def expire(self, request: Request) -> None:
         """End the wait of a request whose deadline passed: it goes on with what it has."""
@@ -130,7 +132,9 @@ class Promotion:
         lower.counters.hits += len(fill.waiters) if flight.ok else 0
         self._ledger.slots.done(flight.op.slot)
         lower.answered(flight, key)
-        if not flight.ok:
+        if flight.ok:
+            self._ledger.hooks.tell(HookKind.PROMOTE, lower.tier, (key,))
+        else:
             self._ledger.abandon(key)
         for request in fill.waiters.values():
             self._arrived(request, key, ok=flight.ok)
@@ -172,12 +176,12 @@ class Promotion:
         self._core.flights.hasten(fill.flight, Priority.DEMAND)
         return fill
 
-    def _start(self, request: Request, key: BlockKey, priority: Priority) -> Fill | None:
+    def _start(self, key: BlockKey, priority: Priority) -> Fill | None:
         """Order a READ of a chunk from the first tier that has it; None if none can be read now."""
         lower = self._source(key)
         if lower is None or self._budget() <= 0:
             return None
-        place = self._layout.place(request, key) or Place(None, 0)
+        place = self._place(key)
         slot = self._ledger.claim(key, place)
         if slot == NO_SLOT:
             return None
@@ -185,6 +189,12 @@ class Promotion:
         fill = Fill(lower, lower.read(key, place, slot, group, priority))
         self.fills[key] = fill
         return fill
+
+    def _place(self, key: BlockKey) -> Place:
+        """Return where a chunk of a lower tier stands; a scanned one is linked when a request shows it."""
+        index = self._ledger.index
+        row = index.rows[key]
+        return Place(index.parents[row], index.ends[row])
 
     def _source(self, key: BlockKey) -> Lower | None:
         index = self._ledger.index

@@ -22,6 +22,7 @@ def report(core: Core, reading: int) -> CacheStats:
         stores=counters.stores,
         no_room=counters.no_room,
         orphans=counters.orphans,
+        not_admitted=counters.not_admitted,
         evictions=counters.evictions,
         dropped=counters.dropped,
         demotions=counters.demotions,
@@ -31,6 +32,9 @@ def report(core: Core, reading: int) -> CacheStats:
         late_reads=counters.late_reads,
         prefetches=counters.prefetches,
         resets=counters.resets,
+        hook_failures=ledger.hooks.failures,
+        hooks_disabled=ledger.hooks.disabled,
+        vetoes=ledger.hooks.vetoes,
     )
 
 

@@ -4,8 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from kvtier.facts import GroupKeys, RequestFacts, RequestHints
 from kvtier.index import IN_TIER0
 from kvtier.types import BlockKey, GroupSpec
+
+_NOBODY = RequestFacts("", (), 0.0, RequestHints())
 
 
 @dataclass(slots=True)
@@ -32,6 +35,10 @@ class Request:
     name: str
     persist: bool = True
     groups: list[list[BlockKey]] = field(default_factory=list)
+    facts: RequestFacts = _NOBODY
+    awaited: list[BlockKey] = field(default_factory=list)  # spared until it starts
+    started: bool = False  # was scheduled: it waits no more
+    touched: set[BlockKey] = field(default_factory=set)  # chunks whose use by it was noted
     places: dict[BlockKey, int] = field(default_factory=dict)
     held: list[BlockKey] = field(default_factory=list)
     given: bool = False  # `held` is a hit that was given, and counted
@@ -102,11 +109,26 @@ class Layout:
 
     def place(self, request: Request, key: BlockKey) -> Place | None:
         """Return where a key stands in a request, None if it is not one of its keys."""
+        spot = self.spot(request, key)
+        return None if spot is None else Place(*spot)
+
+    def spot(self, request: Request, key: BlockKey) -> tuple[BlockKey | None, int] | None:
+        """Return what `place` does as a plain pair: for loops over every chunk."""
         i = request.places.get(key)
         if i is None:
             return None
         position = self._positions[key[-4:]]
-        return self.at(request.groups[position], position, i)
+        group = self.groups[position]
+        if i == 0 or group.window_chunks is not None:
+            return None, (i + 1) * group.chunk_tokens
+        return request.groups[position][i - 1], (i + 1) * group.chunk_tokens
+
+    def keys(self, groups: Sequence[Sequence[BlockKey]]) -> tuple[GroupKeys, ...]:
+        """Return a request's keys with what their groups are."""
+        return tuple(
+            GroupKeys(keys, group.chunk_tokens, group.window_chunks)
+            for group, keys in zip(self.groups, groups, strict=True)
+        )
 
     def placing(self, keys: Sequence[BlockKey], position: int) -> Callable[[int], Place]:
         """Return what gives the place of chunk `i` of a group's keys."""

@@ -4,6 +4,7 @@ A slot is free only when nobody owns it and nobody can still read or write it.
 """
 
 from array import array
+from collections.abc import Iterable
 
 from kvtier.types import NO_SLOT
 
@@ -31,6 +32,24 @@ class Slots:
         """Take a free slot, NO_SLOT if there is none."""
         return self._free.pop() if self._free else NO_SLOT
 
+    def take_used(self, n: int) -> list[int]:
+        """Take up to `n` free slots, each with one use noted."""
+        free = self._free
+        n = min(n, len(free))
+        taken = free[len(free) - n :].tolist()[::-1]
+        del free[len(free) - n :]
+        self._uses.update(dict.fromkeys(taken, 1))
+        return taken
+
+    def release_all(self, slots: Iterable[int]) -> None:
+        """End the ownership of slots."""
+        free, uses = self._free, self._uses
+        for slot in slots:
+            if slot in uses:
+                self._quarantine.add(slot)
+            else:
+                free.append(slot)
+
     def release(self, slot: int) -> None:
         """End the ownership of a slot."""
         if slot in self._uses:
@@ -38,9 +57,22 @@ class Slots:
         else:
             self._free.append(slot)
 
+    def disown(self) -> None:
+        """End the ownership of every slot."""
+        self._quarantine = set(self._uses)
+        self._free = array("i", range(self.n - 1, -1, -1))
+        if self._quarantine:
+            self._free = array("i", [s for s in self._free if s not in self._quarantine])
+
     def use(self, slot: int) -> None:
         """Note a copy or operation that reads or writes the slot from now on."""
         self._uses[slot] = self._uses.get(slot, 0) + 1
+
+    def use_all(self, slots: Iterable[int]) -> None:
+        """Note one use of each of these slots."""
+        uses = self._uses
+        for slot in slots:
+            uses[slot] = uses.get(slot, 0) + 1
 
     def done(self, slot: int) -> None:
         """Note that one such use is over on every rank."""
@@ -50,6 +82,15 @@ class Slots:
         elif slot in self._quarantine:
             self._quarantine.remove(slot)
             self._free.append(slot)
+
+    def done_all(self, slots: Iterable[int]) -> None:
+        """Note that one use of each of these slots is over on every rank."""
+        uses = self._uses
+        for slot in slots:
+            if uses[slot] == 1 and slot not in self._quarantine:
+                del uses[slot]
+            else:
+                self.done(slot)
 
     def check(self, owned: list[int]) -> None:
         """Assert that every slot is exactly one of free, owned and quarantined."""

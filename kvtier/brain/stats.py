@@ -42,6 +42,7 @@ class Counters:
     stores: int = 0
     no_room: int = 0
     orphans: int = 0
+    not_admitted: int = 0
     evictions: int = 0
     dropped: int = 0
     demotions: int = 0
@@ -93,6 +94,7 @@ class CacheStats:
     stores: int  # chunks copied in from the device
     no_room: int  # chunks refused for lack of a slot
     orphans: int  # chunks refused because their parent is nowhere
+    not_admitted: int  # chunks that the admission policy of tier 0 refused
     evictions: int  # chunks that left tier 0
     dropped: int  # of these, the ones that no other tier holds
     demotions: int  # evictions that went down first
@@ -102,3 +104,6 @@ class CacheStats:
     late_reads: int  # requests whose reads missed their deadline
     prefetches: int  # chunks ordered ahead
     resets: int
+    hook_failures: int  # calls that raised or took too long
+    hooks_disabled: int  # hooks that are called no more
+    vetoes: int  # insertions and evictions that hooks refused

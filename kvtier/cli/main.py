@@ -18,6 +18,8 @@ COMMANDS = {
     "config": "kvtier.cli.config",
     "check": "kvtier.cli.check",
     "demo": "kvtier.cli.demo",
+    "replay": "kvtier.cli.replay",
+    "trace": "kvtier.cli.trace",
 }
 
 

@@ -6,9 +6,13 @@ The structs are what every process of one engine must agree on; `digest` is how 
 from kvtier.config.load import default_dram_nbytes, load
 from kvtier.config.structs import (
     Config,
+    HooksConfig,
     IoConfig,
+    MediumConfig,
     Plugin,
+    ReplayConfig,
     TierConfig,
+    TraceConfig,
     WriteMode,
     digest,
     from_builtins,
@@ -17,9 +21,13 @@ from kvtier.config.structs import (
 
 __all__ = [
     "Config",
+    "HooksConfig",
     "IoConfig",
+    "MediumConfig",
     "Plugin",
+    "ReplayConfig",
     "TierConfig",
+    "TraceConfig",
     "WriteMode",
     "default_dram_nbytes",
     "digest",

@@ -1,14 +1,17 @@
 """From decoded YAML to the structs: units, plugins, defaults that depend on the kind of a tier."""
 
-from collections.abc import Callable
 from os import path as os_path
 
 import msgspec
 
 from kvtier.config.plugins import find, options, plugin
+from kvtier.config.replay import replay, tiers_named, trace
 from kvtier.config.rules import check
 from kvtier.config.structs import Config, IoConfig, WriteMode
-from kvtier.config.words import choose, join, mapping, mistake, refuse_unknown, translate
+from kvtier.config.words import choose, join, mapping, mistake, refuse_unknown, translate, unit
+from kvtier.errors import ConfigError
+from kvtier.hook import HookKind
+from kvtier.registry import find_callable
 from kvtier.tier import Tier
 from kvtier.units import parse_nbytes, parse_seconds
 
@@ -17,7 +20,6 @@ _TIER_KEYS = (
     *("codec", "write", "deadline", "wrappers"),
 )
 _NOT_FOR_DRAM = {
-    "admission": "it takes every chunk that has room",
     "codec": "its slots hold raw bytes",
     "write": "it says when chunks go down into a tier",
     "deadline": "nobody waits to read from it",
@@ -41,6 +43,12 @@ def parse(raw: object) -> Config:
         choose(top["load"], ("auto", "always"), "load")
     if "io" in top:
         top["io"] = _io(top["io"])
+    if top.get("trace") is not None:
+        top["trace"] = trace(top["trace"])
+    if "replay" in top:
+        top["replay"] = replay(top["replay"], tiers_named(top.get("tiers")))
+    if "hooks" in top:
+        top["hooks"] = _hooks(top["hooks"])
     _plugins(top, "prefetch", "prefetch", "prefetch")
     if isinstance(tiers := top.get("tiers"), list | tuple):
         top["tiers"] = [_tier(tier, index) for index, tier in enumerate(tiers)]
@@ -55,8 +63,29 @@ def parse(raw: object) -> Config:
 def _io(raw: object) -> dict[str, object]:
     io = dict(mapping(raw, "io"))
     refuse_unknown(io, IoConfig.__struct_fields__, "io")
-    _unit(io, "idle_write", parse_nbytes, "io")
+    unit(io, "idle_write", parse_nbytes, "io")
     return io
+
+
+def _hooks(raw: object) -> dict[str, object]:
+    hooks = dict(mapping(raw, "hooks"))
+    refuse_unknown(hooks, (*HookKind, "budget", "failures", "vetoes"), "hooks")
+    unit(hooks, "budget", parse_seconds, "hooks")
+    if "budget" in hooks:
+        hooks["budget_s"] = hooks.pop("budget")
+    for kind in HookKind:
+        named = hooks.get(kind, ())
+        for i, name in enumerate(named if isinstance(named, list | tuple) else ()):
+            _callable(name, f"hooks.{kind}[{i}]")
+    return hooks
+
+
+def _callable(name: object, path: str) -> None:
+    if isinstance(name, str):
+        try:
+            find_callable(name)
+        except ConfigError as exc:
+            raise mistake(path, exc) from exc.__cause__
 
 
 def _tier(raw: object, index: int) -> dict[str, object]:
@@ -72,8 +101,8 @@ def _tier(raw: object, index: int) -> dict[str, object]:
             del tier[key]
     if isinstance(tier.get("numa"), int):
         tier["numa"] = [tier["numa"]]
-    _unit(tier, "capacity", parse_nbytes, path)
-    _unit(tier, "deadline", parse_seconds, path)
+    unit(tier, "capacity", parse_nbytes, path)
+    unit(tier, "deadline", parse_seconds, path)
     for key in ("eviction", "admission", "codec"):
         if key in tier:
             tier[key] = plugin(key, tier[key], join(path, key))
@@ -129,11 +158,3 @@ def _directory(directory: str, path: str) -> None:
 def _plugins(raw: dict[str, object], key: str, kind: str, path: str) -> None:
     if isinstance(listed := raw.get(key), list | tuple):
         raw[key] = [plugin(kind, each, f"{path}[{i}]") for i, each in enumerate(listed)]
-
-
-def _unit(raw: dict[str, object], key: str, read: Callable[[object], float], path: str) -> None:
-    if key in raw:
-        try:
-            raw[key] = read(raw[key])
-        except ValueError as exc:
-            raise mistake(join(path, key), exc) from exc

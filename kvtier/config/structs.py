@@ -52,6 +52,48 @@ class IoConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     queue: Annotated[int, Meta(ge=1)] = 4096  # operations that may wait
 
 
+class TraceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a live engine writes down of its own traffic: hashes and times, no text."""
+
+    record: str  # a file; one line per request is appended
+    queue: Annotated[int, Meta(ge=1)] = 4096  # lines that may wait for the disk; more are dropped
+
+
+class MediumConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How fast the replayer takes one tier to be; the live engine finds out by itself."""
+
+    read: Annotated[float, Meta(gt=0)] = 5 << 30  # bytes per second, upwards; dram: to the device
+    write: Annotated[float, Meta(gt=0)] = 2 << 30
+    latency_s: float = 2e-4
+    ratio: Annotated[float, Meta(gt=0, le=1)] = 1.0  # bytes of a record by bytes of its chunk
+
+
+class ReplayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `kvtier replay` assumes of the model and the machine; the live engine does not read it."""
+
+    kv_bytes_per_token: Annotated[int, Meta(ge=1)] = 128 << 10  # of all layers
+    prefill_rate: Annotated[float, Meta(gt=0)] = 10_000.0  # tokens per second without context
+    prefill_knee: Annotated[float, Meta(gt=0)] = (
+        24_576.0  # tokens of context at which attention costs as much as the rest
+    )
+    decode_rate: Annotated[float, Meta(gt=0)] = 50.0  # tokens per second and request
+    tiers: Mapping[str, MediumConfig] = {}  # by name; what is not named has the defaults
+
+
+class HooksConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Callables of the user's, as `package.module:name`; see kvtier.hook."""
+
+    on_insert: tuple[str, ...] = ()
+    on_evict: tuple[str, ...] = ()
+    on_demote: tuple[str, ...] = ()
+    on_promote: tuple[str, ...] = ()
+    on_hit: tuple[str, ...] = ()
+    on_miss: tuple[str, ...] = ()
+    budget_s: Annotated[float, Meta(gt=0)] = 1e-3  # of one call; longer is a failure
+    failures: Annotated[int, Meta(ge=1)] = 3  # of one hook, until it is called no more
+    vetoes: Annotated[int, Meta(ge=0)] = 16  # evictions that may be refused per choice of victims
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole configuration; `tiers[0]` is always the DRAM of the arena."""
 
@@ -60,9 +102,12 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     load: Literal["auto", "always"] = "auto"  # auto: computing wins where it is the faster way
     weights_id: str = "auto"
     persist_lora: bool = False
-    prefetch: Annotated[tuple[Plugin, ...], Meta(max_length=1)] = ()
+    prefetch: tuple[Plugin, ...] = ()  # all of them are asked, in this order
     tiers: tuple[TierConfig, ...] = (TierConfig(name="dram", kind="dram"),)
+    hooks: HooksConfig = HooksConfig()
     io: IoConfig = IoConfig()
+    trace: TraceConfig | None = None
+    replay: ReplayConfig = ReplayConfig()
 
 
 def to_builtins(config: Config | TierConfig) -> dict[str, object]:

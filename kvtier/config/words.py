@@ -1,7 +1,7 @@
 """Mistakes in words: where, what, and what was probably meant."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -70,6 +70,19 @@ def mapping(value: object, path: str) -> Mapping[str, object]:
     if isinstance(value, Mapping):
         return value
     raise mistake(path, f"expected a mapping, got {describe(value)}")
+
+
+def unit(raw: dict[str, object], key: str, read: Callable[[object], float], path: str) -> None:
+    """Replace `raw[key]`, if it is there, by what `read` makes of it.
+
+    Raises:
+        ConfigError: `read` refuses it.
+    """
+    if raw.get(key) is not None:
+        try:
+            raw[key] = read(raw[key])
+        except ValueError as exc:
+            raise mistake(join(path, key), exc) from exc
 
 
 def describe(value: object) -> str:

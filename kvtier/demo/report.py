@@ -16,7 +16,7 @@ WHAT = {
 _TIER_COLOURS = {"dram": "--dram", "nvme": "--nvme"}
 _SOURCES = ("computed", "hbm", "dram", "nvme")
 
-_STYLE = """
+STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#59636e;--rule:#d8dee4;--paper:#fff;
 --vllm:#7d8590;--dram:#0072b2;--nvme:#d55e00;--restart:#009e73;--computed:#9aa3ad;--hbm:#a35fb5}
 @media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#9198a1;--rule:#30363d;--paper:#0d1117;
@@ -55,7 +55,7 @@ def render(passes: Sequence[PassResult], workload: Workload, machine: dict[str, 
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>kvtier demo</title>'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<style>{_STYLE}</style><body>{''.join(body)}</body></html>\n"
+        f"<style>{STYLE}</style><body>{''.join(body)}</body></html>\n"
     )
 
 

@@ -3,10 +3,44 @@
 import random
 from collections.abc import Callable, Sequence
 
+from kvtier.facts import TierFacts
 from kvtier.policy import EvictionPolicy
 from kvtier.types import BlockKey
 
 Parents = dict[BlockKey, BlockKey | None]
+
+
+class FixedFacts(TierFacts):
+    """Facts that a test sets: equal chunks of 16 tokens, unless it says otherwise."""
+
+    def __init__(self, capacity: int | None = None) -> None:
+        self.now = 0.0
+        self.limit = capacity
+        self.sizes: dict[BlockKey, int] = {}
+        self.savings: dict[BlockKey, float] = {}
+        self.scores: dict[BlockKey, float] = {}
+
+    def clock(self) -> float:
+        return self.now
+
+    @property
+    def capacity(self) -> int | None:
+        return self.limit
+
+    def nbytes(self, key: BlockKey) -> int:
+        return self.sizes.get(key, 1)
+
+    def seconds(self, key: BlockKey) -> float:
+        return self.savings.get(key, 1.0)
+
+    def prefill_s(self, start: int, end: int) -> float:
+        return (end - start) / 16
+
+    def read_s(self, nbytes: int) -> float:
+        return 0.0
+
+    def score(self, key: BlockKey) -> float | None:
+        return self.scores.get(key)
 
 
 def chain(name: str, n: int) -> list[BlockKey]:
@@ -69,6 +103,16 @@ class PolicyContract:
         assert sorted(policy.victims(9, never)) == sorted(keys[:2])
         policy.insert(keys[2], keys[1])
         assert policy.victims(1, never) == [keys[2]]
+
+    def test_a_cleared_policy_knows_nothing(self) -> None:
+        policy = self.make()
+        keys = chain("a", 3)
+        insert_chain(policy, keys)
+        policy.touch(keys[0])
+        policy.clear()
+        assert policy.victims(9, never) == []
+        insert_chain(policy, keys)
+        assert policy.victims(9, never) == keys[::-1]
 
     def test_unknown_keys_are_ignored(self) -> None:
         policy = self.make()

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable
 
+from kvtier.facts import TierFacts
 from kvtier.policy import EvictionPolicy
 from kvtier.types import BlockKey
 
@@ -14,7 +15,8 @@ class LruPolicy(EvictionPolicy):
     costs nothing if the next call is for the parent: a prefix used tail first costs one move per chunk.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, facts: TierFacts) -> None:
+        super().__init__(facts)
         self._parents: OrderedDict[BlockKey, BlockKey | None] = OrderedDict()
         self._owed: BlockKey | None = None
 
@@ -32,7 +34,8 @@ class LruPolicy(EvictionPolicy):
             self._owed = self._parents[key]
 
     def remove(self, key: BlockKey) -> None:
-        self._pay()
+        if self._owed is not None:
+            self._pay()
         self._parents.pop(key, None)
 
     def victims(self, n: int, pinned: Callable[[BlockKey], bool]) -> list[BlockKey]:
@@ -47,6 +50,10 @@ class LruPolicy(EvictionPolicy):
             else:
                 chosen.append(key)
         return chosen
+
+    def clear(self) -> None:
+        self._parents = OrderedDict()
+        self._owed = None
 
     def _pay(self) -> None:
         """Move the ancestors that are owed a use."""

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from kvtier.policy import PrefetchPolicy
-from kvtier.types import BlockKey
+from kvtier.facts import RequestFacts
+from kvtier.policy import Move, PrefetchPolicy
 
 
 class ArrivalPolicy(PrefetchPolicy):
-    """Ask for the whole prefix, in its order; the brain drops what is up already or was never stored."""
+    """Ask for the whole prefix, in its order; the brain drops what is up already or cannot be used."""
 
-    def arrived(self, keys: Sequence[BlockKey]) -> Sequence[BlockKey]:
-        return keys
+    def arrived(self, request: RequestFacts) -> Sequence[Move]:
+        return [Move(group.keys) for group in request.groups]

@@ -76,7 +76,7 @@ def test_a_mistake_at_the_top(raw: Mapping[str, object], expected: str) -> None:
         ({"name": "my tier"}, "tiers[0].name: expected a string matching regex"),
         (
             {"eviction": "lur"},
-            "tiers[0].eviction: unknown eviction 'lur' (did you mean 'lru'?); known: lru",
+            "tiers[0].eviction: unknown eviction 'lur' (did you mean 'lru'?); known: arc, ",
         ),
         (
             {"eviction": {"kind": "lru", "ghosts": 2}},

@@ -50,6 +50,32 @@ def hinted(llm: Any, prompts: list[list[int]], hints: dict[str, Any], tokens: in
     return [[list(o.outputs[0].token_ids), o.num_cached_tokens] for o in outputs]
 
 
+def policies(llm: Any) -> dict[str, Any]:
+    """Which eviction policy tier 0 has, and what hooks did."""
+    brain = connector(llm).scheduling.brain
+    stats = brain.stats()
+    return {
+        "policy": type(brain._ledger.policies[0]).__name__,
+        "evictions": stats.evictions,
+        "hook_failures": stats.hook_failures,
+        "hooks_disabled": stats.hooks_disabled,
+    }
+
+
+_HEARD: list[list[Any]] = []
+
+
+def listen(llm: Any) -> None:
+    """Write the hints down of every request that tier 0's policy is told of."""
+    policy = connector(llm).scheduling.brain._ledger.policies[0]
+    policy.arrived = lambda request: _HEARD.append(list(request.hints))
+
+
+def heard(llm: Any) -> list[list[Any]]:
+    """What `listen` wrote down."""
+    return _HEARD
+
+
 def pause(llm: Any) -> bool:
     """Pause the scheduler as it stands; whether it is paused."""
     core = llm.llm_engine.engine_core.engine_core

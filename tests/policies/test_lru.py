@@ -1,4 +1,3 @@
-import random
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -6,47 +5,25 @@ import pytest
 
 from kvtier.policies.eviction.lru import LruPolicy
 from kvtier.policy import EvictionPolicy
-from kvtier.testing.policies import PolicyContract, chain, insert_chain, never, touch_chain
+from kvtier.testing.policies import (
+    FixedFacts,
+    PolicyContract,
+    chain,
+    insert_chain,
+    never,
+    touch_chain,
+)
 from kvtier.types import BlockKey
+from tests.policies.conversations import misses
 
 GOLDEN = {20: 13915, 60: 8666, 150: 3047}  # misses of `conversations` by chunks of capacity
-
-
-def conversations() -> list[list[BlockKey]]:
-    """Make 600 turns of 60 chats: popular ones return often, each longer than before."""
-    rng = random.Random(7)
-    lengths = [rng.randint(1, 12) for _ in range(60)]
-    turns = []
-    for _ in range(600):
-        chat = min(int(rng.paretovariate(0.7)), 60) - 1
-        lengths[chat] = min(lengths[chat] + rng.randint(0, 2), 40)
-        turns.append(chain(f"chat{chat}/", lengths[chat]))
-    return turns
-
-
-def misses(policy: EvictionPolicy, capacity: int) -> int:
-    """Replay the conversations against a policy: chunks that had to be computed."""
-    held: set[BlockKey] = set()
-    missed = 0
-    for keys in conversations():
-        n = next((i for i, key in enumerate(keys) if key not in held), len(keys))
-        touch_chain(policy, keys[:n])
-        missed += len(keys) - n
-        fresh = [(k, p) for k, p in zip(keys, [None, *keys], strict=False) if k not in held]
-        lack = len(held) + len(fresh) - capacity
-        for victim in policy.victims(max(0, lack), keys[:n].__contains__):
-            policy.remove(victim)
-            held.remove(victim)
-        for key, parent in reversed(fresh[: capacity - len(held)]):
-            policy.insert(key, parent)
-            held.add(key)
-    return missed
 
 
 class Oracle(EvictionPolicy):
     """LRU said naively: a list, searched and sorted each time."""
 
     def __init__(self) -> None:
+        super().__init__(FixedFacts())
         self.keys: list[BlockKey] = []
         self.parents: dict[BlockKey, BlockKey | None] = {}
 
@@ -65,6 +42,10 @@ class Oracle(EvictionPolicy):
         self.keys.remove(key)
         del self.parents[key]
 
+    def clear(self) -> None:
+        self.keys.clear()
+        self.parents.clear()
+
     def victims(self, n: int, pinned: Callable[[BlockKey], bool]) -> list[BlockKey]:
         kept: set[BlockKey | None] = set()
         for key in self.keys:
@@ -78,7 +59,7 @@ class Oracle(EvictionPolicy):
 
 class TestLru(PolicyContract):
     def make(self) -> LruPolicy:
-        return LruPolicy()
+        return LruPolicy(FixedFacts())
 
     @pytest.mark.parametrize("capacity", GOLDEN)
     def test_golden_misses(self, capacity: int) -> None:

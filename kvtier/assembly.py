@@ -1,0 +1,73 @@
+"""Makes a brain from a configuration: the one way, for the live engine and for the replayer."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from kvtier.cache import LowerTier, TieredCache
+from kvtier.config import Config, HooksConfig, Plugin, TierConfig
+from kvtier.facts import TierFacts
+from kvtier.hook import HookKind, HookSet
+from kvtier.policy import AdmissionPolicy, EvictionPolicy, PrefetchPolicy
+from kvtier.registry import build, find_callable
+from kvtier.types import GroupSpec
+
+
+def assemble(
+    config: Config,
+    groups: Sequence[GroupSpec],
+    *,
+    ranks: int,
+    local_ranks: int,
+    clock: Callable[[], float] = time.monotonic,
+) -> TieredCache:
+    """Make the brain; `local_ranks` ranks share the capacity of each tier."""
+    return TieredCache(
+        groups=groups,
+        ranks=ranks,
+        tier0=_eviction(config.tiers[0]),
+        admission=_admission(config.tiers[0]),
+        lower=[lower_tier(tier, local_ranks) for tier in config.tiers[1:]],
+        prefetch=[_prefetch(plugin) for plugin in config.prefetch],
+        hooks=_hooks(config.hooks),
+        clock=clock,
+        weigh_costs=config.load == "auto",
+    )
+
+
+def lower_tier(tier: TierConfig, local_ranks: int) -> LowerTier:
+    """Describe one tier below the arena to the brain: a rank's share of it."""
+    assert tier.capacity is not None
+    return LowerTier(
+        name=tier.name,
+        capacity=tier.capacity // local_ranks,
+        write=tier.write,
+        deadline_s=tier.deadline_s,
+        persistent=tier.persistent,
+        eviction=_eviction(tier),
+        admission=_admission(tier),
+    )
+
+
+def _admission(tier: TierConfig) -> Callable[[TierFacts], AdmissionPolicy] | None:
+    """Make nothing for the default: the brain need not ask what always says yes."""
+    if tier.admission.kind == "always":
+        return None
+    return lambda facts: build("admission", tier.admission, facts)
+
+
+def _hooks(config: HooksConfig) -> HookSet:
+    named = {kind: getattr(config, kind) for kind in HookKind}
+    return HookSet(
+        hooks={kind: [find_callable(name) for name in names] for kind, names in named.items()},
+        budget_s=config.budget_s,
+        max_failures=config.failures,
+        max_vetoes=config.vetoes,
+    )
+
+
+def _eviction(tier: TierConfig) -> Callable[[TierFacts], EvictionPolicy]:
+    return lambda facts: build("eviction", tier.eviction, facts)
+
+
+def _prefetch(plugin: Plugin) -> Callable[[TierFacts], PrefetchPolicy]:
+    return lambda facts: build("prefetch", plugin, facts)

@@ -1,0 +1,206 @@
+"""`kvtier replay`: what each policy and size would have done with a trace of real traffic."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from kvtier.brain.cost import EVEN_TOKENS
+from kvtier.cli.tracefile import Chunk, Format, Seed, SessionRate, open_trace, say_skipped
+from kvtier.config import Config, Plugin, ReplayConfig, load
+from kvtier.config.plugins import plugin
+from kvtier.errors import ConfigError
+from kvtier.sim.jobs import block_jobs, tier_jobs
+from kvtier.sim.report import render
+from kvtier.sim.results import ReplayRow, ReplayTable
+from kvtier.sim.setting import PREFILL_RATE, Prefill
+from kvtier.sim.sweep import Job, sweep
+from kvtier.sim.trace import Trace
+from kvtier.units import format_count, format_nbytes, parse_count, parse_nbytes
+
+_KV_NBYTES = "128KiB"  # Llama 3.1 8B in bfloat16: 2 x 8 heads x 128 elements x 32 layers x 2 bytes
+_SIZES = "1M,3M,10M"
+
+
+def replay(  # noqa: PLR0913 - a command's options are its arguments
+    trace: Annotated[Path, typer.Option(help="The trace: plain, .gz or .zst.")],
+    format: Format = "auto",
+    policy: Annotated[
+        str | None, typer.Option(help="Eviction policies, by comma.  [default: lru]")
+    ] = None,
+    capacity_tokens: Annotated[
+        str | None, typer.Option(help=f"Sizes, by comma; of tier 0 with --config.  [{_SIZES}]")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Replay over these tiers, with timing: see `replay:` in it.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a report with plots here.")] = None,
+    chunk_tokens: Chunk = None,
+    kv_bytes_per_token: Annotated[str, typer.Option(help="Of all layers.")] = _KV_NBYTES,
+    prefill_rate: Annotated[float, typer.Option(help="Tokens per second.")] = PREFILL_RATE,
+    prefill_knee: Annotated[
+        float, typer.Option(help="Context at which attention costs as much as the rest.")
+    ] = EVEN_TOKENS,
+    seed: Seed = 0,
+    session_rate: SessionRate = 0.02,
+    jobs: Annotated[int, typer.Option(help="Processes; 0: one per core.")] = 0,
+) -> None:
+    """Replay a trace through the brain, per policy and size; Belady and an infinite cache are the ceilings."""
+    tiers = load(config) if config else None
+    if tiers and chunk_tokens is None:
+        chunk_tokens = tiers.chunk_tokens
+    sizes = counts(capacity_tokens, "--capacity-tokens")
+    if tiers is None:
+        given = ReplayConfig(
+            kv_bytes_per_token=nbytes(kv_bytes_per_token),
+            prefill_rate=prefill_rate,
+            prefill_knee=prefill_knee,
+        )
+        work = block_jobs(
+            policies(policy or "lru"),
+            sizes or counts(_SIZES, ""),
+            nbytes_per_token=given.kv_bytes_per_token,
+            prefill=Prefill(rate=given.prefill_rate, knee=given.prefill_knee),
+        )
+    else:
+        given = tiers.replay
+        work = tier_jobs(tiers, policies(policy) if policy else [], sizes)
+    file, loaded = open_trace(trace, format, chunk_tokens, seed, session_rate)
+    table = ReplayTable(
+        trace=str(trace),
+        requests=len(loaded),
+        block_references=len(loaded.ids),
+        block_tokens=loaded.block_tokens,
+        skipped_rows=file.skipped.count,
+        assumptions=assumptions(given, tiers, seed),
+        rows=run(loaded, work, jobs or cores()),
+    )
+    console = Console(highlight=False)
+    console.print(escape(headline(table)))
+    console.print(block_table(table.rows) if tiers is None else tier_table(table.rows))
+    say_skipped(file.skipped, console)
+    if json is not None:
+        json.write_bytes(msgspec.json.format(msgspec.json.encode(table), indent=1))
+    if html is not None:
+        html.write_text(render(table))
+
+
+def policies(words: str) -> list[Plugin]:
+    """Read the names of eviction policies.
+
+    Raises:
+        ConfigError: one is unknown.
+    """
+    given = [plugin("eviction", word.strip(), "--policy") for word in words.split(",")]
+    return [msgspec.convert(each, Plugin) for each in given]
+
+
+def counts(words: str | None, path: str) -> list[int]:
+    """Read token counts.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    try:
+        return [parse_count(word.strip()) for word in (words or "").split(",") if word.strip()]
+    except ValueError as exc:
+        raise ConfigError(f"{path}: {exc}") from exc
+
+
+def nbytes(words: str) -> int:
+    """Read a size.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        return parse_nbytes(int(words) if words.isdigit() else words)
+    except ValueError as exc:
+        raise ConfigError(f"--kv-bytes-per-token: {exc}") from exc
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def assumptions(given: ReplayConfig, tiers: Config | None, seed: int) -> dict[str, object]:
+    """List what the figures rest on."""
+    made: dict[str, object] = {**msgspec.to_builtins(given), "seed": seed}
+    if tiers is None:
+        for timing in ("decode_rate", "tiers"):
+            del made[timing]
+    return made
+
+
+def run(trace: Trace, jobs: list[Job], workers: int) -> list[ReplayRow]:
+    """Sweep behind a progress bar, where somebody watches."""
+    columns = (TextColumn("replays"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("replays", total=len(jobs))
+        return sweep(trace, jobs, workers=workers, done=lambda: bar.advance(task))
+
+
+def headline(table: ReplayTable) -> str:
+    """Say what was replayed."""
+    return (
+        f"{table.trace}: {table.requests:,} requests, {table.block_references:,} references to blocks "
+        f"of {table.block_tokens} tokens"
+    )
+
+
+def block_table(rows: list[ReplayRow]) -> Table:
+    """Draw what each size hits and moves."""
+    table = _table("hit blocks", "hit tokens", "saved s", "saved", "in", "out")
+    for row in rows:
+        moved = [format_nbytes(row.bytes[f"dram_{way}"]) if row.bytes else "-" for way in _WAYS]
+        _add(
+            table, row, f"{row.hit_tokens:.4f}", f"{row.saved_prefill_s:,.0f}", _saved(row), *moved
+        )
+    return table
+
+
+def tier_table(rows: list[ReplayRow]) -> Table:
+    """Draw what each configuration hits, how long first tokens take, and what it writes."""
+    table = _table("hit blocks", "saved", "p50 s", "p95 s", "p99 s", "busy", "written", "w. ampl.")
+    for row in rows:
+        cells = ["-"] * 6
+        if row.ttft_s is not None:
+            lower = row.write_amplification or {}
+            written = sum(row.bytes[f"{name}_in"] for name in lower)
+            times = (row.ttft_s.p50, row.ttft_s.p95, row.ttft_s.p99)
+            cells = [f"{each:.2f}" for each in times]
+            cells += [
+                f"{row.utilisation:.0%}",
+                format_nbytes(written),
+                f"{sum(lower.values()):.2f}",
+            ]
+        _add(table, row, _saved(row), *cells)
+    return table
+
+
+_WAYS = ("in", "out")
+
+
+def _table(*names: str) -> Table:
+    table = Table("policy", box=None)
+    for name in ("tokens", *names):
+        table.add_column(name, justify="right")
+    return table
+
+
+def _add(table: Table, row: ReplayRow, *cells: str) -> None:
+    size = format_count(row.capacity_tokens) if row.capacity_tokens else "-"
+    style = "dim" if row.ceiling else None
+    table.add_row(row.policy, size, f"{row.hit_blocks:.4f}", *cells, style=style)
+
+
+def _saved(row: ReplayRow) -> str:
+    return f"{row.saved_prefill:.4f}"

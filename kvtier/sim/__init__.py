@@ -1,0 +1,1 @@
+"""Replays traces through the brain in virtual time. Nothing here caches: `TieredCache` decides."""

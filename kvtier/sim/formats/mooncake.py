@@ -1,0 +1,35 @@
+"""Mooncake JSONL: one chat service, 512-token blocks, ids global and prefix-chained."""
+
+from typing import Annotated
+
+import msgspec
+
+from kvtier.sim.formats.base import Drawing, TraceFormat, ids
+from kvtier.sim.trace import Row
+
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Line(msgspec.Struct):
+    timestamp: Annotated[float, msgspec.Meta(ge=0)]  # ms
+    input_length: _Count
+    output_length: _Count
+    hash_ids: list[int]
+
+
+class MooncakeFormat(TraceFormat):
+    """`{"timestamp": ms, "input_length", "output_length", "hash_ids": [...]}`."""
+
+    block_tokens = 512
+
+    def __init__(self, drawing: Drawing) -> None:
+        self._decoder = msgspec.json.Decoder(_Line)
+
+    @classmethod
+    def recognises(cls, line: bytes) -> bool:
+        return b'"hash_ids"' in line and b'"chat_id"' not in line
+
+    def parse(self, line: bytes) -> Row | None:
+        row = self._decoder.decode(line)
+        blocks = ids(row.hash_ids, row.input_length, self.block_tokens)
+        return Row(row.timestamp / 1e3, row.input_length, row.output_length, blocks)

@@ -1,0 +1,76 @@
+"""kvtier's own JSONL: what a live engine records and what `kvtier trace synth` writes.
+
+The first line is `{"kvtier_trace": 1, "block_tokens": n}`. A row is `{"t": s, "in", "out"}` with either
+`runs` ([[first id, count], ...]) or `keys` (16 hexadecimal digits per block, one string), and perhaps
+`s` (session) and `think` (s).
+"""
+
+from typing import Annotated
+
+import msgspec
+import numpy as np
+
+from kvtier.sim.formats.base import Drawing, TraceFormat
+from kvtier.sim.trace import NO_SESSION, Ids, Row, expand
+
+VERSION = 1
+KEY_DIGITS = 16
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+_Positive = Annotated[int, msgspec.Meta(ge=1)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class Heading(msgspec.Struct):
+    """The first line."""
+
+    kvtier_trace: int
+    block_tokens: _Positive
+
+
+class Line(
+    msgspec.Struct, rename={"at_s": "t", "prompt": "in", "output": "out"}, omit_defaults=True
+):
+    """One request."""
+
+    at_s: _Seconds
+    prompt: _Count
+    output: _Count
+    runs: list[tuple[_Count, _Positive]] | None = None
+    keys: str | None = None
+    s: int = NO_SESSION
+    think: _Seconds | None = None
+
+
+class OwnFormat(TraceFormat):
+    """Ids that were hashes keep 63 of their bits; the rest of a key told the KV-cache group."""
+
+    def __init__(self, drawing: Drawing) -> None:
+        self._decoder = msgspec.json.Decoder(Line)
+        self.block_tokens = 0
+
+    @classmethod
+    def recognises(cls, line: bytes) -> bool:
+        return b'"kvtier_trace"' in line
+
+    def parse(self, line: bytes) -> Row | None:
+        if not self.block_tokens:
+            self._head(line)
+            return None
+        row = self._decoder.decode(line)
+        blocks = expand(row.runs or []) if row.keys is None else _hashes(row.keys)
+        if len(blocks) > -(-row.prompt // self.block_tokens):
+            raise ValueError(f"{len(blocks)} blocks for {row.prompt} tokens")
+        return Row(row.at_s, row.prompt, row.output, blocks, row.s, row.think)
+
+    def _head(self, line: bytes) -> None:
+        heading = msgspec.json.decode(line, type=Heading)
+        if heading.kvtier_trace != VERSION:
+            raise ValueError(f"version {heading.kvtier_trace} is not known, only {VERSION}")
+        self.block_tokens = heading.block_tokens
+
+
+def _hashes(digits: str) -> Ids:
+    if len(digits) % KEY_DIGITS:
+        raise ValueError(f"keys: not {KEY_DIGITS} digits per block")
+    unsigned = np.frombuffer(bytes.fromhex(digits), ">u8")
+    return (unsigned >> np.uint64(1)).astype(np.int64)

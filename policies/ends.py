@@ -1,0 +1,47 @@
+"""Queues with two ends, for policies whose chunks may be worth least when they are old, or when they are new."""
+
+import heapq
+
+from kvtier.facts import TierFacts
+from kvtier.policies.prefix import Leaf, PrefixPolicy
+
+
+class TwoEndedPolicy(PrefixPolicy):
+    """Each leaf waits in two heaps under one stamp: what leaves one is void in the other."""
+
+    def __init__(self, facts: TierFacts) -> None:
+        self._highest: list[list[Leaf]] = []
+        super().__init__(facts)
+
+    def pop_highest(self, queue: int) -> Leaf | None:
+        """Take the leaf of the highest rank off a queue."""
+        heap, stamps = self._highest[queue], self._stamps
+        while heap:
+            leaf = heapq.heappop(heap)
+            if stamps[leaf.row] != leaf.stamp:
+                continue
+            stamps[leaf.row] = 0
+            if not self._kids[leaf.row]:
+                return Leaf(-leaf.rank, leaf.stamp, leaf.row)
+        return None
+
+    def put_back(self, leaf: Leaf) -> None:
+        self._push(leaf.row)
+
+    def place(self, row: int, queue: int, rank: float) -> None:
+        self._stamps[row] = (
+            0  # entered anew: a heap would learn of a risen rank at its lower end only
+        )
+        super().place(row, queue, rank)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._highest = [[] for _ in range(self.queues)]
+
+    def _push(self, row: int) -> None:
+        super()._push(row)
+        heap = self._highest[self.queue[row]]
+        if len(heap) > 4 * len(self._rows) + 1024:
+            heap[:] = [leaf for leaf in heap if self._stamps[leaf.row] == leaf.stamp]
+            heapq.heapify(heap)
+        heapq.heappush(heap, Leaf(-self.ranks[row], self._stamps[row], row))

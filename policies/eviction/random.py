@@ -1,0 +1,37 @@
+"""Random eviction: the floor that every other policy must beat."""
+
+import random
+
+from msgspec import Struct
+
+from kvtier.facts import TierFacts
+from kvtier.policies.prefix import PrefixPolicy
+from kvtier.types import BlockKey
+
+
+class RandomPolicy(PrefixPolicy):
+    """Each leaf is equally likely to leave next, however long it has been here.
+
+    A chunk's rank is the moment at which it would leave, exponentially distributed from now on: such a
+    clock has no memory, so that survivors are as likely victims as newcomers.
+    """
+
+    class Config(Struct, frozen=True, kw_only=True):
+        """Its options."""
+
+        seed: int = 0
+
+    def __init__(self, config: Config, facts: TierFacts) -> None:
+        super().__init__(facts)
+        self._random = random.Random(config.seed)
+        self._now = 0.0
+
+    def entered(self, row: int, key: BlockKey) -> None:
+        self.place(row, 0, self._now + self._random.expovariate(1.0))
+
+    def used(self, row: int, key: BlockKey) -> None:
+        """A use means nothing."""
+
+    def evicted(self, key: BlockKey) -> None:
+        if self.gone and self.gone[0] == key:
+            self._now = max(self._now, self.gone[2])

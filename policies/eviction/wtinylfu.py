@@ -1,0 +1,67 @@
+"""W-TinyLFU (Einziger et al., 2017): a small LRU window, behind it what was used most, as a sketch tells."""
+
+from msgspec import Struct
+
+from kvtier.facts import TierFacts
+from kvtier.policies.prefix import Leaf, PrefixPolicy
+from kvtier.policies.sketch import Sketch
+from kvtier.types import BlockKey
+
+_WINDOW, _PROBATION, _PROTECTED = range(3)
+_BATCH = 0.1  # of all chunks: more than that in the window came when there was room, and need not compete
+
+
+class WTinyLfuPolicy(PrefixPolicy):
+    """New chunks enter the window. Its oldest meets the oldest on probation: who was used less often leaves.
+
+    A use on probation protects; the oldest beyond the protected share goes back on probation.
+    """
+
+    queues = 3
+
+    class Config(Struct, frozen=True, kw_only=True):
+        """Its options; the defaults are the paper's."""
+
+        window: float = 0.01  # of all chunks
+        protected: float = 0.8  # of those behind the window
+
+    def __init__(self, config: Config, facts: TierFacts) -> None:
+        super().__init__(facts)
+        self._config = config
+        self._sketch = Sketch()
+
+    def entered(self, row: int, key: BlockKey) -> None:
+        self._sketch.expect(sum(self.counts))
+        self._sketch.add(key)
+        self.place(row, _WINDOW, self.tick)
+
+    def used(self, row: int, key: BlockKey) -> None:
+        self._sketch.add(key)
+        self.place(row, _PROTECTED if self.queue[row] else _WINDOW, self.tick)
+
+    def pick(self) -> Leaf | None:
+        self._trim(_PROTECTED, self._config.protected * sum(self.counts[_PROBATION:]))
+        self._trim(_WINDOW, (self._config.window + _BATCH) * sum(self.counts))
+        if self.counts[_WINDOW] <= self._config.window * sum(self.counts):
+            return self.pop(_PROBATION) or self.pop(_PROTECTED) or self.pop(_WINDOW)
+        young = self.pop(_WINDOW)
+        old = self.pop(_PROBATION)
+        if young is None or old is None:
+            return young or old or self.pop(_PROTECTED)
+        if self._uses(young) > self._uses(old):
+            self.place(young.row, _PROBATION, self.ranks[young.row])
+            return old
+        self.put_back(old)
+        return young
+
+    def clear(self) -> None:
+        super().clear()
+        self._sketch = Sketch()
+
+    def _uses(self, leaf: Leaf) -> int:
+        return self._sketch.estimate(self.keys[leaf.row])
+
+    def _trim(self, queue: int, limit: float) -> None:
+        """Put the oldest of a queue beyond its limit on probation."""
+        while self.counts[queue] > limit and (leaf := self.pop(queue)):
+            self.place(leaf.row, _PROBATION, self.ranks[leaf.row])

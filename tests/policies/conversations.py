@@ -1,0 +1,59 @@
+"""A small committed trace: 600 turns of 60 chats. Popular ones return often, each longer than before."""
+
+import csv
+from pathlib import Path
+
+from kvtier.facts import GroupKeys, RequestFacts, RequestHints
+from kvtier.policy import EvictionPolicy
+from kvtier.testing.policies import FixedFacts, chain, touch_chain
+from kvtier.types import BlockKey
+
+TURN_S = 10.0
+_TRACE = Path(__file__).with_suffix(".csv")
+
+
+def conversations() -> list[list[BlockKey]]:
+    """Read the keys of every turn."""
+    with _TRACE.open() as rows:
+        return [chain(f"chat{row['chat']}/", int(row["chunks"])) for row in csv.DictReader(rows)]
+
+
+def misses(policy: EvictionPolicy, capacity: int) -> int:
+    """Replay the conversations against a policy: chunks that had to be computed.
+
+    Asserts that the prefix rule holds throughout, so that what is here of a prefix is its head.
+    """
+    held: set[BlockKey] = set()
+    missed = 0
+    for turn, keys in enumerate(conversations()):
+        if isinstance(policy.facts, FixedFacts):
+            policy.facts.now = TURN_S * turn
+        request = facts(str(turn), keys, TURN_S * turn)
+        policy.arrived(request)
+        n = sum(key in held for key in keys)
+        assert set(keys[:n]) <= held, "a hole in a prefix"
+        policy.started(request)
+        touch_chain(policy, keys[:n])
+        missed += len(keys) - n
+        make_room(policy, held, len(held) + len(keys) - n - capacity, set(keys[:n]))
+        fresh = list(zip(keys, [None, *keys], strict=False))[n : n + capacity - len(held)]
+        for key, parent in reversed(fresh):
+            policy.insert(key, parent)
+            held.add(key)
+        policy.departed(request)
+    return missed
+
+
+def make_room(
+    policy: EvictionPolicy, held: set[BlockKey], lack: int, pinned: set[BlockKey]
+) -> None:
+    """Evict as the brain does."""
+    for victim in policy.victims(max(0, lack), pinned.__contains__):
+        policy.remove(victim)
+        policy.evicted(victim)
+        held.remove(victim)
+
+
+def facts(name: str, keys: list[BlockKey], now: float) -> RequestFacts:
+    """Say what a policy is told of a request."""
+    return RequestFacts(name, (GroupKeys(keys, 16, None),), now, RequestHints())

@@ -1,0 +1,132 @@
+"""Every eviction policy in the table: the contract, golden misses, no holes whatever happens."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvtier.config import Plugin
+from kvtier.policy import EvictionPolicy
+from kvtier.registry import EVICTION, build
+from kvtier.testing.policies import FixedFacts, PolicyContract, chain
+from kvtier.types import BlockKey
+from tests.policies.conversations import facts, misses
+
+GOLDEN: dict[str, dict[str, int]] = json.loads(
+    (Path(__file__).parent / "golden_misses.json").read_text()
+)
+EVERY = sorted(EVICTION)
+
+
+def make(name: str) -> EvictionPolicy:
+    return build("eviction", Plugin(kind=name), FixedFacts())
+
+
+@pytest.mark.parametrize("name", EVERY)
+class TestEveryPolicy(PolicyContract):
+    @pytest.fixture(autouse=True)
+    def choose(self, name: str) -> None:
+        self.name = name
+
+    def make(self) -> EvictionPolicy:
+        return make(self.name)
+
+
+def test_every_policy_has_golden_misses() -> None:
+    assert sorted(GOLDEN) == EVERY
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_golden_misses(name: str) -> None:
+    assert {size: misses(make(name), int(size)) for size in GOLDEN[name]} == GOLDEN[name]
+
+
+class Tier:
+    """A policy and what the brain would know of its tier."""
+
+    def __init__(self, policy: EvictionPolicy) -> None:
+        self.policy = policy
+        self.parents: dict[BlockKey, BlockKey | None] = {}
+        self.requests = 0
+
+    def serve(self, name: str, n: int, wait_s: float) -> None:
+        """Let a request use what is here of its prefix and store the rest, now and then head first."""
+        assert isinstance(self.policy.facts, FixedFacts)
+        self.policy.facts.now += wait_s
+        self.requests += 1
+        keys = chain(name, n)
+        request = facts(str(self.requests), keys, self.policy.facts.now)
+        self.policy.arrived(request)
+        if n % 3:
+            self.policy.started(request)
+        for key in reversed(keys):
+            self.policy.touch(key)
+        fresh = [(k, p) for k, p in zip(keys, [None, *keys], strict=False) if k not in self.parents]
+        for key, parent in fresh if n % 5 == 0 else reversed(fresh):
+            self.policy.insert(key, parent)
+            self.parents[key] = parent
+        if n % 4:
+            self.policy.departed(request)
+
+    def evict(self, n: int, pins: frozenset[int]) -> None:
+        """Ask for victims while some chunks are pinned, check the answer, and let the victims go."""
+        here = sorted(self.parents)
+        pinned = {here[i % len(here)] for i in pins} if here else set()
+        victims = self.policy.victims(n, pinned.__contains__)
+        assert len(victims) == len(set(victims)) <= n
+        assert not pinned.intersection(victims), "a pinned victim"
+        left = {key: parent for key, parent in self.parents.items() if key not in victims}
+        assert len(left) == len(here) - len(victims), "a victim that is not here"
+        assert not set(left.values()) & set(victims), "a hole in a prefix"
+        spared = self.ancestors(pinned)
+        assert len(victims) == min(n, len(here) - len(spared)), "too few victims"
+        for victim in victims:
+            self.policy.remove(victim)
+            self.policy.evicted(victim)
+        self.parents = left
+
+    def ancestors(self, pinned: set[BlockKey]) -> set[BlockKey]:
+        """List what is pinned and what stands above it."""
+        spared = set()
+        for key in pinned:
+            at: BlockKey | None = key
+            while at is not None and at in self.parents:
+                spared.add(at)
+                at = self.parents[at]
+        return spared
+
+    def lose(self, n: int) -> None:
+        """Remove a chunk from the middle: its record was damaged."""
+        if self.parents:
+            key = sorted(self.parents)[n % len(self.parents)]
+            self.policy.remove(key)
+            del self.parents[key]
+
+    def clear(self) -> None:
+        """Reset."""
+        self.policy.clear()
+        self.parents.clear()
+
+
+SERVE = st.tuples(
+    st.just("serve"), st.sampled_from("abcd"), st.integers(1, 12), st.sampled_from([0.0, 1.0, 90.0])
+)
+EVICT = st.tuples(
+    st.just("evict"), st.integers(0, 14), st.frozensets(st.integers(0, 40), max_size=3)
+)
+LOSE = st.tuples(st.just("lose"), st.integers(0, 40))
+CLEAR = st.tuples(st.just("clear"))
+STEPS = st.lists(st.one_of(SERVE, SERVE, EVICT, EVICT, LOSE, CLEAR), max_size=40)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@settings(max_examples=60)
+@given(steps=STEPS)
+def test_never_a_hole_nor_a_pinned_victim(name: str, steps: list[tuple[object, ...]]) -> None:
+    tier = Tier(make(name))
+    for step, *arguments in steps:
+        getattr(tier, str(step))(*arguments)
+    tier.evict(1000, frozenset())
+    assert not tier.parents, "a chunk that nobody can evict"

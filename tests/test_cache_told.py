@@ -1,0 +1,190 @@
+"""What the brain tells policies, and what it does with their answers."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from kvtier.cache import LowerTier, TieredCache, WriteMode
+from kvtier.facts import RequestFacts, RequestHints, TierFacts
+from kvtier.policies.admission.second_use import SecondUsePolicy
+from kvtier.policies.eviction.lru import LruPolicy
+from kvtier.policy import AdmissionPolicy, Move, PrefetchPolicy
+from kvtier.sim.blocks import serve
+from kvtier.types import BlockKey
+from tests.fake_ranks import FULL, RECORD, WINDOW, Clock, Ranks, chain
+
+A, B, C = chain("a", 3), chain("b", 3), chain("c", 3)
+
+
+class Hearing(LruPolicy):
+    """LRU that writes down what it is told."""
+
+    def __init__(self, facts: TierFacts) -> None:
+        super().__init__(facts)
+        self.heard: list[tuple[str, RequestFacts]] = []
+        self.touched: list[BlockKey] = []
+
+    def arrived(self, request: RequestFacts) -> None:
+        self.heard.append(("arrived", request))
+
+    def started(self, request: RequestFacts) -> None:
+        self.heard.append(("started", request))
+
+    def departed(self, request: RequestFacts) -> None:
+        self.heard.append(("departed", request))
+
+    def touch(self, key: BlockKey) -> None:
+        self.touched.append(key)
+        super().touch(key)
+
+
+def one_tier(
+    slots: int, admission: Callable[[TierFacts], AdmissionPolicy] | None = None
+) -> tuple[TieredCache, Hearing]:
+    made = TieredCache(
+        groups=[FULL], ranks=1, tier0=Hearing, lower=[], admission=admission, clock=Clock()
+    )
+    made.open(slots, "{}")
+    policy = made._ledger.policies[0]
+    assert isinstance(policy, Hearing)
+    return made, policy
+
+
+def two_tiers(
+    slots: int, prefetch: Callable[[TierFacts], PrefetchPolicy]
+) -> tuple[TieredCache, Ranks, Clock]:
+    clock = Clock()
+    lower = LowerTier(
+        name="nvme",
+        capacity=100 * RECORD,
+        write=WriteMode.ON_EVICT,
+        deadline_s=2.0,
+        persistent=True,
+        eviction=LruPolicy,
+    )
+    made = TieredCache(
+        groups=[FULL],
+        ranks=1,
+        tier0=LruPolicy,
+        lower=[lower],
+        prefetch=[prefetch],
+        clock=clock,
+        low_watermark=0.0,
+    )
+    ranks = Ranks(made, 1, slots, 1)
+    made.open(slots, "{}")
+    return made, ranks, clock
+
+
+def test_a_policy_hears_of_a_request_three_times_with_its_hints() -> None:
+    made, policy = one_tier(8)
+    hints = RequestHints(session="s", priority=3, ttl_s=9.0, session_end=True)
+    made.arrive("r", [A[:2]], hints=hints)
+    made.extend("r", 0, A[2:])
+    made.finish(made.plan_store("r", A).plan_id)
+    made.plan_store("r", A)
+    made.depart("r")
+    assert [what for what, _ in policy.heard] == ["arrived", "started", "departed"]
+    facts = policy.heard[-1][1]
+    assert (facts.name, facts.hints, facts.arrived_s) == ("r", hints, 100.0)
+    assert (list(facts.keys), facts.tokens) == (A, 48)
+
+
+def test_a_use_is_noted_once_per_request() -> None:
+    made, policy = one_tier(8)
+    serve(made, "r1", A)
+    assert policy.touched == []
+    serve(made, "r2", A)
+    assert policy.touched == A[::-1]
+
+
+def test_what_a_waiting_request_needs_is_no_victim() -> None:
+    made, _ = one_tier(6)
+    serve(made, "r1", A)
+    serve(made, "r2", B)
+    made.arrive("waiting", [A])
+    serve(made, "r3", C)
+    assert serve(made, "again", A) == 3
+    assert serve(made, "again", B) == 0
+    made.depart("waiting")
+    assert not made._ledger.awaited
+    made.check()
+
+
+def test_what_waiting_requests_need_goes_when_nothing_else_can() -> None:
+    made, _ = one_tier(6)
+    serve(made, "r1", A)
+    serve(made, "r2", B)
+    made.arrive("w1", [A])
+    made.arrive("w2", [B])
+    assert serve(made, "r3", C) == 0
+    assert serve(made, "again", C) == 3
+    made.check()
+
+
+def test_a_window_group_waits_for_its_window_only() -> None:
+    window = chain("a", 4, group=1)
+    made = TieredCache(groups=[FULL, WINDOW], ranks=1, tier0=LruPolicy, lower=[])
+    made.open(20, "{}")
+    full = chain("a", 4)
+    made.arrive("r", [full, window])
+    made.finish(made.plan_store("r", [*full, *window]).plan_id)
+    made.depart("r")
+    made.arrive("waiting", [full, window])
+    assert sorted(made._ledger.awaited) == sorted([full[-1], *window[-2:]])
+
+
+def test_dram_admits_by_its_policy() -> None:
+    made, _ = one_tier(8, lambda facts: SecondUsePolicy(SecondUsePolicy.Config(), facts))
+    serve(made, "r1", A)
+    assert made.stats().stores == 0
+    assert made.stats().not_admitted == 3
+    assert serve(made, "r2", A) == 0
+    assert serve(made, "r3", A) == 3
+
+
+def test_facts_are_those_of_the_tier() -> None:
+    made, policy = one_tier(8)
+    facts = policy.facts
+    assert facts.capacity == 8 * FULL.nbytes
+    assert facts.score(A[0]) is None
+    serve(made, "r1", A)
+    made.prefilled(1000, 1.0)
+    assert facts.nbytes(A[0]) == FULL.nbytes
+    assert facts.seconds(A[2]) > facts.seconds(A[0]) > 16e-3
+    assert facts.seconds(A[0]) == pytest.approx(16e-3, rel=1e-3)
+    assert facts.prefill_s(0, 48) == pytest.approx(sum(map(facts.seconds, A)))
+    assert facts.read_s(100) == 0
+    made.transferred(1000, 2.0)
+    assert facts.read_s(100) == pytest.approx(0.2)
+
+
+class Later(PrefetchPolicy):
+    """Sends a session down when its request ends, and up again 10 s later."""
+
+    def arrived(self, request: RequestFacts) -> Sequence[Move]:
+        return ()
+
+    def departed(self, request: RequestFacts) -> Sequence[Move]:
+        now = self.facts.clock()
+        return [Move(request.keys, up=False), Move(request.keys, at_s=now + 10)]
+
+
+def test_a_move_waits_for_its_time_and_keeps_nobody_awake() -> None:
+    made, ranks, clock = two_tiers(8, Later)
+    ranks.settle()
+    ranks.list_all(1, 0)
+    made.arrive("r", [A])
+    ranks.finish(ranks.stored(made.plan_store("r", A)).plan_id)
+    made.depart("r")
+    ranks.settle()
+    assert [made._ledger.index.resident(key) for key in A] == [False] * 3
+    assert not made.awake()
+    clock.now += 9
+    ranks.settle()
+    assert not made._ledger.index.resident(A[0])
+    clock.now += 2
+    ranks.settle()
+    assert [made._ledger.index.resident(key) for key in A] == [True] * 3
+    assert made.stats().prefetches == 3
+    made.check()
