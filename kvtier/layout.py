@@ -44,6 +44,22 @@ class Plane(msgspec.Struct, frozen=True, kw_only=True):
             [stride * elements.itemsize for _, stride in digits],
         )
 
+    def layer(self, elements: Elements, index: int, order: tuple[Axis, ...]) -> Elements:
+        """Return one layer with its axes in `order`; a copy where it cannot be a view, so only to read."""
+        ((_, stride),) = self.layers
+        one = msgspec.structs.replace(self, start=self.start + index * stride, layers=())
+        shape = [prod(extent for extent, _ in getattr(self, axis)) for axis in order]
+        return one.view(elements, order).reshape(shape)
+
+    def put_layer(
+        self, array: Elements, elements: Elements, index: int, order: tuple[Axis, ...]
+    ) -> None:
+        """Write one layer, whose axes are in `order`; what is wider is cast."""
+        ((_, stride),) = self.layers
+        one = msgspec.structs.replace(self, start=self.start + index * stride, layers=())
+        view = one.view(elements, order)
+        np.copyto(view, array.reshape(view.shape), casting="unsafe")
+
     @property
     def end(self) -> int:
         """One more than the index of its last element."""
