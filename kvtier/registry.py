@@ -29,7 +29,13 @@ PREFETCH = {
 CODEC = {
     "raw": "kvtier.codecs.raw:RawCodec",
     "zstd": "kvtier.codecs.zstd:ZstdCodec",
+    "pipeline": "kvtier.codecs.pipeline:PipelineCodec",
+    "planes": "kvtier.codecs.planes:PlanesCodec",
 }
+STAGES: dict[str, tuple[dict[str, object], ...]] = {
+    "lossless": ({"kind": "planes"}, {"kind": "zstd"}),
+}
+"""Short names for codecs in stages; options beside one go to its first stage."""
 TIER = {
     "file": "kvtier.tiers.file:FileTier",
 }
@@ -115,7 +121,7 @@ def build(kind: str, plugin: Named, *parts: object) -> object:
 
 def names(kind: str) -> list[str]:
     """List every name known for `kind`: built-ins first, then installed entry points."""
-    builtins = TABLES[kind]
+    builtins = {**TABLES[kind], **(STAGES if kind == "codec" else {})}
     return [*builtins, *sorted({e.name for e in entry_points(group=GROUPS[kind])} - set(builtins))]
 
 

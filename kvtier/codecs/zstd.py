@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import zstandard
 
-from kvtier.codec import Bytes, Codec
+from kvtier.codec import NO_FACTS, Bytes, ChunkFacts, Codec
 from kvtier.errors import CorruptBlock
 
 
@@ -27,14 +27,14 @@ class ZstdCodec(Codec):
     def __init__(self, config: ZstdConfig = ZstdConfig()) -> None:  # noqa: B008 - frozen
         self._contexts = _Contexts(config.level)
 
-    def encode(self, chunk: Bytes, out: Bytes) -> int | None:
+    def encode(self, chunk: Bytes, out: Bytes, facts: ChunkFacts = NO_FACTS) -> int | None:
         frame = self._contexts.compressor.compress(chunk.data)
-        if len(frame) >= len(chunk):
+        if len(frame) > min(len(chunk), len(out)):
             return None
         out[: len(frame)] = np.frombuffer(frame, np.uint8)
         return len(frame)
 
-    def decode(self, buf: Bytes, out: Bytes) -> None:
+    def decode(self, buf: Bytes, out: Bytes, facts: ChunkFacts = NO_FACTS) -> None:
         try:
             stated = zstandard.frame_content_size(buf.data)
             if stated != len(out):

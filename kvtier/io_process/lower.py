@@ -2,19 +2,20 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
 
-from kvtier.codec import Codec
+from kvtier.codec import MARGIN, ChunkFacts, Codec
 from kvtier.errors import CorruptBlock, TierError
 from kvtier.io_process import record
 from kvtier.io_process.buffers import Bytes, ScratchPool, Slots
 from kvtier.io_process.plugins import Decoders
 from kvtier.io_process.record import PAGE, Header, Identity, padded
-from kvtier.tier import Entry, Tier
+from kvtier.io_process.wire import IoSetup
+from kvtier.tier import Entry, Site, Tier
 from kvtier.types import OpKind, OpStatus, TierOp
 
 logger = logging.getLogger(__name__)
@@ -54,21 +55,21 @@ class LowerTier:
 
     def __init__(
         self,
-        name: str,
         tier: Tier,
         codec: Codec,
-        rank: int,
+        site: Site,
         slots: Slots,
-        group_nbytes: Mapping[int, int],
+        setup: IoSetup,
     ) -> None:
-        self.name = name
+        self.name = site.name
         self._tier = tier
         self._codec = codec
         self._decoders = Decoders(codec)
-        self._rank = rank
+        self._rank = site.rank
         self._slots = slots
-        self._group_nbytes = group_nbytes
-        self._scratch = ScratchPool(padded(max(group_nbytes.values())))
+        self._group_nbytes = setup.group_nbytes
+        self._facts = {group: setup.facts(group) for group in setup.group_nbytes}
+        self._scratch = ScratchPool(padded(max(setup.group_nbytes.values()) + MARGIN))
         self._session: _Session | None = None
         self._pending: _Change | None = None
         self._verbs = {
@@ -155,7 +156,7 @@ class LowerTier:
 
     def _write(self, op: TierOp, namespace: str) -> Served:
         chunk = self._chunk(op)
-        codec, stored_nbytes, payload = self._encode(chunk)
+        codec, stored_nbytes, payload = self._encode(chunk, self._facts_of(op.group, op.end_token))
         header = Header(
             codec,
             namespace,
@@ -219,12 +220,16 @@ class LowerTier:
             bounce = self._scratch.mine.bounce[: len(payload)]
             bounce[:] = payload
             payload = bounce
-        self._decoders.of(header.codec).decode(payload, chunk)
+        facts = self._facts_of(header.group, header.end_token)
+        self._decoders.of(header.codec).decode(payload, chunk, facts)
 
-    def _encode(self, chunk: Bytes) -> tuple[int, int, list[Bytes]]:
+    def _facts_of(self, group: int, end_token: int) -> ChunkFacts:
+        return self._facts[group]._replace(end_token=end_token)
+
+    def _encode(self, chunk: Bytes, facts: ChunkFacts) -> tuple[int, int, list[Bytes]]:
         """Return codec id, payload length and the payload padded to whole pages, in pieces."""
         scratch = self._scratch.mine
-        n = self._codec.encode(chunk, scratch.bounce)
+        n = self._codec.encode(chunk, scratch.bounce, facts)
         if n is not None and n <= len(chunk) * _WORTH_IT:
             scratch.bounce[n : padded(n)] = 0
             return self._codec.id, n, [scratch.bounce[: padded(n)]]

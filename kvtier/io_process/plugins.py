@@ -9,7 +9,7 @@ from kvtier.codec import Codec
 from kvtier.errors import ConfigError, CorruptBlock
 from kvtier.tier import Site, Tier
 
-CODEC_NAMES = {0: "raw", 2: "zstd"}
+CODEC_NAMES = {0: "raw", 2: "zstd", 3: "pipeline", 4: "planes"}
 """Ids that any kvtier can decode, whatever its tier is configured to write; see kvtier.codecs."""
 
 
@@ -46,8 +46,8 @@ def make_codec(setup: PluginSetup) -> Codec:
 class Decoders:
     """Find the codec that a record was written with. Any thread."""
 
-    def __init__(self, configured: Codec) -> None:
-        self._by_id = {configured.id: configured}
+    def __init__(self, *configured: Codec) -> None:
+        self._by_id = {codec.id: codec for codec in configured}
 
     def of(self, codec_id: int) -> Codec:
         """Return the codec with this id.

@@ -46,7 +46,8 @@ class TestZstdCodec(CodecContract):
 
 
 def test_ids_mean_these_codecs() -> None:
-    assert {i: make_codec(PluginSetup(name)).id for i, name in CODEC_NAMES.items()} == {0: 0, 2: 2}
+    for codec_id, name in CODEC_NAMES.items():
+        assert make_codec(PluginSetup(name)).id == codec_id
 
 
 def test_any_known_codec_decodes_and_no_other() -> None:
