@@ -45,6 +45,14 @@ class Codec(ABC):
     shrinks: bool = True
     """False for a stage that only rearranges: what it returns is worth it to the next stage alone."""
 
+    def objection(self, facts: ChunkFacts) -> str:
+        """Say why chunks of which this is known cannot be encoded; empty: they can. Asked once, at start."""
+        if self.needs_layout and facts.layout is None:
+            return (
+                f"which bytes are which head and token is not known: {facts.unknown}; use lossless"
+            )
+        return ""
+
     @abstractmethod
     def encode(self, chunk: Bytes, out: Bytes, facts: ChunkFacts = NO_FACTS) -> int | None:
         """Encode `chunk` into `out` and return the bytes used, or None if it does not fit or does not shrink.

@@ -31,8 +31,12 @@ CODEC = {
     "zstd": "kvtier.codecs.zstd:ZstdCodec",
     "pipeline": "kvtier.codecs.pipeline:PipelineCodec",
     "planes": "kvtier.codecs.planes:PlanesCodec",
+    "quantise": "kvtier.codecs.quantise:QuantiseCodec",
 }
 STAGES: dict[str, tuple[dict[str, object], ...]] = {
+    "int8": ({"kind": "quantise", "k": 8, "v": 8}, {"kind": "zstd"}),
+    "int4": ({"kind": "quantise", "k": 4, "v": 4}, {"kind": "zstd"}),
+    "fp8": ({"kind": "quantise", "k": "fp8", "v": "fp8"}, {"kind": "zstd"}),
     "lossless": ({"kind": "planes"}, {"kind": "zstd"}),
 }
 """Short names for codecs in stages; options beside one go to its first stage."""

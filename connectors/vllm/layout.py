@@ -26,8 +26,14 @@ _DTYPES: dict[torch.dtype, Literal["bf16", "fp16", "fp32", "fp8"]] = {
     torch.uint8: "fp8",
     torch.float8_e4m3fn: "fp8",
 }
+_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 _Write = Callable[..., None]
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+
+
+def element_name(dtype: str) -> str:
+    """Name the element type that vLLM calls `dtype`; empty where kvtier has no name for it."""
+    return "fp8" if dtype.startswith("fp8") else _NAMES.get(dtype, "")
 
 
 class Pages(NamedTuple):

@@ -19,7 +19,7 @@ from vllm.v1.kv_offload.config import OffloadingConfig
 from kvtier.arena import PAGE, Arena
 from kvtier.config import Config, default_dram_nbytes, load, to_builtins
 from kvtier.connectors.vllm.guard import Guard
-from kvtier.connectors.vllm.layout import Pages
+from kvtier.connectors.vllm.layout import Pages, element_name
 from kvtier.connectors.vllm.messages import SlotSpec
 from kvtier.errors import ConfigError
 from kvtier.io_process.client import IoClient, IoSetup
@@ -264,6 +264,7 @@ def _start_io(
             slot_nbytes=arena.slot_nbytes,
             group_nbytes=group_nbytes,
             layouts=layouts,
+            kv_dtype=element_name(vllm.model.dtype),
             tiers=[to_builtins(tier) for tier in config.tiers[1:]],
             threads=config.io.threads,
             idle_write_bytes_per_s=config.io.idle_write,

@@ -7,6 +7,7 @@
 | 2 | zstd | one zstd frame that states its content size |
 | 3 | pipeline | several of these, one after the other; the payload says which |
 | 4 | planes | 16- and 32-bit elements as planes of bytes; a stage |
-| 16 to 31 | | quantisers |
+| 16 | quantise | keys and values in few bits; lossy |
+| 17 to 31 | | quantisers |
 | 1024 and up | | third parties; below is kvtier's |
 """

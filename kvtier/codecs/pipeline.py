@@ -42,6 +42,9 @@ class PipelineCodec(Codec):
         self.needs_layout = any(stage.needs_layout for stage in self._stages)
         self.shrinks = any(stage.shrinks for stage in self._stages)
 
+    def objection(self, facts: ChunkFacts) -> str:
+        return next(filter(None, (stage.objection(facts) for stage in self._stages)), "")
+
     def encode(self, chunk: Bytes, out: Bytes, facts: ChunkFacts = NO_FACTS) -> int | None:
         if not self._stages:
             return None
@@ -54,8 +57,19 @@ class PipelineCodec(Codec):
             room = out[head:] if last else self._scratch.room(i % 2, len(given) + MARGIN)
             n = stage.encode(given, room, facts)
             if n is None:
-                return None
+                return self._settle(i, given, chunk, out)
             given = room[:n]
+        return head + len(given)
+
+    def _settle(self, stages: int, given: Bytes, chunk: Bytes, out: Bytes) -> int | None:
+        """End with the stages before one that gained nothing, where they shrank the chunk by themselves."""
+        head = _head_nbytes(stages)
+        if not any(stage.shrinks for stage in self._stages[:stages]) or head + len(given) > len(
+            out
+        ):
+            return None
+        out[0] = stages
+        out[head : head + len(given)] = given
         return head + len(given)
 
     def decode(self, buf: Bytes, out: Bytes, facts: ChunkFacts = NO_FACTS) -> None:

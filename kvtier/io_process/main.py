@@ -134,17 +134,15 @@ def open_tiers(setup: IoSetup, arena_fd: int) -> list[LowerTier]:
 
 
 def check_facts(tier: str, codec: Codec, setup: IoSetup) -> None:
-    """Refuse a codec that must know where heads and tokens lie, where nobody does.
+    """Refuse a codec that cannot work on this engine's chunks.
 
     Raises:
         ConfigError: with the reason.
     """
     for group in setup.group_nbytes:
-        facts = setup.facts(group)
-        if codec.needs_layout and facts.layout is None:
+        if why := codec.objection(setup.facts(group)):
             raise ConfigError(
-                f"tier {tier!r}: its codec must know which bytes are which head and token, and for group "
-                f"{group} that is not known: {facts.unknown}; use lossless"
+                f"tier {tier!r}: its codec cannot work on KV-cache group {group}: {why}"
             )
 
 
