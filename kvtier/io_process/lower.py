@@ -21,7 +21,7 @@ from kvtier.types import OpKind, OpStatus, TierOp
 logger = logging.getLogger(__name__)
 
 PROBE_KEY = b"\0kvtier probe"
-_WORTH_IT = 0.97  # an encoding larger than this share of the chunk is not kept
+WORTH_IT = 0.97  # an encoding larger than this share of the chunk is not kept
 
 
 class Served(NamedTuple):
@@ -230,7 +230,7 @@ class LowerTier:
         """Return codec id, payload length and the payload padded to whole pages, in pieces."""
         scratch = self._scratch.mine
         n = self._codec.encode(chunk, scratch.bounce, facts)
-        if n is not None and n <= len(chunk) * _WORTH_IT:
+        if n is not None and n <= len(chunk) * WORTH_IT:
             scratch.bounce[n : padded(n)] = 0
             return self._codec.id, n, [scratch.bounce[: padded(n)]]
         whole = len(chunk) // PAGE * PAGE

@@ -9,7 +9,15 @@ from kvtier.codec import Codec
 from kvtier.errors import ConfigError, CorruptBlock
 from kvtier.tier import Site, Tier
 
-CODEC_NAMES = {0: "raw", 2: "zstd", 3: "pipeline", 4: "planes", 16: "quantise"}
+CODEC_NAMES = {
+    0: "raw",
+    1: "lz4",
+    2: "zstd",
+    3: "pipeline",
+    4: "planes",
+    5: "layout",
+    16: "quantise",
+}
 """Ids that any kvtier can decode, whatever its tier is configured to write; see kvtier.codecs."""
 
 
