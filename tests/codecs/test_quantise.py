@@ -1,6 +1,7 @@
 """Quantised keys and values: how far they may be off, what stays exact, and what a bad payload does."""
 
 from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -20,6 +21,7 @@ from kvtier.layout import ELEMENTS, Axis, ChunkLayout
 from kvtier.registry import build
 from tests.packings import PACKINGS, Packing, layout
 
+GOLDEN = Path(__file__).parent / "golden"
 ORDER: tuple[Axis, ...] = ("layers", "tokens", "heads", "dim")
 SINKS = 4
 Floats = npt.NDArray[np.float32]
@@ -260,6 +262,16 @@ def test_codes_that_do_not_shrink_further_are_kept_all_the_same() -> None:
     uniform = np.random.default_rng(0).integers(0x3F80, 0x4000, found.nbytes // 2, dtype=np.uint16)
     payload, _ = through(named("int8"), uniform.view(np.uint8), facts_of(found))
     assert found.nbytes / len(payload) > 1.85
+
+
+@pytest.mark.parametrize("name", ["int8", "int4", "k5v3", "fp8"])
+def test_golden_payloads_decode_to_the_same_bits_for_ever(name: str) -> None:
+    facts = facts_of(layout("plain", layers=1, tokens=16, heads=1, dim=16), 16)
+    with np.load(GOLDEN / "quantise.npz") as golden:
+        payload, chunk = golden[f"{name}_payload"], golden[f"{name}_chunk"]
+    back = np.empty_like(chunk)
+    quantiser(8, 8).decode(payload, back, facts)
+    assert np.array_equal(back, chunk)
 
 
 def named(name: str) -> Codec:
