@@ -54,6 +54,9 @@ class IoSetup(msgspec.Struct, frozen=True, kw_only=True):
         layout = self.layouts.get(group, "nobody said")
         if isinstance(layout, str):
             return ChunkFacts(self.kv_dtype, None, layout)
+        if layout.nbytes != self.group_nbytes[group]:
+            why = f"a layout of {layout.nbytes} bytes, a chunk of {self.group_nbytes[group]}"
+            return ChunkFacts(self.kv_dtype, None, why)
         return ChunkFacts(layout.dtype, layout)
 
 
