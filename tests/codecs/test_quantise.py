@@ -1,5 +1,6 @@
 """Quantised keys and values: how far they may be off, what stays exact, and what a bad payload does."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -215,6 +216,17 @@ def test_hostile_payloads_stay_inside(data: st.DataObject) -> None:
         codec.decode(payload, memory[64:-64], facts)
     assert (memory[:64] == 0xA5).all()
     assert (memory[-64:] == 0xA5).all()
+
+
+def test_threads_do_not_meet() -> None:
+    found = layout("amx", layers=2, tokens=32, dim=32)
+    facts, codec = facts_of(found), quantiser(4, 8, hadamard=True)
+    alone = [through(codec, chunk_of(found, seed), facts)[1] for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        together = pool.map(
+            lambda seed: through(codec, chunk_of(found, seed % 4), facts)[1], range(64)
+        )
+        assert all(np.array_equal(back, alone[i % 4]) for i, back in enumerate(together))
 
 
 def test_every_bad_head_is_refused() -> None:
