@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kvtier.cli.bench import app, read
-from kvtier.cli.codec_rows import cut, entropy, measure
+from kvtier.cli.codec_rows import Array, cut, entropy, measure
 from kvtier.codecs.raw import RawCodec
 from kvtier.errors import ConfigError
 
@@ -41,8 +41,8 @@ def test_rows_as_promised(tmp_path: Path) -> None:
         (np.zeros((2, 1, 1, 1, 8), np.uint16), "bf61", "'bf61' is not one of bf16"),
     ],
 )
-def test_another_array_is_refused(tmp_path: Path, kv: object, dtype: str, message: str) -> None:
-    np.save(tmp_path / "kv.npy", kv)  # type: ignore[arg-type] # an array
+def test_another_array_is_refused(tmp_path: Path, kv: Array, dtype: str, message: str) -> None:
+    np.save(tmp_path / "kv.npy", kv)
     with pytest.raises(ConfigError, match=message):
         read(tmp_path / "kv.npy", dtype)
 
