@@ -53,6 +53,23 @@ class Codec(ABC):
             )
         return ""
 
+    @property
+    def label(self) -> str:
+        """What metrics call it."""
+        return self.name
+
+    @property
+    def writers(self) -> "tuple[Codec, ...]":
+        """Every codec whose id a record of this one may have."""
+        return (self,)
+
+    def chosen(self, nbytes: int, waiting: int) -> "Codec":
+        """Return the codec for the next chunk of `nbytes`, while so many reads wait for a thread."""
+        return self
+
+    def measured(self, codec: "Codec", nbytes: int, stored_nbytes: int, seconds: float) -> None:  # noqa: B027 - optional
+        """Take note of what the chosen codec made of a chunk."""
+
     @abstractmethod
     def encode(self, chunk: Bytes, out: Bytes, facts: ChunkFacts = NO_FACTS) -> int | None:
         """Encode `chunk` into `out` and return the bytes used, or None if it does not fit or does not shrink.

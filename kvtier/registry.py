@@ -31,6 +31,7 @@ CODEC = {
     "lz4": "kvtier.codecs.lz4:Lz4Codec",
     "zstd": "kvtier.codecs.zstd:ZstdCodec",
     "pipeline": "kvtier.codecs.pipeline:PipelineCodec",
+    "budget": "kvtier.codecs.budget:BudgetCodec",
     "planes": "kvtier.codecs.planes:PlanesCodec",
     "layout": "kvtier.codecs.layout:LayoutCodec",
     "quantise": "kvtier.codecs.quantise:QuantiseCodec",

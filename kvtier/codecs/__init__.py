@@ -8,6 +8,7 @@
 | 3 | pipeline | several of these, one after the other; the payload says which |
 | 4 | planes | 16- and 32-bit elements as planes of bytes; a stage |
 | 5 | layout | elements in another order; a stage |
+| 6 | budget | one of several, chosen per chunk; a record's header has the chosen one's id |
 | 16 | quantise | keys and values in few bits; lossy |
 | 17 to 31 | | quantisers |
 | 1024 and up | | third parties; below is kvtier's |

@@ -42,6 +42,10 @@ class PipelineCodec(Codec):
         self.needs_layout = any(stage.needs_layout for stage in self._stages)
         self.shrinks = any(stage.shrinks for stage in self._stages)
 
+    @property
+    def label(self) -> str:
+        return "+".join(stage.label for stage in self._stages)
+
     def objection(self, facts: ChunkFacts) -> str:
         return next(filter(None, (stage.objection(facts) for stage in self._stages)), "")
 

@@ -20,11 +20,24 @@ def codec(raw: object, path: str) -> dict[str, object]:
         return _pipeline(raw, path)
     given = raw if isinstance(raw, Mapping) else {"kind": raw}
     name = given.get("kind")
+    if name == "budget" or (name is None and {"budget_ms", "among"} & given.keys()):
+        return _budget(given, path)
     if name == "pipeline":
         raise mistake(path, "write the stages as a list, [planes, zstd] for example")
     if isinstance(name, str) and name in STAGES:
         return {"kind": "pipeline", "options": {"stages": _stages(_long(name, given), path)}}
     return plugin("codec", raw, path)
+
+
+def _budget(given: Mapping[str, object], path: str) -> dict[str, object]:
+    """Read `{budget_ms: 10, among: [[planes, lz4], lossless]}`."""
+    listed = given.get("among")
+    if not isinstance(listed, list | tuple) or len(listed) < 2:
+        raise mistake(join(path, "among"), "a list of at least two codecs to choose from")
+    if any(isinstance(each, Mapping) and "among" in each for each in listed):
+        raise mistake(join(path, "among"), "a choice within a choice")
+    among = [codec(each, join(path, f"among[{i}]")) for i, each in enumerate(listed)]
+    return plugin("codec", {**given, "kind": "budget", "among": among}, path)
 
 
 def _long(name: str, given: Mapping[str, object]) -> list[object]:
@@ -53,7 +66,7 @@ def _stages(raw: Sequence[object], path: str) -> list[dict[str, object]]:
 def _check(kind: object, path: str, index: int, stages: int) -> None:
     codec_class = find("codec", str(kind), path)
     assert issubclass(codec_class, Codec)
-    if kind in ("raw", "pipeline"):
+    if kind in ("raw", "pipeline", "budget"):
         raise mistake(path, f"{kind!r} is not a stage")
     if codec_class.needs_layout and index > 0:
         raise mistake(path, f"{kind!r} reads heads and tokens, so it comes first")

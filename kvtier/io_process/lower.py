@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
@@ -30,6 +31,7 @@ class Served(NamedTuple):
     status: OpStatus
     nbytes: int = 0
     error: str = ""
+    codec: str = ""  # WRITE: what the record is encoded with
 
 
 class _Change(NamedTuple):
@@ -38,6 +40,15 @@ class _Change(NamedTuple):
     kind: OpKind
     manifest: str
     epoch: int
+
+
+class _Encoding(NamedTuple):
+    """A payload, padded to whole pages."""
+
+    codec: int
+    label: str
+    nbytes: int  # without padding
+    pieces: list[Bytes]
 
 
 class _Session(NamedTuple):
@@ -64,7 +75,7 @@ class LowerTier:
         self.name = site.name
         self._tier = tier
         self._codec = codec
-        self._decoders = Decoders(codec)
+        self._decoders = Decoders(*codec.writers)
         self._rank = site.rank
         self._slots = slots
         self._group_nbytes = setup.group_nbytes
@@ -74,7 +85,6 @@ class LowerTier:
         self._pending: _Change | None = None
         self._verbs = {
             OpKind.READ: self._read,
-            OpKind.WRITE: self._write,
             OpKind.REMOVE: self._remove,
         }
 
@@ -94,8 +104,8 @@ class LowerTier:
         self._session = _Session(namespace, manifest, epoch)
         self._pending = None
 
-    def serve(self, op: TierOp, epoch: int) -> Served:
-        """Run a READ, WRITE or REMOVE that was received in `epoch`.
+    def serve(self, op: TierOp, epoch: int, waiting: int = 0) -> Served:
+        """Run a READ, WRITE or REMOVE that was received in `epoch`, while so many reads wait for a thread.
 
         Raises:
             TierError: the medium failed, or nothing is open.
@@ -105,6 +115,8 @@ class LowerTier:
             raise TierError(self.name, op.kind.name.lower(), "no namespace is open")
         if session.epoch != epoch:
             return Served(OpStatus.CANCELLED, error="the tier was reset")
+        if op.kind is OpKind.WRITE:
+            return self._write(op, session.namespace, waiting)
         return self._verbs[op.kind](op, session.namespace)
 
     def reclaim(self, nbytes: int) -> int:
@@ -154,24 +166,26 @@ class LowerTier:
             return Served(OpStatus.CORRUPT, error=str(exc))
         return Served(OpStatus.OK if nbytes else OpStatus.MISSING, nbytes)
 
-    def _write(self, op: TierOp, namespace: str) -> Served:
+    def _write(self, op: TierOp, namespace: str, waiting: int) -> Served:
         chunk = self._chunk(op)
-        codec, stored_nbytes, payload = self._encode(chunk, self._facts_of(op.group, op.end_token))
+        facts = self._facts_of(op.group, op.end_token)
+        encoding = self._encode(chunk, facts, waiting)
         header = Header(
-            codec,
+            encoding.codec,
             namespace,
             self._rank,
             op.group,
             op.end_token,
             len(chunk),
-            stored_nbytes,
+            encoding.nbytes,
             op.key,
             op.parent,
-            record.checksum(*payload),
+            record.checksum(*encoding.pieces),
         )
         page = self._scratch.mine.header
         record.pack(header, page)
-        return Served(OpStatus.OK, self._tier.write(op.key, [page, *payload]))
+        nbytes = self._tier.write(op.key, [page, *encoding.pieces])
+        return Served(OpStatus.OK, nbytes, codec=encoding.label)
 
     def _remove(self, op: TierOp, namespace: str) -> Served:
         self._tier.remove(op.key)
@@ -226,17 +240,19 @@ class LowerTier:
     def _facts_of(self, group: int, end_token: int) -> ChunkFacts:
         return self._facts[group]._replace(end_token=end_token)
 
-    def _encode(self, chunk: Bytes, facts: ChunkFacts) -> tuple[int, int, list[Bytes]]:
-        """Return codec id, payload length and the payload padded to whole pages, in pieces."""
+    def _encode(self, chunk: Bytes, facts: ChunkFacts, waiting: int) -> _Encoding:
         scratch = self._scratch.mine
-        n = self._codec.encode(chunk, scratch.bounce, facts)
+        codec, started = self._codec.chosen(len(chunk), waiting), time.perf_counter()
+        n = codec.encode(chunk, scratch.bounce, facts)
+        seconds = time.perf_counter() - started
+        self._codec.measured(codec, len(chunk), len(chunk) if n is None else n, seconds)
         if n is not None and n <= len(chunk) * WORTH_IT:
             scratch.bounce[n : padded(n)] = 0
-            return self._codec.id, n, [scratch.bounce[: padded(n)]]
+            return _Encoding(codec.id, codec.label, n, [scratch.bounce[: padded(n)]])
         whole = len(chunk) // PAGE * PAGE
         pieces = [chunk[:whole]] if whole else []
         if rest := len(chunk) - whole:
             scratch.tail[:rest] = chunk[whole:]
             scratch.tail[rest:] = 0
             pieces.append(scratch.tail)
-        return 0, len(chunk), pieces
+        return _Encoding(0, "raw", len(chunk), pieces)

@@ -16,6 +16,7 @@ CODEC_NAMES = {
     3: "pipeline",
     4: "planes",
     5: "layout",
+    6: "budget",
     16: "quantise",
 }
 """Ids that any kvtier can decode, whatever its tier is configured to write; see kvtier.codecs."""

@@ -28,6 +28,15 @@ def test_a_short_name_is_written_out_and_options_go_to_its_first_stage() -> None
     assert "'split': 'bytes'" in str(short)
 
 
+def test_a_choice() -> None:
+    given = codec({"budget_ms": 5, "among": ["lz4", "lossless"]}, "codec")
+    assert given["kind"] == "budget"
+    options = given["options"]
+    assert isinstance(options, dict)
+    assert [each["kind"] for each in options["among"]] == ["lz4", "pipeline"]
+    assert options["budget_ms"] == 5
+
+
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
@@ -41,6 +50,10 @@ def test_a_short_name_is_written_out_and_options_go_to_its_first_stage() -> None
         (["planes", "quantise", "zstd"], r"codec\[1\]: 'quantise' reads heads and tokens, so it"),
         ("pipeline", r"codec: write the stages as a list, \[planes, zstd\] for example"),
         ({"kind": "lossless", "levle": 1}, r"codec\[0\].levle: unknown key"),
+        ({"budget_ms": 5}, r"codec.among: a list of at least two codecs"),
+        ({"budget_ms": 0, "among": ["lz4", "zstd"]}, r"codec.budget_ms: expected a number > 0"),
+        ({"budget_ms": 5, "amnog": ["lz4", "zstd"]}, r"codec.among: a list"),
+        ({"budget_ms": 5, "among": ["lz4", "zsdt"]}, r"codec.among\[1\]: unknown codec 'zsdt'"),
         (3, "codec"),
     ],
 )
