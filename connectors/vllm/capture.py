@@ -33,9 +33,10 @@ class KvCapture:
         layers = self.vllm_config.compilation_config.static_forward_context
         self._kvtier_written = {}
         for name, layer in layers.items():
-            if write := getattr(getattr(layer, "impl", None), "do_kv_cache_update", None):
+            if hasattr(layer, "impl") and hasattr(layer.impl, "do_kv_cache_update"):
                 kept: list[torch.Tensor] = []
                 self._kvtier_written[name] = kept
+                write = layer.impl.do_kv_cache_update
                 layer.impl.do_kv_cache_update = partial(_keep, kept, write)
         return len(self._kvtier_written)
 
