@@ -4,25 +4,24 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvtier.cli.codec_rows import cut, measure
 from kvtier.codec import MARGIN, Bytes, ChunkFacts, Codec
 from kvtier.codecs.elements import E4M3, NARROW, WIDEN, encode_e4m3
 from kvtier.codecs.pipeline import PipelineCodec
 from kvtier.codecs.quantise import QuantiseCodec, QuantiseConfig, Width
-from kvtier.config import codecs
-from kvtier.config.structs import Plugin
 from kvtier.errors import CorruptBlock
 from kvtier.layout import ELEMENTS, Axis, ChunkLayout
-from kvtier.registry import build
+from tests.codecs.named import named
 from tests.packings import PACKINGS, Packing, layout
 
 GOLDEN = Path(__file__).parent / "golden"
+KV = Path(__file__).parent / "kv-bf16.npy"
 ORDER: tuple[Axis, ...] = ("layers", "tokens", "heads", "dim")
 SINKS = 4
 Floats = npt.NDArray[np.float32]
@@ -126,6 +125,15 @@ def test_ratios() -> None:
     ):
         payload, _ = through(codec, chunk, facts_of(found))
         assert len(chunk) / len(payload) > least
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio", "error"), [("int8", 1.95, 0.006), ("fp8", 2.2, 0.03), ("int4", 3.7, 0.1)]
+)
+def test_on_real_keys_and_values(name: str, ratio: float, error: float) -> None:
+    row = measure(name, named(name), cut(np.load(KV), "bf16", 128))
+    assert row.ratio > ratio
+    assert row.rel_err < error
 
 
 def test_a_constant_comes_back_as_it_was() -> None:
@@ -239,9 +247,9 @@ def test_every_bad_head_is_refused() -> None:
         bad[at] = byte
         with pytest.raises(CorruptBlock):
             codec.decode(bad, back, facts)
-    for cut in (0, 8, 16, len(payload) - 1):
+    for nbytes in (0, 8, 16, len(payload) - 1):
         with pytest.raises(CorruptBlock):
-            codec.decode(payload[:cut], back, facts)
+            codec.decode(payload[:nbytes], back, facts)
     with pytest.raises(CorruptBlock):
         codec.decode(payload, back[:-2], facts)
 
@@ -284,11 +292,6 @@ def test_golden_payloads_decode_to_the_same_bits_for_ever(name: str) -> None:
     back = np.empty_like(chunk)
     quantiser(8, 8).decode(payload, back, facts)
     assert np.array_equal(back, chunk)
-
-
-def named(name: str) -> Codec:
-    """The codec that a configuration means by `name`."""
-    return build("codec", msgspec.convert(codecs.codec(name, "codec"), Plugin))
 
 
 def _stage(pipeline: Codec) -> Codec:
