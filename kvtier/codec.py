@@ -26,6 +26,23 @@ class ChunkFacts(NamedTuple):
 NO_FACTS = ChunkFacts()
 
 
+class Shelf(ABC):
+    """Where a codec keeps, beside the records and as long as they live, what it needs to decode them."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes | None:
+        """Return what was written under `name`, also by an earlier engine.
+
+        Raises:
+            TierError: the medium failed.
+            CorruptBlock: it is not as it was written.
+        """
+
+    @abstractmethod
+    def write(self, name: str, content: bytes) -> bool:
+        """Write at most 1 MiB under a name that is free; return False where it is not, or the medium failed."""
+
+
 class Codec(ABC):
     """Encode and decode whole chunks; alone, or as one stage of several.
 
@@ -52,6 +69,13 @@ class Codec(ABC):
                 f"which bytes are which head and token is not known: {facts.unknown}; use lossless"
             )
         return ""
+
+    def keep(self, shelf: Shelf) -> None:  # noqa: B027 - optional
+        """Forget what belonged to another namespace, and keep it there from now on.
+
+        Raises:
+            TierError: the medium failed; called again later.
+        """
 
     @property
     def label(self) -> str:

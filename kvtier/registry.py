@@ -32,6 +32,7 @@ CODEC = {
     "zstd": "kvtier.codecs.zstd:ZstdCodec",
     "pipeline": "kvtier.codecs.pipeline:PipelineCodec",
     "budget": "kvtier.codecs.budget:BudgetCodec",
+    "zstd_dict": "kvtier.codecs.zstd_dict:ZstdDictCodec",
     "planes": "kvtier.codecs.planes:PlanesCodec",
     "layout": "kvtier.codecs.layout:LayoutCodec",
     "quantise": "kvtier.codecs.quantise:QuantiseCodec",

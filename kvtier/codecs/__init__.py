@@ -9,6 +9,7 @@
 | 4 | planes | 16- and 32-bit elements as planes of bytes; a stage |
 | 5 | layout | elements in another order; a stage |
 | 6 | budget | one of several, chosen per chunk; a record's header has the chosen one's id |
+| 7 | zstd_dict | one zstd frame, its dictionary beside the records by its number |
 | 16 | quantise | keys and values in few bits; lossy |
 | 17 to 31 | | quantisers |
 | 1024 and up | | third parties; below is kvtier's |

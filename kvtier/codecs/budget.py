@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from kvtier import registry
-from kvtier.codec import NO_FACTS, Bytes, ChunkFacts, Codec
+from kvtier.codec import NO_FACTS, Bytes, ChunkFacts, Codec, Shelf
 from kvtier.errors import CorruptBlock
 from kvtier.io_process.plugins import Decoders, PluginSetup
 
@@ -63,6 +63,11 @@ class BudgetCodec(Codec):
     @property
     def writers(self) -> tuple[Codec, ...]:
         return (self, *(each.codec for each in self._candidates))
+
+    def keep(self, shelf: Shelf) -> None:
+        for each in self._candidates:
+            each.codec.keep(shelf)
+        self._decoders.keep(shelf)
 
     def objection(self, facts: ChunkFacts) -> str:
         found = (each.codec.objection(facts) for each in self._candidates)

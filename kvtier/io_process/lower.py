@@ -11,10 +11,11 @@ import numpy as np
 
 from kvtier.codec import MARGIN, ChunkFacts, Codec
 from kvtier.errors import CorruptBlock, TierError
-from kvtier.io_process import record
+from kvtier.io_process import record, shelf
 from kvtier.io_process.buffers import Bytes, ScratchPool, Slots
 from kvtier.io_process.plugins import Decoders
 from kvtier.io_process.record import PAGE, Header, Identity, padded
+from kvtier.io_process.shelf import TierShelf
 from kvtier.io_process.wire import IoSetup
 from kvtier.tier import Entry, Site, Tier
 from kvtier.types import OpKind, OpStatus, TierOp
@@ -101,6 +102,7 @@ class LowerTier:
         self._pending = _Change(kind, manifest, epoch)
         namespace = record.namespace_of(manifest)
         (self._tier.reset if kind is OpKind.RESET else self._tier.open)(namespace, manifest)
+        self._decoders.keep(TierShelf(self._tier, namespace, self._rank))
         self._session = _Session(namespace, manifest, epoch)
         self._pending = None
 
@@ -149,7 +151,7 @@ class LowerTier:
                 return
             if entry.key == PROBE_KEY:
                 self._tier.remove(PROBE_KEY)
-            else:
+            elif not entry.key.startswith(shelf.PREFIX):
                 yield entry
 
     def close(self) -> None:

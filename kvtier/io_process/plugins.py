@@ -5,7 +5,7 @@ from typing import cast
 import msgspec
 
 from kvtier import registry
-from kvtier.codec import Codec
+from kvtier.codec import Codec, Shelf
 from kvtier.errors import ConfigError, CorruptBlock
 from kvtier.tier import Site, Tier
 
@@ -17,6 +17,7 @@ CODEC_NAMES = {
     4: "planes",
     5: "layout",
     6: "budget",
+    7: "zstd_dict",
     16: "quantise",
 }
 """Ids that any kvtier can decode, whatever its tier is configured to write; see kvtier.codecs."""
@@ -57,6 +58,13 @@ class Decoders:
 
     def __init__(self, *configured: Codec) -> None:
         self._by_id = {codec.id: codec for codec in configured}
+        self._shelf: Shelf | None = None
+
+    def keep(self, shelf: Shelf) -> None:
+        """Give every codec its shelf, now or when it is made."""
+        self._shelf = shelf
+        for codec in self._by_id.values():
+            codec.keep(shelf)
 
     def of(self, codec_id: int) -> Codec:
         """Return the codec with this id.
@@ -66,9 +74,12 @@ class Decoders:
         """
         if codec_id not in self._by_id:
             try:
-                self._by_id[codec_id] = make_codec(PluginSetup(CODEC_NAMES[codec_id]))
+                codec = make_codec(PluginSetup(CODEC_NAMES[codec_id]))
             except (KeyError, ConfigError) as exc:
                 raise CorruptBlock(f"unknown codec {codec_id}") from exc
+            if self._shelf:
+                codec.keep(self._shelf)
+            self._by_id[codec_id] = codec
         return self._by_id[codec_id]
 
 
