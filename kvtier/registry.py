@@ -40,8 +40,25 @@ PREFETCH = {
 }
 CODEC = {
     "raw": "kvtier.codecs.raw:RawCodec",
+    "lz4": "kvtier.codecs.lz4:Lz4Codec",
     "zstd": "kvtier.codecs.zstd:ZstdCodec",
+    "pipeline": "kvtier.codecs.pipeline:PipelineCodec",
+    "budget": "kvtier.codecs.budget:BudgetCodec",
+    "zstd_dict": "kvtier.codecs.zstd_dict:ZstdDictCodec",
+    "planes": "kvtier.codecs.planes:PlanesCodec",
+    "layout": "kvtier.codecs.layout:LayoutCodec",
+    "quantise": "kvtier.codecs.quantise:QuantiseCodec",
 }
+STAGES: dict[str, tuple[dict[str, object], ...]] = {
+    "int8": ({"kind": "quantise", "k": 8, "v": 8}, {"kind": "zstd"}),
+    "int4": ({"kind": "quantise", "k": 4, "v": 4}, {"kind": "zstd"}),
+    "fp8": ({"kind": "quantise", "k": "fp8", "v": "fp8"}, {"kind": "zstd"}),
+    "lossless": (
+        {"kind": "planes"},
+        {"kind": "zstd", "level": 1, "window_log": 15, "min_match": 7, "hash_log": 10},
+    ),
+}
+"""Short names for codecs in stages; options beside one go to its first stage."""
 TIER = {
     "file": "kvtier.tiers.file:FileTier",
 }
@@ -139,7 +156,7 @@ def build(kind: str, plugin: Named, *parts: object) -> object:
 
 def names(kind: str) -> list[str]:
     """List every name known for `kind`: built-ins first, then installed entry points."""
-    builtins = TABLES[kind]
+    builtins = {**TABLES[kind], **(STAGES if kind == "codec" else {})}
     return [*builtins, *sorted({e.name for e in entry_points(group=GROUPS[kind])} - set(builtins))]
 
 

@@ -15,6 +15,7 @@ import xxhash
 
 from kvtier.config import Config
 from kvtier.connectors.vllm.messages import Hello
+from kvtier.registry import build
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -140,6 +141,10 @@ def manifest(
         "hash": [str(cache.prefix_caching_hash_algo), bytes(NONE_HASH).hex()],
         "epoch": epoch,
     }
+    if changing := lossy(
+        config
+    ):  # whatever is computed on top of it is not exact either: all tiers
+        described["lossy"] = [codec for _, codec in changing]
     return json.dumps(described, sort_keys=True, indent=1)
 
 
@@ -153,6 +158,15 @@ def ephemeral(vllm_config: "VllmConfig", hellos: Iterable[Hello], config: Config
     if "xxhash" in str(cache.prefix_caching_hash_algo) and os.getenv("PYTHONHASHSEED") is None:
         return "block hashes are seeded at random; set PYTHONHASHSEED or use sha256"
     return ""
+
+
+def lossy(config: Config) -> list[tuple[str, dict[str, object]]]:
+    """List the tiers that do not give back what they were given, with their codecs."""
+    return [
+        (tier.name, {"kind": tier.codec.kind, "options": dict(tier.codec.options)})
+        for tier in config.tiers[1:]
+        if build("codec", tier.codec).lossy
+    ]
 
 
 def _named(config: Config) -> str:

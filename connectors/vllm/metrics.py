@@ -84,6 +84,7 @@ GAUGES: "tuple[_Metric[CacheStats], ...]" = (
     _Metric("kvtier:reading", "Chunks on their way up.", lambda s: s.reading),
 )
 FAILURES = "kvtier:tier_failures"
+CODECS = "kvtier:tier_codec_writes"
 OFF = "kvtier:off"
 
 
@@ -99,6 +100,9 @@ def definitions() -> dict[str, OffloadingMetricMetadata]:
     for metric in GAUGES:
         declared[metric.name] = OffloadingGaugeMetadata(metric.documentation)
     declared[FAILURES] = OffloadingCounterMetadata("Operations that failed.", ("tier", "cause"))
+    declared[CODECS] = OffloadingCounterMetadata(
+        "Chunks written, by how they were encoded.", ("tier", "codec")
+    )
     declared[OFF] = OffloadingGaugeMetadata("1 after kvtier turned itself off.")
     return declared
 
@@ -141,6 +145,8 @@ def _counters(stats: "CacheStats") -> Iterator[tuple[str, tuple[str, ...], float
             yield of_tier.name, (tier.name,), of_tier.value(tier)
         for cause, count in tier.failures:
             yield FAILURES, (tier.name, str(cause)), count
+        for codec, count in tier.codecs:
+            yield CODECS, (tier.name, codec), count
 
 
 def _gauges(stats: "CacheStats") -> Iterator[tuple[str, tuple[str, ...], float]]:

@@ -105,6 +105,12 @@ class Scheduling:
         groups = [group.group_idx for group in self._base.config.kv_group_configs]
         self.manager.attach(brain, groups, self._base._req_status)
         why = identity.ephemeral(self._vllm_config, self._hellos, self._config)
+        for tier, _ in identity.lossy(self._config):
+            logger.warning(
+                "kvtier: tier %r is lossy: answers over what is read from it may differ; its records are "
+                "of a namespace of their own",
+                tier,
+            )
         if why and len(self._config.tiers) > 1:
             logger.warning("kvtier: nothing stored will be found again after a restart: %s", why)
 

@@ -165,6 +165,9 @@ class Lower:
         if flight.ok:
             self.breaker.succeeded()
             self.counters.written.add(flight.nbytes, flight.seconds)
+            if flight.codec:
+                written = self.counters.codecs
+                written[flight.codec] = written.get(flight.codec, 0) + 1
             self.resize(flight.nbytes - reserved)
         else:
             self.fail(flight.status)

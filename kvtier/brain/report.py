@@ -60,6 +60,7 @@ def _arena(core: Core) -> TierStats:
         breaker=BreakerState.CLOSED,
         trips=0,
         failures=(),
+        codecs=(),
     )
 
 
@@ -84,4 +85,5 @@ def _lower(core: Core, lower: Lower) -> TierStats:
         breaker=lower.breaker.state,
         trips=lower.breaker.trips,
         failures=tuple(sorted(counters.failures.items())),
+        codecs=tuple(sorted(counters.codecs.items())),
     )

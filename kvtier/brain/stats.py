@@ -31,6 +31,7 @@ class TierCounters:
     evictions: int = 0
     refused: int = 0  # chunks it could not take when they left tier 0
     failures: dict[OpStatus, int] = field(default_factory=dict)
+    codecs: dict[str, int] = field(default_factory=dict)  # chunks written, by encoding
 
 
 @dataclass(slots=True)
@@ -77,6 +78,7 @@ class TierStats:
     breaker: BreakerState
     trips: int  # how often it was sent to rest
     failures: tuple[tuple[OpStatus, int], ...]
+    codecs: tuple[tuple[str, int], ...]  # chunks written, by encoding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

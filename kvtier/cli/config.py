@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -168,5 +169,10 @@ def _room(tier: TierConfig, chunk: Chunk, geometry: Geometry, index: int, ranks:
 
 
 def _name(plugin: Plugin) -> str:
+    if among := plugin.options.get("among"):
+        listed = " | ".join(_name(each) for each in msgspec.convert(among, list[Plugin]))
+        return f"{listed}, within {plugin.options['budget_ms']:g} ms"
+    if stages := plugin.options.get("stages"):
+        return ", ".join(_name(stage) for stage in msgspec.convert(stages, list[Plugin]))
     options = ", ".join(f"{key}={value}" for key, value in plugin.options.items())
     return f"{plugin.kind} ({options})" if options else plugin.kind

@@ -6,15 +6,19 @@ from typing import Annotated
 import msgspec
 import numpy as np
 import zstandard
+from msgspec import Meta
 
-from kvtier.codec import Bytes, Codec
+from kvtier.codec import NO_FACTS, Bytes, ChunkFacts, Codec
 from kvtier.errors import CorruptBlock
 
 
 class ZstdConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Level 1 is the fastest that shrinks well; negative levels are faster still."""
+    """Level 1 is the fastest that shrinks well; the rest is zstd's own, and overrides what the level says."""
 
-    level: Annotated[int, msgspec.Meta(ge=-100, le=22)] = 1
+    level: Annotated[int, Meta(ge=-100, le=22)] = 1
+    window_log: Annotated[int, Meta(ge=10, le=27)] | None = None
+    min_match: Annotated[int, Meta(ge=3, le=7)] | None = None
+    hash_log: Annotated[int, Meta(ge=6, le=26)] | None = None
 
 
 class ZstdCodec(Codec):
@@ -25,16 +29,16 @@ class ZstdCodec(Codec):
     Config = ZstdConfig
 
     def __init__(self, config: ZstdConfig = ZstdConfig()) -> None:  # noqa: B008 - frozen
-        self._contexts = _Contexts(config.level)
+        self._contexts = _Contexts(config)
 
-    def encode(self, chunk: Bytes, out: Bytes) -> int | None:
+    def encode(self, chunk: Bytes, out: Bytes, facts: ChunkFacts = NO_FACTS) -> int | None:
         frame = self._contexts.compressor.compress(chunk.data)
-        if len(frame) >= len(chunk):
+        if len(frame) > min(len(chunk), len(out)):
             return None
         out[: len(frame)] = np.frombuffer(frame, np.uint8)
         return len(frame)
 
-    def decode(self, buf: Bytes, out: Bytes) -> None:
+    def decode(self, buf: Bytes, out: Bytes, facts: ChunkFacts = NO_FACTS) -> None:
         try:
             stated = zstandard.frame_content_size(buf.data)
             if stated != len(out):
@@ -46,6 +50,12 @@ class ZstdCodec(Codec):
 
 
 class _Contexts(threading.local):
-    def __init__(self, level: int) -> None:
-        self.compressor = zstandard.ZstdCompressor(level=level)
+    def __init__(self, config: ZstdConfig) -> None:
+        self.compressor = zstandard.ZstdCompressor(compression_params=parameters(config))
         self.decompressor = zstandard.ZstdDecompressor()
+
+
+def parameters(config: ZstdConfig) -> zstandard.ZstdCompressionParameters:
+    """Return the parameters of a level, but for those that are given."""
+    own = {key: value for key, value in msgspec.structs.asdict(config).items() if value is not None}
+    return zstandard.ZstdCompressionParameters.from_level(own.pop("level"), **own)

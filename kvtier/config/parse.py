@@ -4,6 +4,7 @@ from os import path as os_path
 
 import msgspec
 
+from kvtier.config.codecs import codec
 from kvtier.config.plugins import find, options, plugin
 from kvtier.config.replay import replay, tiers_named, trace
 from kvtier.config.rules import check
@@ -103,9 +104,11 @@ def _tier(raw: object, index: int) -> dict[str, object]:
         tier["numa"] = [tier["numa"]]
     unit(tier, "capacity", parse_nbytes, path)
     unit(tier, "deadline", parse_seconds, path)
-    for key in ("eviction", "admission", "codec"):
+    for key in ("eviction", "admission"):
         if key in tier:
             tier[key] = plugin(key, tier[key], join(path, key))
+    if "codec" in tier:
+        tier["codec"] = codec(tier["codec"], join(path, "codec"))
     _plugins(tier, "wrappers", "wrapper", join(path, "wrappers"))
     if index == 0:
         _dram(tier, given, path)

@@ -2,25 +2,28 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
 
-from kvtier.codec import Codec
+from kvtier.codec import MARGIN, ChunkFacts, Codec
 from kvtier.errors import CorruptBlock, TierError
-from kvtier.io_process import record
+from kvtier.io_process import record, shelf
 from kvtier.io_process.buffers import Bytes, ScratchPool, Slots
 from kvtier.io_process.plugins import Decoders
 from kvtier.io_process.record import PAGE, Header, Identity, padded
-from kvtier.tier import Entry, Tier
+from kvtier.io_process.shelf import TierShelf
+from kvtier.io_process.wire import IoSetup
+from kvtier.tier import Entry, Site, Tier
 from kvtier.types import OpKind, OpStatus, TierOp
 
 logger = logging.getLogger(__name__)
 
 PROBE_KEY = b"\0kvtier probe"
-_WORTH_IT = 0.97  # an encoding larger than this share of the chunk is not kept
+WORTH_IT = 0.97  # an encoding larger than this share of the chunk is not kept
 
 
 class Served(NamedTuple):
@@ -29,6 +32,7 @@ class Served(NamedTuple):
     status: OpStatus
     nbytes: int = 0
     error: str = ""
+    codec: str = ""  # WRITE: what the record is encoded with
 
 
 class _Change(NamedTuple):
@@ -37,6 +41,15 @@ class _Change(NamedTuple):
     kind: OpKind
     manifest: str
     epoch: int
+
+
+class _Encoding(NamedTuple):
+    """A payload, padded to whole pages."""
+
+    codec: int
+    label: str
+    nbytes: int  # without padding
+    pieces: list[Bytes]
 
 
 class _Session(NamedTuple):
@@ -54,26 +67,25 @@ class LowerTier:
 
     def __init__(
         self,
-        name: str,
         tier: Tier,
         codec: Codec,
-        rank: int,
+        site: Site,
         slots: Slots,
-        group_nbytes: Mapping[int, int],
+        setup: IoSetup,
     ) -> None:
-        self.name = name
+        self.name = site.name
         self._tier = tier
         self._codec = codec
-        self._decoders = Decoders(codec)
-        self._rank = rank
+        self._decoders = Decoders(*codec.writers)
+        self._rank = site.rank
         self._slots = slots
-        self._group_nbytes = group_nbytes
-        self._scratch = ScratchPool(padded(max(group_nbytes.values())))
+        self._group_nbytes = setup.group_nbytes
+        self._facts = {group: setup.facts(group) for group in setup.group_nbytes}
+        self._scratch = ScratchPool(padded(max(setup.group_nbytes.values()) + MARGIN))
         self._session: _Session | None = None
         self._pending: _Change | None = None
         self._verbs = {
             OpKind.READ: self._read,
-            OpKind.WRITE: self._write,
             OpKind.REMOVE: self._remove,
         }
 
@@ -90,11 +102,12 @@ class LowerTier:
         self._pending = _Change(kind, manifest, epoch)
         namespace = record.namespace_of(manifest)
         (self._tier.reset if kind is OpKind.RESET else self._tier.open)(namespace, manifest)
+        self._decoders.keep(TierShelf(self._tier, namespace, self._rank))
         self._session = _Session(namespace, manifest, epoch)
         self._pending = None
 
-    def serve(self, op: TierOp, epoch: int) -> Served:
-        """Run a READ, WRITE or REMOVE that was received in `epoch`.
+    def serve(self, op: TierOp, epoch: int, waiting: int = 0) -> Served:
+        """Run a READ, WRITE or REMOVE that was received in `epoch`, while so many reads wait for a thread.
 
         Raises:
             TierError: the medium failed, or nothing is open.
@@ -104,6 +117,8 @@ class LowerTier:
             raise TierError(self.name, op.kind.name.lower(), "no namespace is open")
         if session.epoch != epoch:
             return Served(OpStatus.CANCELLED, error="the tier was reset")
+        if op.kind is OpKind.WRITE:
+            return self._write(op, session.namespace, waiting)
         return self._verbs[op.kind](op, session.namespace)
 
     def reclaim(self, nbytes: int) -> int:
@@ -136,7 +151,7 @@ class LowerTier:
                 return
             if entry.key == PROBE_KEY:
                 self._tier.remove(PROBE_KEY)
-            else:
+            elif not entry.key.startswith(shelf.PREFIX):
                 yield entry
 
     def close(self) -> None:
@@ -153,24 +168,26 @@ class LowerTier:
             return Served(OpStatus.CORRUPT, error=str(exc))
         return Served(OpStatus.OK if nbytes else OpStatus.MISSING, nbytes)
 
-    def _write(self, op: TierOp, namespace: str) -> Served:
+    def _write(self, op: TierOp, namespace: str, waiting: int) -> Served:
         chunk = self._chunk(op)
-        codec, stored_nbytes, payload = self._encode(chunk)
+        facts = self._facts_of(op.group, op.end_token)
+        encoding = self._encode(chunk, facts, waiting)
         header = Header(
-            codec,
+            encoding.codec,
             namespace,
             self._rank,
             op.group,
             op.end_token,
             len(chunk),
-            stored_nbytes,
+            encoding.nbytes,
             op.key,
             op.parent,
-            record.checksum(*payload),
+            record.checksum(*encoding.pieces),
         )
         page = self._scratch.mine.header
         record.pack(header, page)
-        return Served(OpStatus.OK, self._tier.write(op.key, [page, *payload]))
+        nbytes = self._tier.write(op.key, [page, *encoding.pieces])
+        return Served(OpStatus.OK, nbytes, codec=encoding.label)
 
     def _remove(self, op: TierOp, namespace: str) -> Served:
         self._tier.remove(op.key)
@@ -219,19 +236,25 @@ class LowerTier:
             bounce = self._scratch.mine.bounce[: len(payload)]
             bounce[:] = payload
             payload = bounce
-        self._decoders.of(header.codec).decode(payload, chunk)
+        facts = self._facts_of(header.group, header.end_token)
+        self._decoders.of(header.codec).decode(payload, chunk, facts)
 
-    def _encode(self, chunk: Bytes) -> tuple[int, int, list[Bytes]]:
-        """Return codec id, payload length and the payload padded to whole pages, in pieces."""
+    def _facts_of(self, group: int, end_token: int) -> ChunkFacts:
+        return self._facts[group]._replace(end_token=end_token)
+
+    def _encode(self, chunk: Bytes, facts: ChunkFacts, waiting: int) -> _Encoding:
         scratch = self._scratch.mine
-        n = self._codec.encode(chunk, scratch.bounce)
-        if n is not None and n <= len(chunk) * _WORTH_IT:
+        codec, started = self._codec.chosen(len(chunk), waiting), time.perf_counter()
+        n = codec.encode(chunk, scratch.bounce, facts)
+        seconds = time.perf_counter() - started
+        self._codec.measured(codec, len(chunk), len(chunk) if n is None else n, seconds)
+        if n is not None and n <= len(chunk) * WORTH_IT:
             scratch.bounce[n : padded(n)] = 0
-            return self._codec.id, n, [scratch.bounce[: padded(n)]]
+            return _Encoding(codec.id, codec.label, n, [scratch.bounce[: padded(n)]])
         whole = len(chunk) // PAGE * PAGE
         pieces = [chunk[:whole]] if whole else []
         if rest := len(chunk) - whole:
             scratch.tail[:rest] = chunk[whole:]
             scratch.tail[rest:] = 0
             pieces.append(scratch.tail)
-        return 0, len(chunk), pieces
+        return _Encoding(0, "raw", len(chunk), pieces)

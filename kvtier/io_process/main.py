@@ -13,6 +13,7 @@ import sys
 
 import msgspec
 
+from kvtier.codec import Codec
 from kvtier.errors import ConfigError
 from kvtier.io_process import system, wire
 from kvtier.io_process.buffers import Slots
@@ -127,12 +128,22 @@ def open_tiers(setup: IoSetup, arena_fd: int) -> list[LowerTier]:
         tier = msgspec.convert(builtins, TierSetup)
         site = Site(tier.name, setup.rank, setup.world_size, setup.dp_index, setup.dp_size)
         codec = make_codec(tier.codec)
-        lower.append(
-            LowerTier(
-                tier.name, make_tier(tier, site), codec, setup.rank, slots, setup.group_nbytes
-            )
-        )
+        check_facts(tier.name, codec, setup)
+        lower.append(LowerTier(make_tier(tier, site), codec, site, slots, setup))
     return lower
+
+
+def check_facts(tier: str, codec: Codec, setup: IoSetup) -> None:
+    """Refuse a codec that cannot work on this engine's chunks.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    for group in setup.group_nbytes:
+        if why := codec.objection(setup.facts(group)):
+            raise ConfigError(
+                f"tier {tier!r}: its codec cannot work on KV-cache group {group}: {why}"
+            )
 
 
 if __name__ == "__main__":

@@ -56,6 +56,16 @@ class OpQueue:
         with self._changed:
             return sum(map(len, self._lanes.values()))
 
+    @property
+    def reads(self) -> int:
+        """How many reads are queued that a request waits for."""
+        with self._changed:
+            return sum(
+                len(jobs)
+                for lane, jobs in self._lanes.items()
+                if lane.reads and lane.priority is Priority.DEMAND
+            )
+
     def put(self, job: Job) -> None:
         """Queue a job."""
         with self._changed:

@@ -5,11 +5,21 @@ from typing import cast
 import msgspec
 
 from kvtier import registry
-from kvtier.codec import Codec
+from kvtier.codec import Codec, Shelf
 from kvtier.errors import ConfigError, CorruptBlock
 from kvtier.tier import Site, Tier
 
-CODEC_NAMES = {0: "raw", 2: "zstd"}
+CODEC_NAMES = {
+    0: "raw",
+    1: "lz4",
+    2: "zstd",
+    3: "pipeline",
+    4: "planes",
+    5: "layout",
+    6: "budget",
+    7: "zstd_dict",
+    16: "quantise",
+}
 """Ids that any kvtier can decode, whatever its tier is configured to write; see kvtier.codecs."""
 
 
@@ -46,8 +56,15 @@ def make_codec(setup: PluginSetup) -> Codec:
 class Decoders:
     """Find the codec that a record was written with. Any thread."""
 
-    def __init__(self, configured: Codec) -> None:
-        self._by_id = {configured.id: configured}
+    def __init__(self, *configured: Codec) -> None:
+        self._by_id = {codec.id: codec for codec in configured}
+        self._shelf: Shelf | None = None
+
+    def keep(self, shelf: Shelf) -> None:
+        """Give every codec its shelf, now or when it is made."""
+        self._shelf = shelf
+        for codec in self._by_id.values():
+            codec.keep(shelf)
 
     def of(self, codec_id: int) -> Codec:
         """Return the codec with this id.
@@ -57,9 +74,12 @@ class Decoders:
         """
         if codec_id not in self._by_id:
             try:
-                self._by_id[codec_id] = make_codec(PluginSetup(CODEC_NAMES[codec_id]))
+                codec = make_codec(PluginSetup(CODEC_NAMES[codec_id]))
             except (KeyError, ConfigError) as exc:
                 raise CorruptBlock(f"unknown codec {codec_id}") from exc
+            if self._shelf:
+                codec.keep(self._shelf)
+            self._by_id[codec_id] = codec
         return self._by_id[codec_id]
 
 

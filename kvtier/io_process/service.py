@@ -94,7 +94,9 @@ class Service:
 
     def answer(self, op: TierOp, served: Served, seconds: float = 0.0) -> None:
         """Answer one operation; any thread."""
-        result = OpResult(self._rank, op.op, served.status, served.nbytes, seconds, served.error)
+        result = OpResult(
+            self._rank, op.op, served.status, served.nbytes, seconds, served.error, served.codec
+        )
         self._outbox.add(result)
 
     def report(self, batch: ScanBatch) -> bool:
@@ -117,6 +119,7 @@ class Service:
                 served = _LATE
             else:
                 lower = self._tiers[op.tier].lower
-                served = guarded(op, lambda: lower.serve(op, epoch))  # noqa: B023 - called at once
+                waiting = self._queue.reads if op.kind is OpKind.WRITE else 0
+                served = guarded(op, lambda: lower.serve(op, epoch, waiting))  # noqa: B023 - called at once
             self._queue.done(job)
             self.answer(op, served, self._clock() - started)

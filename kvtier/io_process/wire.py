@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from kvtier.codec import ChunkFacts
+from kvtier.layout import ChunkLayout
 from kvtier.types import OpResult, ScanBatch, TierOp
 
 _HEAD = struct.Struct("<IB")
@@ -36,6 +38,8 @@ class IoSetup(msgspec.Struct, frozen=True, kw_only=True):
     arena_nbytes: int
     slot_nbytes: int  # a multiple of 4 KiB
     group_nbytes: dict[int, int]  # raw bytes of one chunk on this rank, per KV-cache group
+    layouts: dict[int, ChunkLayout | str] = {}  # of a chunk of each group, or why it is not known
+    kv_dtype: str = ""  # of the elements, where no layout says it: bf16, fp16, fp32, fp8
     tiers: list[
         dict[str, object]
     ]  # builtins of each lower tier's TierConfig; TierOp.tier 1 is the first
@@ -44,6 +48,16 @@ class IoSetup(msgspec.Struct, frozen=True, kw_only=True):
     queue: int = 4096  # operations pending at once; more are refused
     log_level: str = "INFO"
     numa_node: int | None = None
+
+    def facts(self, group: int) -> ChunkFacts:
+        """Say what is known of a group's chunks."""
+        layout = self.layouts.get(group, "nobody said")
+        if isinstance(layout, str):
+            return ChunkFacts(self.kv_dtype, None, layout)
+        if layout.nbytes != self.group_nbytes[group]:
+            why = f"a layout of {layout.nbytes} bytes, a chunk of {self.group_nbytes[group]}"
+            return ChunkFacts(self.kv_dtype, None, why)
+        return ChunkFacts(layout.dtype, layout)
 
 
 class Hello(msgspec.Struct, frozen=True):

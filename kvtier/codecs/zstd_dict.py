@@ -1,0 +1,176 @@
+"""Zstandard with a dictionary that is trained on the first chunks of a namespace.
+
+It helps where a chunk is too small to be its own dictionary. Dictionaries are numbered and kept for ever
+beside the records; a frame says the number of its own, 32768 for none but ours (zstd's private range).
+"""
+
+import logging
+import threading
+from contextlib import suppress
+from typing import Annotated
+
+import msgspec
+import numpy as np
+import zstandard
+from msgspec import Meta
+from zstandard import ZstdCompressionDict as Dictionary
+
+from kvtier.codec import NO_FACTS, Bytes, ChunkFacts, Codec, Shelf
+from kvtier.errors import CorruptBlock, TierError
+
+logger = logging.getLogger(__name__)
+
+_FIRST_ID = 1 << 15
+_Pieces = list[bytes | bytearray | memoryview]  # as zstandard wants it
+_PIECE = 16 << 10  # of each chunk, from its start and from its middle
+
+
+class ZstdDictConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Its size in bytes, the chunks to learn from, and after how many more to learn anew; 0: never."""
+
+    level: Annotated[int, Meta(ge=-100, le=22)] = 1
+    dictionary: Annotated[int, Meta(ge=1 << 10, le=1 << 20)] = 64 << 10
+    train: Annotated[int, Meta(ge=8, le=1000)] = 100
+    every: Annotated[int, Meta(ge=0)] = 0
+
+
+class ZstdDictCodec(Codec):
+    """Compress without a dictionary until there is one; the thread that has enough samples trains it."""
+
+    id = 7
+    name = "zstd_dict"
+    Config = ZstdDictConfig
+
+    def __init__(self, config: ZstdDictConfig = ZstdDictConfig()) -> None:  # noqa: B008 - frozen
+        self._config = config
+        self._trained = _Trained(None, config)
+
+    def keep(self, shelf: Shelf) -> None:
+        self._trained = _Trained(shelf, self._config)
+
+    def encode(self, chunk: Bytes, out: Bytes, facts: ChunkFacts = NO_FACTS) -> int | None:
+        trained = self._trained
+        trained.learn(chunk)
+        frame = trained.contexts.compressor(trained.newest).compress(chunk.data)
+        if len(frame) > min(len(chunk), len(out)):
+            return None
+        out[: len(frame)] = np.frombuffer(frame, np.uint8)
+        return len(frame)
+
+    def decode(self, buf: Bytes, out: Bytes, facts: ChunkFacts = NO_FACTS) -> None:
+        trained = self._trained
+        try:
+            frame = zstandard.get_frame_parameters(buf.data)
+            if frame.content_size != len(out):
+                raise CorruptBlock(
+                    f"zstd frame of {frame.content_size} bytes for a chunk of {len(out)}"
+                )
+            decompressor = trained.contexts.decompressor(trained.by_id(frame.dict_id))
+            chunk = decompressor.decompress(buf.data, allow_extra_data=False)
+        except zstandard.ZstdError as exc:
+            raise CorruptBlock(f"zstd: {exc}") from exc
+        out[:] = np.frombuffer(chunk, np.uint8)
+
+
+class _Trained:
+    """The dictionaries of one namespace. Any thread; the lock is not held while one is trained or read."""
+
+    def __init__(self, shelf: Shelf | None, config: ZstdDictConfig) -> None:
+        self.contexts = _Contexts(config.level)
+        self.newest: Dictionary | None = None
+        self._shelf = shelf
+        self._config = config
+        self._lock = threading.Lock()
+        self._dictionaries: dict[int, Dictionary] = {}
+        self._pieces: _Pieces = []
+        self._version = 0
+        self._seen = 0
+        with suppress(CorruptBlock):
+            while found := self._read(self._version + 1):
+                self._version += 1
+                self.newest = found
+
+    def by_id(self, dict_id: int) -> Dictionary | None:
+        """Return a frame's dictionary; None where it has none.
+
+        Raises:
+            CorruptBlock: it is not there.
+        """
+        if not dict_id:
+            return None
+        found = self._dictionaries.get(dict_id) or self._read(dict_id - _FIRST_ID)
+        if found is None:
+            raise CorruptBlock(f"zstd dictionary {dict_id} is not there")
+        return found
+
+    def learn(self, chunk: Bytes) -> None:
+        """Take samples while a dictionary is wanted, and train it when there are enough."""
+        with self._lock:
+            pieces, version = self._sampled(chunk), self._version
+        if pieces:
+            self._train(pieces, version)
+
+    def _sampled(self, chunk: Bytes) -> _Pieces:
+        if self._shelf is None:
+            return []
+        self._seen += 1
+        start = 0 if self._version == 0 else self._config.every
+        if (self.newest is not None and not start) or self._seen <= start:
+            return []
+        starts = (0, len(chunk) // 2) if len(chunk) > 2 * _PIECE else (0,)
+        self._pieces += [bytes(chunk[at : at + _PIECE].data) for at in starts]
+        if self._seen < start + self._config.train:
+            return []
+        pieces, self._pieces, self._seen = self._pieces, [], 0
+        self._version += 1
+        return pieces
+
+    def _train(self, pieces: _Pieces, version: int) -> None:
+        size = min(self._config.dictionary, sum(map(len, pieces)) // 8)
+        try:
+            trained = zstandard.train_dictionary(size, pieces, dict_id=_FIRST_ID + version)
+        except zstandard.ZstdError as exc:
+            logger.warning("no dictionary can be made of these chunks: %s", exc)
+            return
+        assert self._shelf
+        if self._shelf.write(_name(version), trained.as_bytes()):
+            self._dictionaries[_FIRST_ID + version] = self.newest = trained
+        else:
+            with suppress(CorruptBlock, TierError):  # another codec on the same shelf was first
+                self.newest = self._read(version) or self.newest
+
+    def _read(self, version: int) -> Dictionary | None:
+        content = self._shelf.read(_name(version)) if self._shelf and version > 0 else None
+        if content is None:
+            return None
+        found = self._dictionaries[_FIRST_ID + version] = Dictionary(content)
+        return found
+
+
+class _Contexts(threading.local):
+    """Contexts of one thread, for the dictionary that each was last asked for."""
+
+    def __init__(self, level: int) -> None:
+        self._level = level
+        self._compressors: dict[int, zstandard.ZstdCompressor] = {}
+        self._decompressors: dict[int, zstandard.ZstdDecompressor] = {}
+
+    def compressor(self, dictionary: Dictionary | None) -> zstandard.ZstdCompressor:
+        """Return the thread's compressor for `dictionary`."""
+        key = dictionary.dict_id() if dictionary else 0
+        if key not in self._compressors:
+            # A checksum: what another dictionary would make of a frame is found out, whatever happens.
+            made = zstandard.ZstdCompressor(self._level, dict_data=dictionary, write_checksum=True)
+            self._compressors = {key: made}
+        return self._compressors[key]
+
+    def decompressor(self, dictionary: Dictionary | None) -> zstandard.ZstdDecompressor:
+        """Return the thread's decompressor for `dictionary`."""
+        key = dictionary.dict_id() if dictionary else 0
+        if key not in self._decompressors:
+            self._decompressors[key] = zstandard.ZstdDecompressor(dict_data=dictionary)
+        return self._decompressors[key]
+
+
+def _name(version: int) -> str:
+    return f"zstd {version}"
