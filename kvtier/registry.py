@@ -32,6 +32,7 @@ CODEC = {
 }
 TIER = {
     "file": "kvtier.tiers.file:FileTier",
+    "memory": "kvtier.tiers.memory:MemoryTier",
 }
 WRAPPER = {
     "faulty": "kvtier.tiers.wrappers:FaultyTier",

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import msgspec
 import torch
 from vllm.v1.kv_offload.base import (
     CanonicalKVCaches,
@@ -16,7 +17,7 @@ from vllm.v1.kv_offload.base import (
 from vllm.v1.kv_offload.config import OffloadingConfig
 
 from kvtier.arena import PAGE, Arena
-from kvtier.config import Config, default_dram_nbytes, load, to_builtins
+from kvtier.config import Config, TierConfig, default_dram_nbytes, load, to_builtins
 from kvtier.connectors.vllm.guard import Guard
 from kvtier.connectors.vllm.messages import SlotSpec
 from kvtier.errors import ConfigError
@@ -245,7 +246,7 @@ def _start_io(
             arena_nbytes=arena.nbytes,
             slot_nbytes=arena.slot_nbytes,
             group_nbytes=group_nbytes,
-            tiers=[to_builtins(tier) for tier in config.tiers[1:]],
+            tiers=[_tier_setup(tier, local_ranks(vllm)) for tier in config.tiers[1:]],
             threads=config.io.threads,
             idle_write_bytes_per_s=config.io.idle_write,
             queue=config.io.queue,
@@ -258,3 +259,9 @@ def _start_io(
         client.close()
         raise
     return client
+
+
+def _tier_setup(tier: TierConfig, ranks: int) -> dict[str, object]:
+    """What an I/O process gets to know of a tier: its capacity is this rank's share."""
+    assert tier.capacity is not None
+    return to_builtins(msgspec.structs.replace(tier, capacity=tier.capacity // ranks))

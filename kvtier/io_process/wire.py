@@ -38,7 +38,7 @@ class IoSetup(msgspec.Struct, frozen=True, kw_only=True):
     group_nbytes: dict[int, int]  # raw bytes of one chunk on this rank, per KV-cache group
     tiers: list[
         dict[str, object]
-    ]  # builtins of each lower tier's TierConfig; TierOp.tier 1 is the first
+    ]  # builtins of each lower tier's TierConfig, capacity this rank's; TierOp.tier 1 is the first
     threads: int = 8
     idle_write_bytes_per_s: float = 256 << 20
     queue: int = 4096  # operations pending at once; more are refused
