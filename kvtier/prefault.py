@@ -1,7 +1,9 @@
 """Fill memory in from a few threads, so that nobody waits for its first touch later."""
 
+import contextlib
 import itertools
 import logging
+import os
 import threading
 
 from kvtier import placement
@@ -21,6 +23,7 @@ class Prefault:
     def __init__(self, region: Region, threads: int) -> None:
         self._bytes = region.bytes
         self._address = region.address
+        self._bound = bool(region.nodes)
         self._next = itertools.count()
         self._stopped = False
         self.error = ""
@@ -47,6 +50,9 @@ class Prefault:
         self.wait()
 
     def _work(self) -> None:
+        if self._bound:
+            with contextlib.suppress(OSError):  # the engine's main thread may have one core only
+                os.sched_setaffinity(0, range(os.cpu_count() or 1))
         total = len(self._bytes)
         for piece in self._next:
             start = piece * _PIECE

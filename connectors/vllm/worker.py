@@ -18,6 +18,7 @@ from vllm.v1.kv_offload.config import OffloadingConfig
 
 from kvtier.arena import PAGE, Arena
 from kvtier.config import Config, TierConfig, default_dram_nbytes, load, to_builtins
+from kvtier.connectors.vllm import placing
 from kvtier.connectors.vllm.guard import Guard
 from kvtier.connectors.vllm.messages import SlotSpec
 from kvtier.errors import ConfigError
@@ -54,9 +55,14 @@ class KVTierWorker(OffloadingWorker):
         self.group_nbytes = {g: chunk_nbytes(t, self.blocks_per_chunk) for g, t in pages.items()}
         slot_nbytes = -(-max(self.group_nbytes.values()) // PAGE) * PAGE
         ranks = local_ranks(config)
-        self.arena = Arena(dram_share(self._config, ranks) // slot_nbytes, slot_nbytes)
+        self.node = placing.own_node(caches.tensors[0].tensor.device)
+        dram = self._config.tiers[0]
+        nodes = placing.nodes_for(dram.numa, self.node)
+        self.arena = Arena(dram_share(self._config, ranks) // slot_nbytes, slot_nbytes, nodes)
+        # What nobody asked for by name is not taken before it is needed.
+        placing.settle(self.arena, nodes, ranks, fill=dram.capacity is not None)
         self._engine = _transfer_engine(self.arena, pages, self.blocks_per_chunk)
-        self.io = _start_io(self._config, config, self.arena, self.group_nbytes)
+        self.io = _start_io(self._config, config, self.arena, self.group_nbytes, self.node)
         self._jobs: dict[int, _Job] = {}
         self._failed: dict[int, set[int]] = {}
         self._invalid_blocks: set[int] = set()
@@ -232,7 +238,11 @@ def _transfer_engine(
 
 
 def _start_io(
-    config: Config, vllm: OffloadingConfig, arena: Arena, group_nbytes: dict[int, int]
+    config: Config,
+    vllm: OffloadingConfig,
+    arena: Arena,
+    group_nbytes: dict[int, int],
+    node: int | None,
 ) -> IoClient | None:
     if len(config.tiers) == 1:
         return None
@@ -250,6 +260,7 @@ def _start_io(
             threads=config.io.threads,
             idle_write_bytes_per_s=config.io.idle_write,
             queue=config.io.queue,
+            numa_node=node,
         ),
         arena.fd,
     )
