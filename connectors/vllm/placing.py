@@ -18,8 +18,11 @@ def own_node(device: torch.device) -> int | None:
     """Return the NUMA node that the device hangs on; of the CPU the one that this process runs on, if it is one."""
     if device.type == "cuda":
         gpu = torch.cuda.get_device_properties(device)
-        bus = (gpu.pci_domain_id, gpu.pci_bus_id, gpu.pci_device_id)
-        return topology.node_of_pci("{:04x}:{:02x}:{:02x}.0".format(*bus))
+        found = [getattr(gpu, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
+        address = [part for part in found if part is not None]  # an old PyTorch does not tell
+        if len(address) < len(found):
+            return None
+        return topology.node_of_pci("{:04x}:{:02x}:{:02x}.0".format(*address))
     return topology.node_of_cpus(os.sched_getaffinity(0))
 
 
