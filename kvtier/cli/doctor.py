@@ -10,14 +10,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from kvtier.config import load
-from kvtier.doctor import devices, disks, memory, probes, software
+from kvtier.doctor import devices, disks, engines, memory, probes, software
 from kvtier.doctor.finding import Check, Finding, Level, Patient
 from kvtier.errors import ConfigError
 
 CHECKS: tuple[Check, ...] = (
     *(software.vllm, software.kernel, devices.gpus, devices.drives, devices.cxl),
     *(memory.nodes, memory.neighbours, probes.binding, devices.cross_check),
-    *(memory.room, memory.huge_pages, memory.memlock, disks.paths),
+    *(memory.room, memory.huge_pages, memory.memlock, disks.paths, engines.arenas),
 )
 _COLOURS = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
 
@@ -60,8 +60,9 @@ def _admit(file: Path | None) -> tuple[Patient, list[Finding]]:
 
 
 def _print(found: list[Finding]) -> None:
-    table = Table("", "area", "found", "what to do", box=None, pad_edge=False)
+    table = Table.grid(padding=(0, 2))
     for finding in found:
         level = f"[{_COLOURS[finding.level]}]{finding.level}[/]"
-        table.add_row(level, *map(escape, (finding.area, finding.what, finding.advice)))
+        advice = f"\n-> {finding.advice}" if finding.advice else ""
+        table.add_row(level, escape(finding.area), escape(finding.what + advice))
     Console(highlight=False).print(table)

@@ -1,7 +1,7 @@
 """What only trying tells: whether memory can be bound, and how fast it is on each node."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -11,9 +11,10 @@ from kvtier.doctor.finding import Finding, Level, Patient
 from kvtier.region import Bytes, Region
 from kvtier.units import format_nbytes
 
-_NBYTES = 64 << 20
+_NBYTES = 256 << 20  # beyond most caches
 _LINE = 64
-_STEPS = 100_000
+_STEPS = 5_000
+_WALKS = 20
 
 
 class Speed(NamedTuple):
@@ -60,24 +61,20 @@ def _on(node: int) -> Iterator[Finding]:
 
 
 def measure(region: Region) -> Speed:
-    """Measure a region's bandwidth on this core and the latency of loads that depend on each other."""
+    """Measure a region's bandwidth on this core and the latency of loads that depend on each other.
+
+    The best of several passes: what else runs here makes memory slower, never faster.
+    """
     near = np.ones(1 << 18, np.uint8)
-    writes = reads = 0.0
-    pieces = region.bytes.reshape(-1, len(near))
-    started = time.perf_counter()
-    for piece in pieces:
-        np.copyto(piece, near)
-    writes = time.perf_counter() - started
-    started = time.perf_counter()
-    for piece in pieces:
-        np.copyto(near, piece)
-    reads = time.perf_counter() - started
-    far, cached = _walk(region.bytes), _walk(np.zeros(1 << 14, np.uint8))
+    pieces = list(region.bytes.reshape(-1, len(near)))
+    writes = min(_seconds(lambda: [np.copyto(piece, near) for piece in pieces]) for _ in range(3))
+    reads = min(_seconds(lambda: [np.copyto(near, piece) for piece in pieces]) for _ in range(3))
+    far, cached = _step_s(region.bytes), _step_s(np.zeros(1 << 14, np.uint8))
     nbytes = len(region.bytes) / 1e9
     return Speed(nbytes / reads, nbytes / writes, max(0.0, far - cached) * 1e9)
 
 
-def _walk(buf: Bytes) -> float:
+def _step_s(buf: Bytes) -> float:
     """Seconds per step of a walk in random order, one load after the other; the interpreter's own included."""
     words = buf.view(np.int64)
     stride = _LINE // 8
@@ -85,9 +82,16 @@ def _walk(buf: Bytes) -> float:
     words[order] = np.roll(order, -1)
     view = memoryview(words)
     at = 0
-    for _ in range(min(_STEPS, len(order))):
-        at = view[at]
+
+    def walk() -> None:
+        nonlocal at
+        for _ in range(_STEPS):
+            at = view[at]
+
+    return min(_seconds(walk) for _ in range(_WALKS)) / _STEPS
+
+
+def _seconds(work: Callable[[], object]) -> float:
     started = time.perf_counter()
-    for _ in range(_STEPS):
-        at = view[at]
-    return (time.perf_counter() - started) / _STEPS
+    work()
+    return time.perf_counter() - started
