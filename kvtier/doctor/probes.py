@@ -67,8 +67,16 @@ def measure(region: Region) -> Speed:
     """
     near = np.ones(1 << 18, np.uint8)
     pieces = list(region.bytes.reshape(-1, len(near)))
-    writes = min(_seconds(lambda: [np.copyto(piece, near) for piece in pieces]) for _ in range(3))
-    reads = min(_seconds(lambda: [np.copyto(near, piece) for piece in pieces]) for _ in range(3))
+
+    def write() -> None:
+        for piece in pieces:
+            np.copyto(piece, near)
+
+    def read() -> None:
+        for piece in pieces:
+            np.copyto(near, piece)
+
+    writes, reads = (min(_seconds(work) for _ in range(3)) for work in (write, read))
     far, cached = _step_s(region.bytes), _step_s(np.zeros(1 << 14, np.uint8))
     nbytes = len(region.bytes) / 1e9
     return Speed(nbytes / reads, nbytes / writes, max(0.0, far - cached) * 1e9)
