@@ -3,33 +3,29 @@
 A memfd has no name in any file system, so nothing of it can outlive the processes that hold it.
 """
 
-import logging
-import mmap
-import os
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from kvtier.errors import ConfigError
-
-logger = logging.getLogger(__name__)
+from kvtier.placement import Placement
+from kvtier.prefault import Prefault
+from kvtier.region import Region
 
 Bytes = npt.NDArray[np.uint8]
 
 PAGE = 4096
-HUGE_PAGE = 2 << 20
-_FREE_HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
 
 
 class Arena:
     """`slots` pieces of `slot_nbytes` bytes (a multiple of 4 KiB) behind one file descriptor.
 
-    Who may touch a slot, and when, is the brain's to say; there is no lock here. Pages are touched, and
-    so taken from the system, when a slot is first written.
+    Who may touch a slot, and when, is the brain's to say; there is no lock here. Pages are taken from
+    the system when a slot is first written, or by `prefault`; from `nodes` where the kernel lets us say so.
     """
 
-    def __init__(self, slots: int, slot_nbytes: int) -> None:
+    def __init__(self, slots: int, slot_nbytes: int, nodes: Sequence[int] = ()) -> None:
         if slot_nbytes % PAGE:
             raise ValueError(f"slot_nbytes {slot_nbytes} is not a multiple of {PAGE}")
         if slots < 1:
@@ -39,51 +35,30 @@ class Arena:
         self.slots = slots
         self.slot_nbytes = slot_nbytes
         self.nbytes = slots * slot_nbytes
-        self.fd, mapping, self.huge = _map(self.nbytes)
-        self._bytes: Bytes = np.frombuffer(mapping, dtype=np.uint8)[: self.nbytes]
-        self.address: int = self._bytes.ctypes.data
+        self._region = Region(self.nbytes, nodes, shared=True)
+        self._prefault: Prefault | None = None
+        self.fd = self._region.fd
+        self.huge = self._region.huge
+        self.refused = self._region.refused  # why it is not bound to the nodes; nothing: it is
+        self.address = self._region.address
 
     def slot(self, index: int) -> Bytes:
         """View one slot, shape (slot_nbytes,)."""
         start = index * self.slot_nbytes
-        return self._bytes[start : start + self.slot_nbytes]
+        return self._region.bytes[start : start + self.slot_nbytes]
+
+    def prefault(self, threads: int) -> None:
+        """Begin to take every page from the system, in the background; once."""
+        assert self._prefault is None
+        self._prefault = Prefault(self._region, threads)
+
+    def locate(self) -> Placement:
+        """Ask the kernel where the pages are, of a large arena a sample."""
+        return self._region.locate()
 
     def close(self) -> None:
         """Give the descriptor back; the mapping goes with its last view. Idempotent."""
-        if self.fd < 0:
-            return
-        self._bytes = np.empty(0, np.uint8)
-        os.close(self.fd)
+        if self._prefault is not None:
+            self._prefault.stop()
+        self._region.close()
         self.fd = -1
-
-
-def _map(nbytes: int) -> tuple[int, mmap.mmap, bool]:
-    """Map a memfd on explicit huge pages where enough are free, else ask for transparent ones."""
-    huge_nbytes = -(-nbytes // HUGE_PAGE) * HUGE_PAGE
-    if _free_huge_pages() * HUGE_PAGE >= huge_nbytes:
-        fd = os.memfd_create("kvtier", os.MFD_CLOEXEC | os.MFD_HUGETLB)
-        try:
-            os.ftruncate(fd, huge_nbytes)
-            return fd, mmap.mmap(fd, huge_nbytes), True
-        except OSError as exc:
-            os.close(fd)
-            logger.info("huge pages are free but were refused (%s); using ordinary pages", exc)
-    fd = os.memfd_create("kvtier", os.MFD_CLOEXEC)
-    try:
-        os.ftruncate(fd, nbytes)
-        mapping = mmap.mmap(fd, nbytes)
-    except OSError:
-        os.close(fd)
-        raise
-    try:
-        mapping.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:
-        logger.debug("the kernel has no transparent huge pages for shared memory")
-    return fd, mapping, False
-
-
-def _free_huge_pages() -> int:
-    try:
-        return int(_FREE_HUGE_PAGES.read_text())
-    except (OSError, ValueError):
-        return 0

@@ -61,6 +61,7 @@ STAGES: dict[str, tuple[dict[str, object], ...]] = {
 """Short names for codecs in stages; options beside one go to its first stage."""
 TIER = {
     "file": "kvtier.tiers.file:FileTier",
+    "memory": "kvtier.tiers.memory:MemoryTier",
 }
 WRAPPER = {
     "faulty": "kvtier.tiers.wrappers:FaultyTier",

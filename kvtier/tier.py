@@ -26,6 +26,8 @@ class Site(NamedTuple):
     world_size: int = 1
     dp_index: int = 0
     dp_size: int = 1
+    capacity: int = 0  # bytes of this rank's share
+    nodes: tuple[int, ...] = ()  # NUMA nodes that the configuration names
 
 
 class Tier(ABC):
@@ -41,6 +43,9 @@ class Tier(ABC):
 
     persistent: ClassVar[bool] = True
     """Whether records outlive the engine: then they are written behind by default, not on eviction."""
+
+    takes_numa: ClassVar[bool] = False
+    """Whether its records are in memory that it binds to `Site.nodes`; else `numa` is refused for it."""
 
     def open(self, namespace: str, manifest: str) -> None:  # noqa: B027 - optional: nothing may outlive it
         """Go on under `namespace`, with what it holds from before; `manifest` says for people what that is.

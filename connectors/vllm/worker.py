@@ -6,6 +6,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
+import msgspec
 import torch
 from vllm.v1.kv_offload.base import (
     CanonicalKVCaches,
@@ -17,7 +18,8 @@ from vllm.v1.kv_offload.base import (
 from vllm.v1.kv_offload.config import OffloadingConfig
 
 from kvtier.arena import PAGE, Arena
-from kvtier.config import Config, default_dram_nbytes, load, to_builtins
+from kvtier.config import Config, TierConfig, default_dram_nbytes, load, to_builtins
+from kvtier.connectors.vllm import placing
 from kvtier.connectors.vllm.guard import Guard
 from kvtier.connectors.vllm.layout import Pages, element_name
 from kvtier.connectors.vllm.messages import SlotSpec
@@ -61,10 +63,17 @@ class KVTierWorker(OffloadingWorker):
         self.group_nbytes = {g: chunk_nbytes(t, self.blocks_per_chunk) for g, t in pages.items()}
         slot_nbytes = -(-max(self.group_nbytes.values()) // PAGE) * PAGE
         ranks = local_ranks(config)
-        self.arena = Arena(dram_share(self._config, ranks) // slot_nbytes, slot_nbytes)
+        self.node = placing.own_node(caches.tensors[0].tensor.device)
+        dram = self._config.tiers[0]
+        nodes = placing.nodes_for(dram.numa, self.node)
+        self.arena = Arena(dram_share(self._config, ranks) // slot_nbytes, slot_nbytes, nodes)
+        # What nobody asked for by name is not taken before it is needed.
+        placing.settle(self.arena, nodes, ranks, fill=dram.capacity is not None)
         self._engine = _transfer_engine(self.arena, pages, self.blocks_per_chunk)
         layouts = {g: self._layout(layout.get(g, "the pages were not looked at"), g) for g in pages}
-        self.io = _start_io(self._config, config, self.arena, self.group_nbytes, layouts)
+        self.io = _start_io(
+            self._config, config, self.arena, self.group_nbytes, layouts, self.node
+        )
         self._jobs: dict[int, _Job] = {}
         self._failed: dict[int, set[int]] = {}
         self._invalid_blocks: set[int] = set()
@@ -250,6 +259,7 @@ def _start_io(
     arena: Arena,
     group_nbytes: dict[int, int],
     layouts: dict[int, ChunkLayout | str],
+    node: int | None,
 ) -> IoClient | None:
     if len(config.tiers) == 1:
         return None
@@ -265,10 +275,11 @@ def _start_io(
             group_nbytes=group_nbytes,
             layouts=layouts,
             kv_dtype=element_name(vllm.model.dtype),
-            tiers=[to_builtins(tier) for tier in config.tiers[1:]],
+            tiers=[_tier_setup(tier, local_ranks(vllm)) for tier in config.tiers[1:]],
             threads=config.io.threads,
             idle_write_bytes_per_s=config.io.idle_write,
             queue=config.io.queue,
+            numa_node=node,
         ),
         arena.fd,
     )
@@ -278,3 +289,9 @@ def _start_io(
         client.close()
         raise
     return client
+
+
+def _tier_setup(tier: TierConfig, ranks: int) -> dict[str, object]:
+    """What an I/O process gets to know of a tier: its capacity is this rank's share."""
+    assert tier.capacity is not None
+    return to_builtins(msgspec.structs.replace(tier, capacity=tier.capacity // ranks))

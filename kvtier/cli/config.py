@@ -1,7 +1,7 @@
 """`kvtier config`: say what a configuration would do, before an engine is started with it."""
 
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import msgspec
 import typer
@@ -10,24 +10,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from kvtier import topology
-from kvtier.chunking import auto_chunk_tokens
 from kvtier.cli.geometry import Geometry, read_geometry
-from kvtier.config import Config, Plugin, TierConfig, default_dram_nbytes, load
-from kvtier.errors import ConfigError
+from kvtier.cli.room import Chunk, chunk_of, chunks_held, tier_nbytes
+from kvtier.cli.suggest import suggest
+from kvtier.config import Config, Plugin, TierConfig, load
 from kvtier.units import format_nbytes
 
-PAGE = 4096
-
-app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
-
-
-class Chunk(NamedTuple):
-    """One chunk of one KV-cache group on one rank."""
-
-    tokens: int
-    nbytes: int
-    slot_nbytes: int
-    record_nbytes: int  # on a lower tier, if the codec saves nothing
+app = typer.Typer(help="Look at configurations, or make one.", no_args_is_help=True)
+app.command()(suggest)
 
 
 @app.callback()
@@ -58,44 +48,6 @@ def check(
     console.print(room, _behaviour_table(config))
     for note in notes(config, geometry):
         console.print(f"- {escape(note)}")
-
-
-def chunk_of(config: Config, geometry: Geometry, block_tokens: int) -> Chunk:
-    """Size a chunk as the connector would.
-
-    Raises:
-        ConfigError: `chunk_tokens` does not fit the engine's block.
-    """
-    tokens = config.chunk_tokens or auto_chunk_tokens(block_tokens, geometry.nbytes_per_token)
-    if tokens % block_tokens:
-        raise ConfigError(
-            f"chunk_tokens: {tokens} is not a multiple of the engine's block of {block_tokens} tokens; "
-            f"use {-(-tokens // block_tokens) * block_tokens} or auto"
-        )
-    nbytes = tokens * geometry.group_layers * geometry.layer_nbytes
-    slot_nbytes = -(-nbytes // PAGE) * PAGE
-    return Chunk(tokens, nbytes, slot_nbytes, slot_nbytes + PAGE)
-
-
-def chunks_held(tier: TierConfig, chunk: Chunk, index: int, ranks: int) -> int:
-    """Count the chunks a tier has room for on each rank, if its codec saves nothing.
-
-    Raises:
-        ConfigError: there is no room for one.
-    """
-    nbytes = tier_nbytes(tier, ranks) // ranks
-    held = nbytes // (chunk.record_nbytes if index else chunk.slot_nbytes)
-    if held < 1:
-        raise ConfigError(
-            f"tiers[{index}].capacity: {format_nbytes(nbytes)} per rank has no room for one chunk of "
-            f"{format_nbytes(chunk.slot_nbytes)}"
-        )
-    return held
-
-
-def tier_nbytes(tier: TierConfig, ranks: int) -> int:
-    """Return a tier's capacity on this node, the automatic one where none is given."""
-    return default_dram_nbytes(ranks) * ranks if tier.capacity is None else tier.capacity
 
 
 def notes(config: Config, geometry: Geometry | None) -> list[str]:

@@ -17,6 +17,7 @@ from kvtier.errors import KvtierError
 COMMANDS = {
     "config": "kvtier.cli.config",
     "check": "kvtier.cli.check",
+    "doctor": "kvtier.cli.doctor",
     "bench": "kvtier.cli.bench",
     "demo": "kvtier.cli.demo",
     "replay": "kvtier.cli.replay",

@@ -138,6 +138,8 @@ def _lower(tier: dict[str, object], kind: str, given: dict[str, object], path: s
     tier["options"] = own = options(tier_class, given, path, also=_TIER_KEYS)
     if isinstance(directory := own.get("path"), str):
         _directory(directory, join(path, "path"))
+    if "numa" in tier and not tier_class.takes_numa:
+        raise mistake(join(path, "numa"), f"{kind!r} keeps nothing in memory that could be bound")
     tier["persistent"] = tier_class.persistent
     if "write" in tier:
         choose(tier["write"], WriteMode, join(path, "write"))

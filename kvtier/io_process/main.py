@@ -126,7 +126,15 @@ def open_tiers(setup: IoSetup, arena_fd: int) -> list[LowerTier]:
     lower = []
     for builtins in setup.tiers:
         tier = msgspec.convert(builtins, TierSetup)
-        site = Site(tier.name, setup.rank, setup.world_size, setup.dp_index, setup.dp_size)
+        site = Site(
+            tier.name,
+            setup.rank,
+            setup.world_size,
+            setup.dp_index,
+            setup.dp_size,
+            tier.capacity,
+            tier.numa or (),
+        )
         codec = make_codec(tier.codec)
         check_facts(tier.name, codec, setup)
         lower.append(LowerTier(make_tier(tier, site), codec, site, slots, setup))

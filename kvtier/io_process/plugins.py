@@ -38,6 +38,8 @@ class TierSetup(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, object] = {}
     codec: PluginSetup = PluginSetup("raw")
     wrappers: tuple[PluginSetup, ...] = ()
+    capacity: int = 0  # bytes of this rank's share
+    numa: tuple[int, ...] | None = None
 
 
 def make_tier(setup: TierSetup, site: Site) -> Tier:

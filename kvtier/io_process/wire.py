@@ -42,7 +42,7 @@ class IoSetup(msgspec.Struct, frozen=True, kw_only=True):
     kv_dtype: str = ""  # of the elements, where no layout says it: bf16, fp16, fp32, fp8
     tiers: list[
         dict[str, object]
-    ]  # builtins of each lower tier's TierConfig; TierOp.tier 1 is the first
+    ]  # builtins of each lower tier's TierConfig, capacity this rank's; TierOp.tier 1 is the first
     threads: int = 8
     idle_write_bytes_per_s: float = 256 << 20
     queue: int = 4096  # operations pending at once; more are refused

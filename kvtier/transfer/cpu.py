@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from kvtier.arena import Arena
-from kvtier.transfer.engine import ChunkCopy, Moved, Transfer, TransferEngine
+from kvtier.transfer.engine import ChunkCopy, Moved, Transfer, TransferEngine, Urgency
 
 _BATCH = 1024  # pieces per call: IOV_MAX
 _BATCH_NBYTES = 1 << 30  # bytes per call: Linux moves just under 2 GiB
@@ -88,7 +88,7 @@ class CpuTransferEngine(TransferEngine):
         now = time.monotonic()
         return CpuTransfer(self, self._offloads.submit(self._offload, tuple(copies), now))
 
-    def onload(self, copies: Sequence[ChunkCopy]) -> Transfer:
+    def onload(self, copies: Sequence[ChunkCopy], urgency: Urgency = Urgency.DEMAND) -> Transfer:
         now = time.monotonic()
         return CpuTransfer(self, self._onloads.submit(self._onload, tuple(copies), now))
 

@@ -2,11 +2,19 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from typing import NamedTuple
 
 import torch
 
 from kvtier.arena import Arena
+
+
+class Urgency(StrEnum):
+    """Whether somebody waits for a load."""
+
+    DEMAND = "demand"
+    PREFETCH = "prefetch"
 
 
 class ChunkCopy(NamedTuple):
@@ -45,8 +53,9 @@ class TransferEngine(ABC):
     """Copies between the device's pages and the arena; called from the worker's main thread only.
 
     A slot holds its chunk layer-major: for each tensor of the group, one page per block of the chunk.
-    Transfers of one direction end in the order of their submission. The caller keeps both ends alive and
-    unwritten until the transfer is done.
+    Transfers of one direction and urgency end in the order of their submission; a demand may overtake
+    prefetches. The caller keeps both ends alive and unwritten until the transfer is
+    done.
     """
 
     def __init__(
@@ -65,7 +74,7 @@ class TransferEngine(ABC):
         """Start to copy device blocks into slots; pieces without a block are zeroed."""
 
     @abstractmethod
-    def onload(self, copies: Sequence[ChunkCopy]) -> Transfer:
+    def onload(self, copies: Sequence[ChunkCopy], urgency: Urgency = Urgency.DEMAND) -> Transfer:
         """Start to copy slots into device blocks; pieces without a block are left alone."""
 
     @abstractmethod

@@ -125,7 +125,11 @@ def test_a_mistake_in_the_dram_tier(change: Mapping[str, object], expected: str)
         ),
         ({"name": "dram"}, "tiers[1].name: 'dram' is the name of tiers[0] already"),
         ({"kind": "dram"}, "tiers[1].kind: only the first tier is 'dram'"),
-        ({"kind": "fil"}, "tiers[1].kind: unknown tier 'fil' (did you mean 'file'?); known: file"),
+        (
+            {"kind": "fil"},
+            "tiers[1].kind: unknown tier 'fil' (did you mean 'file'?); known: file, memory",
+        ),
+        ({"numa": 0}, "tiers[1].numa: 'file' keeps nothing in memory that could be bound"),
         (
             {"write": "idel"},
             (

@@ -1,0 +1,68 @@
+"""`kvtier doctor`: what is wrong with this machine, and what to do about it, on one screen."""
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from kvtier.config import load
+from kvtier.doctor import devices, disks, engines, memory, probes, software
+from kvtier.doctor.finding import Check, Finding, Level, Patient
+from kvtier.errors import ConfigError
+
+CHECKS: tuple[Check, ...] = (
+    *(software.vllm, software.kernel, devices.gpus, devices.drives, devices.cxl),
+    *(memory.nodes, memory.neighbours, probes.binding, devices.cross_check),
+    *(memory.room, memory.huge_pages, memory.memlock, disks.paths, engines.arenas),
+)
+_COLOURS = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
+
+
+def doctor(
+    config: Annotated[
+        Path | None, typer.Option(help="The YAML that an engine is to run with here.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead.")] = False,
+) -> None:
+    """Look at GPUs, memory, disks and kernel as kvtier will use them; status 1 if something cannot work."""
+    found = examine(config)
+    if as_json:
+        typer.echo(msgspec.json.encode([finding._asdict() for finding in found]).decode())
+    else:
+        _print(found)
+    if any(finding.level is Level.FAIL for finding in found):
+        raise typer.Exit(1)
+
+
+def examine(file: Path | None) -> list[Finding]:
+    """Run every check; one that breaks is a finding too."""
+    patient, found = _admit(file)
+    for check in CHECKS:
+        try:
+            found += check(patient)
+        except Exception as exc:
+            name = f"{check.__module__.rpartition('.')[2]}.{check.__name__}"
+            found.append(Finding(name, Level.WARN, f"could not look: {exc!r}", "please report it"))
+    return found
+
+
+def _admit(file: Path | None) -> tuple[Patient, list[Finding]]:
+    if file is None:
+        return Patient(), []
+    try:
+        return Patient(config=load(file)), [Finding("config", Level.OK, f"{file} is well formed")]
+    except ConfigError as exc:
+        return Patient(), [Finding("config", Level.FAIL, str(exc), "kvtier config check says more")]
+
+
+def _print(found: list[Finding]) -> None:
+    table = Table.grid(padding=(0, 2))
+    for finding in found:
+        level = f"[{_COLOURS[finding.level]}]{finding.level}[/]"
+        advice = f"\n-> {finding.advice}" if finding.advice else ""
+        table.add_row(level, escape(finding.area), escape(finding.what + advice))
+    Console(highlight=False).print(table)

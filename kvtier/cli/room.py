@@ -1,0 +1,58 @@
+"""What a tier has room for: chunks of a model, as the connector would make them."""
+
+from typing import NamedTuple
+
+from kvtier.chunking import auto_chunk_tokens
+from kvtier.cli.geometry import Geometry
+from kvtier.config import Config, TierConfig, default_dram_nbytes
+from kvtier.errors import ConfigError
+from kvtier.units import format_nbytes
+
+PAGE = 4096
+
+
+class Chunk(NamedTuple):
+    """One chunk of one KV-cache group on one rank."""
+
+    tokens: int
+    nbytes: int
+    slot_nbytes: int
+    record_nbytes: int  # on a lower tier, if the codec saves nothing
+
+
+def chunk_of(config: Config, geometry: Geometry, block_tokens: int) -> Chunk:
+    """Size a chunk as the connector would.
+
+    Raises:
+        ConfigError: `chunk_tokens` does not fit the engine's block.
+    """
+    tokens = config.chunk_tokens or auto_chunk_tokens(block_tokens, geometry.nbytes_per_token)
+    if tokens % block_tokens:
+        raise ConfigError(
+            f"chunk_tokens: {tokens} is not a multiple of the engine's block of {block_tokens} tokens; "
+            f"use {-(-tokens // block_tokens) * block_tokens} or auto"
+        )
+    nbytes = tokens * geometry.group_layers * geometry.layer_nbytes
+    slot_nbytes = -(-nbytes // PAGE) * PAGE
+    return Chunk(tokens, nbytes, slot_nbytes, slot_nbytes + PAGE)
+
+
+def chunks_held(tier: TierConfig, chunk: Chunk, index: int, ranks: int) -> int:
+    """Count the chunks a tier has room for on each rank, if its codec saves nothing.
+
+    Raises:
+        ConfigError: there is no room for one.
+    """
+    nbytes = tier_nbytes(tier, ranks) // ranks
+    held = nbytes // (chunk.record_nbytes if index else chunk.slot_nbytes)
+    if held < 1:
+        raise ConfigError(
+            f"tiers[{index}].capacity: {format_nbytes(nbytes)} per rank has no room for one chunk of "
+            f"{format_nbytes(chunk.slot_nbytes)}"
+        )
+    return held
+
+
+def tier_nbytes(tier: TierConfig, ranks: int) -> int:
+    """Return a tier's capacity on this node, the automatic one where none is given."""
+    return default_dram_nbytes(ranks) * ranks if tier.capacity is None else tier.capacity

@@ -1,0 +1,168 @@
+"""`kvtier config suggest`: a configuration for this machine and model, and the flags that go with it."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import typer
+import yaml
+
+from kvtier import topology
+from kvtier.cli.geometry import Geometry, read_geometry
+from kvtier.cli.room import chunk_of, chunks_held
+from kvtier.config import Config, load
+from kvtier.units import format_nbytes
+
+_GIB = 1 << 30
+_DRAM_SHARE = (
+    0.5  # of the memory that is free: vLLM's own processes and the page cache live there too
+)
+_NODE_SHARE = 0.9  # of a node that has no processors, and so nobody else
+_DISK_SHARE = 0.8
+
+
+class Suggestion(NamedTuple):
+    """What to write down, start with, and know."""
+
+    raw: dict[str, object]  # the YAML's content
+    config: Config
+    flags: list[str]
+    notes: list[str]
+
+
+def suggest(
+    model: Annotated[Path, typer.Option(help="A model's directory or config.json.")],
+    path: Annotated[
+        Path | None, typer.Option(help="A directory on a local disk, for a file tier.")
+    ] = None,
+    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks on this node.")] = 1,
+    block_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the engine's block.")] = 16,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the YAML here, not to the screen.")
+    ] = None,
+    deepspeed: Annotated[
+        bool, typer.Option(help="Add the blocks that DeepSpeed ZeRO-Inference takes.")
+    ] = False,
+) -> None:
+    """Print a YAML that works on this machine as it is now, and vLLM's flags for it."""
+    geometry = read_geometry(model, ranks=tp)
+    made = compose(geometry, model, path, tp, block_tokens, output)
+    text = yaml.safe_dump(made.raw, sort_keys=False, default_flow_style=None, width=100)
+    if output:
+        output.write_text(text)
+    else:
+        typer.echo(text)
+    for note in made.notes:
+        typer.echo(f"# {note}")
+    typer.echo("\n" + " \\\n  ".join(made.flags))
+    if deepspeed:
+        typer.echo("\n" + json.dumps(zero_blocks(path, made.config.io.threads), indent=2))
+
+
+def compose(
+    geometry: Geometry,
+    model: Path,
+    path: Path | None,
+    ranks: int,
+    block_tokens: int,
+    output: Path | None = None,
+    root: Path = topology.ROOT,
+) -> Suggestion:
+    """Choose tiers by what is free, and say why.
+
+    Raises:
+        ConfigError: not one chunk would fit, or the path cannot be used.
+    """
+    tiers: list[dict[str, object]] = [_dram(root), *_far(root)]
+    notes = []
+    if path is not None:
+        tiers.append(_file(path))
+    else:
+        notes.append("no file tier: name a directory on a local NVMe with --path")
+    threads = min(16, max(4, (os.cpu_count() or 4) // (2 * ranks)))
+    raw: dict[str, object] = {"tiers": tiers, "prefetch": ["arrival"], "io": {"threads": threads}}
+    config = load({**raw, "tiers": [_known(tier) for tier in tiers]})
+    chunk = chunk_of(config, geometry, block_tokens)
+    for index, tier in enumerate(config.tiers):
+        held = chunks_held(tier, chunk, index, ranks)
+        tokens = held // max(1, geometry.full_groups) * chunk.tokens
+        notes.append(f"{tier.name}: room for {tokens:,} tokens")
+    if path is not None:
+        notes.append("kvtier bench tiers measures this disk and says which io.threads it wants")
+    return Suggestion(raw, config, _flags(model, ranks, output), notes)
+
+
+def zero_blocks(path: Path | None, threads: int) -> dict[str, object]:
+    """Make the blocks of a DeepSpeed configuration that offload weights as kvtier offloads KV.
+
+    The names are those of DeepSpeedZeroOffloadParamConfig and of its `aio` section.
+    """
+    offload: dict[str, object] = {"device": "cpu", "pin_memory": True}
+    if path is not None:
+        offload = {"device": "nvme", "nvme_path": str(path), "pin_memory": True}
+    return {
+        "zero_optimization": {"stage": 3, "offload_param": offload},
+        "aio": {
+            "block_size": 1 << 20,
+            "queue_depth": 2 * threads,
+            "intra_op_parallelism": max(1, threads // 2),
+            "single_submit": False,
+            "overlap_events": True,
+        },
+    }
+
+
+def _dram(root: Path) -> dict[str, object]:
+    capacity = _whole(topology.free_nbytes(root) * _DRAM_SHARE)
+    return {"name": "dram", "kind": "dram", "capacity": capacity, "numa": "auto"}
+
+
+def _far(root: Path) -> list[dict[str, object]]:
+    """One tier over all nodes that are memory and nothing else."""
+    far = [node for node in topology.nodes(root) if node.memory_only]
+    if not far:
+        return []
+    capacity = _whole(sum(node.free_nbytes for node in far) * _NODE_SHARE)
+    numa = [node.number for node in far]
+    return [{"name": "cxl", "kind": "memory", "capacity": capacity, "numa": numa}]
+
+
+def _file(path: Path) -> dict[str, object]:
+    there = next(
+        folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir()
+    )
+    stat = os.statvfs(there)
+    tier: dict[str, object] = {
+        "name": "nvme",
+        "kind": "file",
+        "path": str(path.absolute()),
+        "capacity": _whole(stat.f_bavail * stat.f_frsize * _DISK_SHARE),
+    }
+    if importlib.util.find_spec("zstandard"):
+        tier["codec"] = "zstd"
+    return tier
+
+
+def _known(tier: dict[str, object]) -> dict[str, object]:
+    """Drop nodes that are of a recorded machine, so that what is left can be checked on this one."""
+    return {key: value for key, value in tier.items() if key != "numa"}
+
+
+def _whole(nbytes: float) -> str:
+    """Round down to what people write."""
+    unit = _GIB if nbytes >= _GIB else 1 << 20
+    return format_nbytes(int(nbytes) // unit * unit)
+
+
+def _flags(model: Path, ranks: int, output: Path | None) -> list[str]:
+    kvtier = str(output.absolute()) if output else "kvtier.yaml"
+    transfer = {
+        "kv_connector": "KVTierConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"kvtier": kvtier},
+    }
+    served = model.parent if model.name == "config.json" else model
+    flags = [f"vllm serve {served}", f"--kv-transfer-config '{json.dumps(transfer)}'"]
+    return [*flags, f"--tensor-parallel-size {ranks}"] if ranks > 1 else flags

@@ -1,0 +1,117 @@
+"""GPUs and their links, NVMe drives, CXL memory, and what other tools say about them."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+
+from kvtier import topology
+from kvtier.doctor.finding import Finding, Level, Patient
+from kvtier.topology import Link
+from kvtier.units import format_nbytes
+
+Run = Callable[[Sequence[str]], str | None]
+
+
+def gpus(patient: Patient) -> Iterator[Finding]:
+    """Each GPU: on which node, and on how much of its link."""
+    found = topology.gpus(patient.root)
+    if not found:
+        yield Finding("gpu", Level.OK, "no GPU is here; vLLM's CPU backend is what can run")
+    for gpu in found:
+        where = "on no known node" if gpu.node is None else f"on node {gpu.node}"
+        level, link, advice = _judge(gpu.link)
+        yield Finding("gpu", level, f"{gpu.vendor} {gpu.address} {where}, {link}", advice)
+
+
+def drives(patient: Patient) -> Iterator[Finding]:
+    """Each NVMe drive, likewise."""
+    for drive in topology.drives(patient.root):
+        where = "" if drive.node is None else f" on node {drive.node}"
+        if drive.link is None:
+            yield Finding("nvme", Level.OK, f"{drive.name} {drive.model}{where}, no PCIe link")
+            continue
+        level, link, advice = _judge(drive.link)
+        yield Finding("nvme", level, f"{drive.name} {drive.model}{where}, {link}", advice)
+
+
+def cxl(patient: Patient) -> Iterator[Finding]:
+    """CXL memory: devices, regions, and whether a region is a node that can be used."""
+    devices, regions = topology.cxl_devices(patient.root), topology.cxl_regions(patient.root)
+    used = {node.number for node in topology.nodes(patient.root) if node.memory_only}
+    for device in devices:
+        sizes = f"{format_nbytes(device.ram_nbytes)} volatile, {format_nbytes(device.pmem_nbytes)} persistent"
+        yield Finding("cxl", Level.OK, f"{device.name}: {sizes}")
+    for region in regions:
+        what = f"{region.name}: {format_nbytes(region.nbytes)} of {region.mode}"
+        if region.node in used:
+            yield Finding("cxl", Level.OK, f"{what}, in use as node {region.node}")
+        else:
+            advice = "make it system RAM: daxctl reconfigure-device --mode=system-ram daxX.Y"
+            yield Finding("cxl", Level.WARN, f"{what} is no NUMA node with memory", advice)
+    if devices and not regions:
+        advice = "cxl create-region, or let the firmware do it"
+        yield Finding("cxl", Level.WARN, "devices, and no region made of them", advice)
+    if not devices and not regions:
+        yield Finding("cxl", Level.OK, "the kernel knows no CXL memory")
+
+
+def cross_check(patient: Patient, run: Run | None = None) -> Iterator[Finding]:
+    """Hold what the kernel shows against numactl, cxl and daxctl, where they are installed."""
+    ask = run or _run
+    if text := ask(["numactl", "--hardware"]):
+        theirs = topology.parse_list(text.partition("(")[2].partition(")")[0])
+        yield _compare("numactl", "nodes", theirs, topology.numa_nodes(patient.root))
+    if text := ask(["cxl", "list", "-M"]):
+        names = [str(each.get("memdev")) for each in _listed(text)]
+        ours = [device.name for device in topology.cxl_devices(patient.root)]
+        yield _compare("cxl list", "memory devices", sorted(names), ours)
+    if text := ask(["daxctl", "list"]):
+        nodes = sorted(each["target_node"] for each in _listed(text) if "target_node" in each)
+        online = topology.numa_nodes(patient.root)
+        missing = [node for node in nodes if node not in online]
+        level = Level.WARN if missing else Level.OK
+        advice = "daxctl reconfigure-device --mode=system-ram" if missing else ""
+        yield Finding("tools", level, f"daxctl: nodes {nodes}, not online: {missing}", advice)
+
+
+def _judge(link: Link | None) -> tuple[Level, str, str]:
+    """Judge a link by its width: an idle device slows its link, but keeps its lanes."""
+    if link is None:
+        return Level.OK, "its link is not readable", ""
+    text = (
+        f"x{link.width} of x{link.max_width}, {link.speed:g} of {link.max_speed:g} GT/s "
+        f"({link.gb_s:.0f} GB/s at most)"
+    )
+    if link.width < link.max_width:
+        return (
+            Level.WARN,
+            text,
+            "lanes are missing: look at the slot, its riser and the bifurcation in the firmware",
+        )
+    return Level.OK, text + (", slowed down while idle" * (link.speed < link.max_speed)), ""
+
+
+def _compare(tool: str, what: str, theirs: Sequence[object], ours: Sequence[object]) -> Finding:
+    if list(theirs) == list(ours):
+        return Finding("tools", Level.OK, f"{tool} sees the same {what}: {list(ours)}")
+    said = f"{tool} sees {what} {list(theirs)}, the kernel shows {list(ours)}"
+    return Finding("tools", Level.WARN, said, "a container may hide /sys; run it on the host")
+
+
+def _listed(text: str) -> list[dict[str, int]]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return []
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+
+
+def _run(command: Sequence[str]) -> str | None:
+    if shutil.which(command[0]) is None:
+        return None
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None

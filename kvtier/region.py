@@ -1,0 +1,104 @@
+"""Zeroed memory on chosen NUMA nodes and the largest pages there are: what the arena and the `memory` tier hold."""
+
+import logging
+import mmap
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kvtier import placement, topology
+from kvtier.placement import HUGE_PAGE, Placement
+
+logger = logging.getLogger(__name__)
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class _Mapped(NamedTuple):
+    mapping: mmap.mmap
+    fd: int  # -1: private
+    huge: bool
+
+
+class Region:
+    """One mapping, bound to `nodes` before its first page is taken; without nodes the kernel chooses.
+
+    A shared one is a memfd, without a name in any file system, for other processes to map. Memory that
+    cannot be bound is used all the same: `refused` says why.
+    """
+
+    def __init__(self, nbytes: int, nodes: Sequence[int] = (), *, shared: bool) -> None:
+        self.nodes = tuple(nodes)
+        mapped = _map_huge(nbytes, self.nodes, shared) or _map(nbytes, shared)
+        self.fd = mapped.fd
+        self.huge = mapped.huge
+        self.bytes: Bytes = np.frombuffer(mapped.mapping, dtype=np.uint8)[:nbytes]
+        self.address: int = self.bytes.ctypes.data
+        self.refused = ""
+        if self.nodes:
+            self.refused = placement.bind(self.address, len(mapped.mapping), self.nodes)
+
+    def locate(self) -> Placement:
+        """Ask the kernel where the pages are, of a large region a sample."""
+        if not len(self.bytes):
+            return Placement((), 0, "closed")
+        return placement.locate(self.address, len(self.bytes))
+
+    def close(self) -> None:
+        """Give the descriptor back; the mapping goes with its last view. Idempotent."""
+        self.bytes = np.empty(0, np.uint8)
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _map_huge(nbytes: int, nodes: Sequence[int], shared: bool) -> _Mapped | None:
+    """Map explicit huge pages where enough are free on the nodes."""
+    huge_nbytes = -(-nbytes // HUGE_PAGE) * HUGE_PAGE
+    if _free_huge_pages(nodes) * HUGE_PAGE < huge_nbytes:
+        return None
+    try:
+        if shared:
+            return _memfd(huge_nbytes, os.MFD_HUGETLB)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000  # MAP_HUGETLB
+        return _Mapped(mmap.mmap(-1, huge_nbytes, flags), -1, huge=True)
+    except OSError as exc:
+        logger.info("huge pages are free but were refused (%s); using ordinary pages", exc)
+        return None
+
+
+def _map(nbytes: int, shared: bool) -> _Mapped:
+    """Map ordinary pages, and ask for transparent huge ones."""
+    if shared:
+        mapped = _memfd(nbytes, 0)
+    else:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        mapped = _Mapped(mmap.mmap(-1, nbytes, flags), -1, huge=False)
+    try:
+        mapped.mapping.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:
+        logger.debug("the kernel has no transparent huge pages for this memory")
+    return mapped
+
+
+def _memfd(nbytes: int, flags: int) -> _Mapped:
+    fd = os.memfd_create("kvtier", os.MFD_CLOEXEC | flags)
+    try:
+        os.ftruncate(fd, nbytes)
+        return _Mapped(mmap.mmap(fd, nbytes), fd, huge=flags != 0)
+    except OSError:
+        os.close(fd)
+        raise
+
+
+def _free_huge_pages(nodes: Sequence[int]) -> int:
+    return sum(
+        pages.free
+        for node in topology.nodes()
+        if not nodes or node.number in nodes
+        for pages in node.huge_pages
+        if pages.page_nbytes == HUGE_PAGE
+    )

@@ -1,0 +1,129 @@
+"""How fast each way is at each size of run, measured at the start and kept per device."""
+
+import logging
+import math
+import os
+import re
+import statistics
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path as FilePath
+
+import msgspec
+import numpy as np
+import torch
+
+from kvtier.transfer.paths import Direction, Mover, Path, Site
+from kvtier.transfer.plan import Layout, Plane, Work
+from kvtier.transfer.streams import COMPUTE
+
+logger = logging.getLogger(__name__)
+
+SIZES = (4 << 10, 16 << 10, 64 << 10, 256 << 10)
+NBYTES = 32 << 20
+"""Bytes of one measured copy; twice as much is taken on the device while it is measured."""
+_REPEATS = 3
+_AS_GOOD = 0.95
+_BY_COST = (Path.BATCHED, Path.STAGED, Path.KERNEL, Path.PLAIN)
+"""What takes least of the multiprocessors first."""
+
+
+MakeMovers = Callable[[Site, Mapping[int, Sequence[torch.Tensor]], Direction], Mapping[Path, Mover]]
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """One measurement."""
+
+    direction: Direction
+    path: Path
+    run_nbytes: int
+    bytes_per_s: float
+
+
+class Calibration(msgspec.Struct, frozen=True):
+    """What was measured, on which device with which software."""
+
+    device: str
+    rates: tuple[Rate, ...]
+
+    def speed(self, direction: Direction, path: Path, run_nbytes: int) -> float:
+        """Interpolate bytes per second between the measured sizes, on a logarithmic scale; 0.0: not measured."""
+        points = sorted(
+            (math.log2(rate.run_nbytes), rate.bytes_per_s)
+            for rate in self.rates
+            if rate.direction == direction and rate.path == path
+        )
+        if not points:
+            return 0.0
+        sizes, speeds = zip(*points, strict=True)
+        return float(np.interp(math.log2(max(1, run_nbytes)), sizes, speeds))
+
+    def best(self, direction: Direction, run_nbytes: int, paths: Collection[Path]) -> Path:
+        """Choose the way that takes least of the multiprocessors among those within 5 % of the fastest."""
+        speeds = {path: self.speed(direction, path, run_nbytes) for path in paths}
+        enough = _AS_GOOD * max(speeds.values())
+        return next(path for path in _BY_COST if path in speeds and speeds[path] >= enough)
+
+
+def calibrate(
+    device: str, folder: FilePath, paths: Collection[Path], measure: Callable[[], tuple[Rate, ...]]
+) -> Calibration:
+    """Read what was kept of this device, else measure and keep it. A folder that cannot be written is no harm."""
+    file = folder / f"transfer-{re.sub(r'[^A-Za-z0-9.]+', '-', device)}.json"
+    try:
+        kept = msgspec.json.decode(file.read_bytes(), type=Calibration)
+        if kept.device == device and {rate.path for rate in kept.rates} >= set(paths):
+            return kept
+    except (OSError, msgspec.MsgspecError):
+        logger.debug("no calibration in %s", file)
+    found = Calibration(device, measure())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}.partial")
+        partial.write_bytes(msgspec.json.encode(found))
+        partial.replace(file)
+    except OSError as exc:
+        logger.info("the calibration of %s is not kept: %s", device, exc)
+    return found
+
+
+def measure(
+    site: Site, movers: MakeMovers, clock: Callable[[], float] = time.perf_counter
+) -> tuple[Rate, ...]:
+    """Time each way in both directions at each size that a slot holds. Writes into slots: they must be free."""
+    rates: list[Rate] = []
+    stream = site.streams.open()
+    for run_nbytes in (size for size in SIZES if size <= site.arena.slot_nbytes):
+        trial, work, pages = _trial(site, run_nbytes)
+        for direction in Direction:
+            for path, mover in movers(trial, {0: [pages]}, direction).items():
+                seconds = statistics.median(_times(trial, mover, work, stream, clock))
+                speed = trial.layout.moved_nbytes(work) / max(1e-9, seconds)
+                rates.append(Rate(direction, path, run_nbytes, speed))
+    return tuple(rates)
+
+
+def _times(
+    site: Site, mover: Mover, work: Work, stream: int, clock: Callable[[], float]
+) -> list[float]:
+    """Seconds from the call to the end of the copy; the first call is not counted, it compiles and allocates."""
+    seconds = []
+    for _ in range(1 + _REPEATS):
+        started = clock()
+        mover.move(work, stream, site.streams.mark(COMPUTE))
+        site.streams.mark(stream).wait()
+        seconds.append(clock() - started)
+    return seconds[1:]
+
+
+def _trial(site: Site, run_nbytes: int) -> tuple[Site, Work, torch.Tensor]:
+    """Lay pages out so that no two of them make one run."""
+    per_chunk = max(1, min(site.arena.slot_nbytes, 2 << 20) // run_nbytes)
+    chunks = max(1, min(site.arena.slots, NBYTES // (per_chunk * run_nbytes)))
+    blocks = chunks * per_chunk
+    rows = torch.zeros((blocks, 2 * run_nbytes), dtype=torch.int8, device=site.device)
+    plane = Plane(rows.data_ptr(), 2 * run_nbytes, run_nbytes)
+    layout = Layout({0: [plane]}, per_chunk, zeros=rows.data_ptr())
+    order = np.random.default_rng(0).permutation(blocks).reshape(chunks, per_chunk)
+    work = Work(0, np.arange(chunks), order)
+    return site._replace(layout=layout), work, rows[:, :run_nbytes]

@@ -1,0 +1,177 @@
+"""The ways between device pages and slots. Each starts its work on a stream and returns at once.
+
+batched   the copy engine, run by run: no multiprocessor is used, small runs are slow
+kernel    a few multiprocessors read or write the pinned slots themselves
+staged    a kernel gathers chunks in a buffer on the device, the copy engine moves the buffer
+plain     the same with torch's own kernels: works wherever torch has streams
+"""
+
+from abc import ABC, abstractmethod
+from enum import StrEnum
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from kvtier.arena import Arena
+from kvtier.transfer.plan import Addresses, Layout, Runs, Work
+from kvtier.transfer.streams import COMPUTE, Mark, Streams
+
+STAGE_NBYTES = 32 << 20
+"""Bytes on the device of one staging buffer, more where a chunk is larger; there are two per direction."""
+
+
+class Path(StrEnum):
+    """The names of the ways, as calibrations keep them."""
+
+    BATCHED = "batched"
+    STAGED = "staged"
+    KERNEL = "kernel"
+    PLAIN = "plain"
+
+
+class Direction(StrEnum):
+    """Which way bytes go."""
+
+    OFFLOAD = "offload"
+    ONLOAD = "onload"
+
+
+class Copier(ABC):
+    """Copies by address that run on the current stream. The arrays are read before the call returns."""
+
+    @abstractmethod
+    def copy(self, dst: Addresses, src: Addresses, nbytes: Addresses, direction: Direction) -> None:
+        """Copy with the copy engine; the order within a call is open.
+
+        Raises:
+            OSError: the driver refused.
+        """
+
+    @abstractmethod
+    def kernel(self, dst: Addresses, src: Addresses, nbytes: Addresses) -> None:
+        """Copy with a few multiprocessors; host addresses must be pinned."""
+
+
+class Mover(ABC):
+    """Starts transfers of one direction one way."""
+
+    @abstractmethod
+    def move(self, work: Work, stream: int, after: Mark) -> None:
+        """Start it on `stream`, with no access to a page before `after` has passed."""
+
+
+class Site(NamedTuple):
+    """What every way needs."""
+
+    arena: Arena
+    layout: Layout
+    streams: Streams
+    copier: Copier | None
+    device: torch.device
+
+    def runs(self, work: Work, direction: Direction) -> Runs:
+        """List the runs of a direction."""
+        if direction is Direction.OFFLOAD:
+            return self.layout.offload_runs(work)
+        return self.layout.onload_runs(work)
+
+    def slots(self, work: Work) -> Addresses:
+        """Return the address of each chunk's slot."""
+        return (self.arena.address + work.slots * self.arena.slot_nbytes).astype(np.uint64)
+
+
+class DirectMover(Mover):
+    """Run by run between page and slot, by the copy engine or by the kernel."""
+
+    def __init__(self, site: Site, direction: Direction, path: Path) -> None:
+        assert site.copier is not None
+        self._site = site
+        self._copier = site.copier
+        self._direction = direction
+        self._kernel = path is Path.KERNEL
+
+    def move(self, work: Work, stream: int, after: Mark) -> None:
+        site = self._site
+        runs = site.runs(work, self._direction)
+        slots = site.slots(work)[runs.chunk] + runs.offset
+        ends = (slots, runs.device)
+        dst, src = ends if self._direction is Direction.OFFLOAD else ends[::-1]
+        site.streams.after(stream, after)
+        if self._kernel:
+            site.streams.run(stream, partial(self._copier.kernel, dst, src, runs.nbytes))
+        else:
+            site.streams.run(
+                stream, partial(self._copier.copy, dst, src, runs.nbytes, self._direction)
+            )
+
+
+class StagedMover(Mover):
+    """Chunks meet in a buffer on the device; two buffers and two streams, so that both halves overlap."""
+
+    def __init__(self, site: Site, direction: Direction) -> None:
+        assert site.copier is not None
+        self._site = site
+        self._copier = site.copier
+        self._direction = direction
+        self._aside = site.streams.open()
+        self._buffers: list[torch.Tensor] = []  # taken at the first use
+        self._free: list[Mark | None] = [None, None]
+        self._turn = 0
+
+    def move(self, work: Work, stream: int, after: Mark) -> None:
+        streams, nbytes = self._site.streams, self._site.layout.chunk_nbytes(work.group)
+        streams.after(stream, after)
+        streams.after(self._aside, after)
+        if not self._buffers:
+            self._take(stream)
+        first, second = self._aside, stream
+        if self._direction is Direction.ONLOAD:
+            first, second = second, first
+        try:
+            for part in work.parts(max(1, self._buffers[0].numel() // nbytes)):
+                self._part(part, first, second)
+        finally:  # what was started ends before what `stream` is given next, and before its next mark
+            streams.after(stream, streams.mark(self._aside))
+
+    def _part(self, part: Work, first: int, second: int) -> None:
+        """Fill the next buffer on one stream and empty it on the other."""
+        streams = self._site.streams
+        i = self._turn = 1 - self._turn
+        free = self._free[i]
+        if free is not None:
+            streams.after(first, free)
+        gather, copy = self._steps(part, self._buffers[i].data_ptr())
+        steps = (gather, copy) if self._direction is Direction.OFFLOAD else (copy, gather)
+        streams.run(first, steps[0])
+        streams.after(second, streams.mark(first))
+        streams.run(second, steps[1])
+        self._free[i] = streams.mark(second)
+
+    def _steps(self, part: Work, buffer: int) -> tuple["partial[None]", "partial[None]"]:
+        site = self._site
+        nbytes = site.layout.chunk_nbytes(part.group)
+        chunks = (buffer + np.arange(len(part.slots)) * nbytes).astype(np.uint64)
+        runs = site.runs(part, self._direction)
+        pages, staged, slots = runs.device, chunks[runs.chunk] + runs.offset, site.slots(part)
+        sizes = np.full(len(slots), nbytes, np.uint64)
+        if self._direction is Direction.OFFLOAD:
+            return (
+                partial(self._copier.kernel, staged, pages, runs.nbytes),
+                partial(self._copier.copy, slots, chunks, sizes, self._direction),
+            )
+        return (
+            partial(self._copier.kernel, pages, staged, runs.nbytes),
+            partial(self._copier.copy, chunks, slots, sizes, self._direction),
+        )
+
+    def _take(self, stream: int) -> None:
+        """Take the buffers; whoever had that memory may not be through with it on the allocating stream."""
+        layout, streams = self._site.layout, self._site.streams
+        nbytes = max(STAGE_NBYTES, *map(layout.chunk_nbytes, layout.planes))
+        self._buffers = [
+            torch.empty(nbytes, dtype=torch.uint8, device=self._site.device) for _ in range(2)
+        ]
+        for each in (stream, self._aside):
+            streams.after(each, streams.mark(COMPUTE))

@@ -1,0 +1,111 @@
+"""The engine for devices with streams: one stream per direction, several ways, no wait on the caller's thread."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path as FilePath
+
+import torch
+
+from kvtier.arena import Arena
+from kvtier.transfer.calibration import Calibration, calibrate, measure
+from kvtier.transfer.engine import ChunkCopy, Transfer, TransferEngine, Urgency
+from kvtier.transfer.hardware import Hardware
+from kvtier.transfer.line import Line, Start, inline
+from kvtier.transfer.paths import Direction, DirectMover, Mover, Path, Site, StagedMover
+from kvtier.transfer.pinning import Pinning
+from kvtier.transfer.plain import PlainMover
+from kvtier.transfer.plan import Layout, Plane, Work
+
+CACHE = FilePath.home() / ".cache" / "kvtier"
+
+Pages = Mapping[int, Sequence[torch.Tensor]]
+
+
+class StreamTransferEngine(TransferEngine):
+    """Takes the fastest way for each transfer. An arena that is not pinned is copied by a thread per direction:
+    the device's library waits inside such copies, and the caller must not.
+    """
+
+    def __init__(
+        self,
+        arena: Arena,
+        pages: Pages,
+        blocks_per_chunk: int,
+        hardware: Hardware,
+        *,
+        paths: Sequence[Path] = tuple(Path),
+        cache: FilePath = CACHE,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(arena, pages, blocks_per_chunk)
+        self._closing = ExitStack()
+        self._pinning = Pinning(arena, hardware.registrar)
+        self._closing.callback(self._pinning.close)
+        largest = max(t.shape[1] for tensors in self.pages.values() for t in tensors)
+        self._zeros = torch.zeros(largest, dtype=torch.int8, device=hardware.device)
+        planes = {g: [_plane(t) for t in tensors] for g, tensors in self.pages.items()}
+        layout = Layout(planes, blocks_per_chunk, self._zeros.data_ptr())
+        site = Site(arena, layout, hardware.streams, hardware.copier, hardware.device)
+        self.paths = tuple(path for path in hardware.paths(self._pinning.pinned) if path in paths)
+        self.calibration = self._calibrate(site, hardware.name, cache)
+        self._lines = {
+            direction: Line(
+                hardware.streams,
+                layout,
+                partial(self._choose, layout, self._movers(site, self.pages, direction), direction),
+                self._start(hardware, direction),
+                clock,
+            )
+            for direction in Direction
+        }
+
+    def offload(self, copies: Sequence[ChunkCopy]) -> Transfer:
+        return self._lines[Direction.OFFLOAD].submit(copies, Urgency.DEMAND)
+
+    def onload(self, copies: Sequence[ChunkCopy], urgency: Urgency = Urgency.DEMAND) -> Transfer:
+        return self._lines[Direction.ONLOAD].submit(copies, urgency)
+
+    def close(self) -> None:
+        for line in self._lines.values():
+            line.drain()
+        self._closing.close()
+
+    def _start(self, hardware: Hardware, direction: Direction) -> Start:
+        if self._pinning.pinned:
+            return inline
+        pool = ThreadPoolExecutor(1, f"kvtier-{direction}", initializer=hardware.enter_thread)
+        self._closing.callback(pool.shutdown)
+        return pool.submit
+
+    def _calibrate(self, site: Site, name: str, cache: FilePath) -> Calibration | None:
+        if len(self.paths) == 1:
+            return None
+        return calibrate(name, cache, self.paths, partial(measure, site, self._movers))
+
+    def _movers(self, site: Site, pages: Pages, direction: Direction) -> dict[Path, Mover]:
+        return dict(self._each_mover(site, pages, direction))
+
+    def _each_mover(
+        self, site: Site, pages: Pages, direction: Direction
+    ) -> Iterator[tuple[Path, Mover]]:
+        for path in self.paths:
+            if path is Path.PLAIN:
+                yield path, PlainMover(site, pages, direction)
+            elif path is Path.STAGED:
+                yield path, StagedMover(site, direction)
+            else:
+                yield path, DirectMover(site, direction, path)
+
+    def _choose(
+        self, layout: Layout, movers: Mapping[Path, Mover], direction: Direction, work: Work
+    ) -> Mover:
+        if self.calibration is None:
+            return movers[self.paths[0]]
+        return movers[self.calibration.best(direction, layout.run_nbytes(work), self.paths)]
+
+
+def _plane(tensor: torch.Tensor) -> Plane:
+    return Plane(tensor.data_ptr(), tensor.stride(0) * tensor.element_size(), tensor.shape[1])

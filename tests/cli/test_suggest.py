@@ -1,0 +1,90 @@
+"""`kvtier config suggest`: what it prints is what an engine can start with."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kvtier.cli.geometry import read_geometry
+from kvtier.cli.suggest import compose, zero_blocks
+from kvtier.config import load
+from kvtier.errors import ConfigError
+from tests import trees
+from tests.trees import GIB
+
+LLAMA_8B = {
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "hidden_size": 4096,
+    "torch_dtype": "bfloat16",
+}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
+    return tmp_path
+
+
+def test_what_it_writes_is_loaded_again(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "kvtier.yaml"
+    command = [sys.executable, "-m", "kvtier.cli", "config", "suggest", "--model", str(model)]
+    command += [
+        "--path",
+        str(tmp_path / "cache"),
+        "--tp",
+        "2",
+        "--output",
+        str(file),
+        "--deepspeed",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    config = load(file)
+    assert [tier.kind for tier in config.tiers][0::2] == ["dram"]
+    assert config.tiers[-1].options == {"path": str(tmp_path / "cache")}
+    assert not (tmp_path / "cache").exists()
+    assert f"vllm serve {model}" in done.stdout
+    assert "--tensor-parallel-size 2" in done.stdout
+    transfer = done.stdout.partition("--kv-transfer-config '")[2].partition("'")[0]
+    assert json.loads(transfer)["kv_connector_extra_config"] == {"kvtier": str(file)}
+    blocks = json.loads(done.stdout[done.stdout.rindex("\n{") :])
+    assert blocks["zero_optimization"]["offload_param"]["nvme_path"] == str(tmp_path / "cache")
+
+
+def test_without_a_file_the_yaml_is_on_the_screen(model: Path) -> None:
+    command = [sys.executable, "-m", "kvtier.cli", "config", "suggest", "--model", str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    text = done.stdout.partition("\nvllm serve")[0]
+    assert load(yaml.safe_load(text)).tiers[0].capacity
+    assert "# no file tier: name a directory" in text
+
+
+def test_half_of_the_container_and_the_memory_only_node(model: Path, tmp_path: Path) -> None:
+    root = trees.cxl(tmp_path / "machine")
+    trees.cgroup(root, 100 * GIB, 20 * GIB)
+    made = compose(read_geometry(model, ranks=1), model, None, 1, 16, root=root)
+    assert made.raw["tiers"] == [
+        {"name": "dram", "kind": "dram", "capacity": "40GiB", "numa": "auto"},
+        {"name": "cxl", "kind": "memory", "capacity": "57GiB", "numa": [1]},
+    ]
+    assert "dram: room for 327,680 tokens" in made.notes  # 40 GiB of 128 KiB per token
+
+
+def test_no_room_for_one_chunk_is_said(model: Path, tmp_path: Path) -> None:
+    root = trees.one_socket(tmp_path / "machine")
+    trees.cgroup(root, 3 << 20, 0)
+    with pytest.raises(ConfigError, match="no room for one chunk"):
+        compose(read_geometry(model, ranks=1), model, None, 1, 16, root=root)
+
+
+def test_deepspeed_takes_the_blocks() -> None:
+    config = pytest.importorskip("deepspeed.runtime.zero.offload_config")
+    offload = zero_blocks(Path("/mnt/nvme"), 8)["zero_optimization"]
+    assert isinstance(offload, dict)
+    taken = config.DeepSpeedZeroOffloadParamConfig(**offload["offload_param"])
+    assert str(taken.nvme_path) == "/mnt/nvme"

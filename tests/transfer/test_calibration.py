@@ -1,0 +1,107 @@
+"""The way is chosen by what was measured, and by what it costs the multiprocessors."""
+
+from pathlib import Path as FilePath
+
+import pytest
+import torch
+
+from kvtier.arena import Arena
+from kvtier.transfer.calibration import Calibration, Rate, calibrate
+from kvtier.transfer.paths import Direction, Path
+from kvtier.transfer.stream_engine import StreamTransferEngine
+from tests.transfer.contract import pages
+from tests.transfer.simulated import RecordingCopier, hardware
+
+FAST = (Path.BATCHED, Path.STAGED, Path.KERNEL)
+KIB = 1 << 10
+
+
+def table(**speeds: tuple[float, float]) -> Calibration:
+    """Speeds of each way at 4 KiB and at 64 KiB."""
+    rates = [
+        Rate(Direction.ONLOAD, Path(path), nbytes, speed)
+        for path, pair in speeds.items()
+        for nbytes, speed in zip((4 * KIB, 64 * KIB), pair, strict=True)
+    ]
+    return Calibration("d", tuple(rates))
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "path"),
+    [
+        (1, Path.KERNEL),
+        (4 * KIB, Path.KERNEL),
+        (16 * KIB, Path.KERNEL),
+        (48 * KIB, Path.BATCHED),
+        (64 * KIB, Path.BATCHED),
+        (1 << 20, Path.BATCHED),
+    ],
+)
+def test_the_fastest_way_at_that_size(nbytes: int, path: Path) -> None:
+    measured = table(batched=(5, 52), staged=(20, 30), kernel=(45, 45))
+    assert measured.best(Direction.ONLOAD, nbytes, FAST) is path
+
+
+def test_within_five_percent_what_takes_fewest_multiprocessors() -> None:
+    measured = table(batched=(90, 96), staged=(96, 97), kernel=(100, 100))
+    assert measured.best(Direction.ONLOAD, 4 * KIB, FAST) is Path.STAGED
+    assert measured.best(Direction.ONLOAD, 64 * KIB, FAST) is Path.BATCHED
+
+
+def test_speeds_between_sizes_are_on_a_logarithmic_scale() -> None:
+    measured = table(batched=(10, 50))
+    assert measured.speed(Direction.ONLOAD, Path.BATCHED, 16 * KIB) == 30
+    assert measured.speed(Direction.OFFLOAD, Path.BATCHED, 16 * KIB) == 0
+
+
+def test_a_calibration_is_kept_per_device(tmp_path: FilePath) -> None:
+    measured = [0]
+
+    def measure() -> tuple[Rate, ...]:
+        measured[0] += 1
+        return table(batched=(1, 2)).rates
+
+    first = calibrate("NVIDIA H200 / a", tmp_path, [Path.BATCHED], measure)
+    assert calibrate("NVIDIA H200 / a", tmp_path, [Path.BATCHED], measure) == first
+    assert measured == [1]
+    calibrate("NVIDIA H200 / b", tmp_path, [Path.BATCHED], measure)
+    calibrate("NVIDIA H200 / a", tmp_path, FAST, measure)  # CuPy was installed meanwhile
+    assert measured == [3]
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"device": 1}', b"\xff"])
+def test_a_file_that_is_no_calibration_is_replaced(tmp_path: FilePath, content: bytes) -> None:
+    rates = table(batched=(1, 2)).rates
+    calibrate("d", tmp_path, [Path.BATCHED], lambda: rates)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(content)
+    assert calibrate("d", tmp_path, [Path.BATCHED], lambda: rates).rates == rates
+    assert file.read_bytes() != content
+
+
+def test_a_folder_that_cannot_be_written_is_no_harm(tmp_path: FilePath) -> None:
+    (tmp_path / "file").write_text("")
+    rates = table(batched=(1, 2)).rates
+    assert calibrate("d", tmp_path / "file", [Path.BATCHED], lambda: rates).rates == rates
+
+
+def test_an_engine_measures_every_way_at_the_sizes_that_its_slots_hold(tmp_path: FilePath) -> None:
+    arena, copier = Arena(4, 16 * KIB), RecordingCopier()
+    tensors = pages([4096])
+    before = tensors[0].clone()
+    engine = StreamTransferEngine(arena, {0: tensors}, 4, hardware(copier=copier), cache=tmp_path)
+    assert engine.calibration is not None
+    measured = {(r.direction, r.path, r.run_nbytes) for r in engine.calibration.rates}
+    assert measured == {
+        (direction, path, nbytes)
+        for direction in Direction
+        for path in Path
+        for nbytes in (4 * KIB, 16 * KIB)
+    }
+    assert all(rate.bytes_per_s > 0 for rate in engine.calibration.rates)
+    assert torch.equal(tensors[0], before)
+    seen = len(copier.calls)
+    StreamTransferEngine(arena, {0: tensors}, 4, hardware(copier=copier), cache=tmp_path).close()
+    assert len(copier.calls) == seen
+    engine.close()
+    arena.close()
