@@ -71,9 +71,7 @@ class KVTierWorker(OffloadingWorker):
         placing.settle(self.arena, nodes, ranks, fill=dram.capacity is not None)
         self._engine = _transfer_engine(self.arena, pages, self.blocks_per_chunk)
         layouts = {g: self._layout(layout.get(g, "the pages were not looked at"), g) for g in pages}
-        self.io = _start_io(
-            self._config, config, self.arena, self.group_nbytes, layouts, self.node
-        )
+        self.io = _start_io(self._config, config, self.arena, self.group_nbytes, layouts, self.node)
         self._jobs: dict[int, _Job] = {}
         self._failed: dict[int, set[int]] = {}
         self._invalid_blocks: set[int] = set()

@@ -14,6 +14,7 @@ from tests.engine.models import prompts
 from tests.engine.scenarios import TOKENS, Reference
 
 PROMPTS = prompts(6, 900, seed=77)
+ASKED_OF_LLAMA = PROMPTS
 HINTS: dict[str, Any] = {
     "kvtier": {"session_id": "s", "priority": 2, "ttl_s": 60, "session_end": True}
 }
@@ -40,13 +41,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / "priority_policy.py").write_text(blocks("write-a-policy.md", "python")[0])
     (made / "my_hooks.py").write_text(HOOKS)
     return made
-
-
-@pytest.fixture(scope="module")
-def reference(engine: EngineFactory, llama: Path) -> Reference:
-    known = Reference(llama)
-    known.learn(engine, PROMPTS)
-    return known
 
 
 @pytest.fixture(scope="module")
