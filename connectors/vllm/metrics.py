@@ -63,6 +63,11 @@ COUNTERS: "tuple[_Metric[CacheStats], ...]" = (
     _Metric(
         "kvtier:orphans", "Chunks refused because their parent is nowhere.", lambda s: s.orphans
     ),
+    _Metric(
+        "kvtier:not_admitted", "Chunks that DRAM's policy did not admit.", lambda s: s.not_admitted
+    ),
+    _Metric("kvtier:hook_failures", "Calls of hooks that failed.", lambda s: s.hook_failures),
+    _Metric("kvtier:vetoes", "Entries and evictions that hooks refused.", lambda s: s.vetoes),
     _Metric("kvtier:demotions", "Chunks that left DRAM downwards.", lambda s: s.demotions),
     _Metric("kvtier:dropped", "Chunks that left DRAM and are in no tier.", lambda s: s.dropped),
     _Metric("kvtier:vanished", "Chunks of a hit that were gone at its load.", lambda s: s.vanished),

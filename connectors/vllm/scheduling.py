@@ -101,7 +101,13 @@ class Scheduling:
             return
         self._hellos = hellos
         agree(self._hellos, self._ranks, digest(self._config))
-        brain = build_brain(self._config, self._base.config, self._hellos, self._ranks)
+        brain = build_brain(
+            self._config,
+            self._base.config,
+            self._hellos,
+            local_ranks=self._ranks,
+            width=self._vllm_config.model_config.get_hidden_size(),
+        )
         groups = [group.group_idx for group in self._base.config.kv_group_configs]
         self.manager.attach(brain, groups, self._base._req_status)
         why = identity.ephemeral(self._vllm_config, self._hellos, self._config)
