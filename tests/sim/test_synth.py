@@ -60,7 +60,7 @@ def test_private_blocks_are_new_in_each_copy_and_shared_ones_are_not() -> None:
 
 
 def test_a_seed_is_a_trace(tmp_path: Path) -> None:
-    files = []
+    files: list[Trace] = []
     for seed, suffix in ((3, "jsonl"), (3, "jsonl.gz"), (4, "jsonl")):
         path = tmp_path / f"{len(files)}.{suffix}"
         assert write(path, stream(drawn(seed, 512, MODEL), 200), 512) == 200
