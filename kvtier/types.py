@@ -33,6 +33,9 @@ class OpKind(IntEnum):
         7  # remove foreign namespaces of `tier`, unlocked and oldest first, until `nbytes` are free
     )
     HASTEN = 8  # raise queued operation `target` to `priority`; never answered
+    SCORE = (
+        9  # sample the keys of the chunk in slot `target`; MISSING: how they lie there is not known
+    )
 
 
 class Priority(IntEnum):
@@ -69,7 +72,9 @@ class TierOp(NamedTuple):
     parent: bytes = b""  # key of the chunk before it, empty at the start; kept in the record
     priority: Priority = Priority.DEMAND
     deadline_s: float = math.inf  # seconds from its receipt after which a queued READ fails
-    target: int = 0  # CANCEL, HASTEN: the other operation's `op`
+    target: int = (
+        0  # CANCEL, HASTEN: the other operation's `op`. SCORE: a slot, that is not held for it
+    )
     nbytes: int = 0  # RECLAIM: bytes wanted
     text: str = ""  # OPEN, RESET: the namespace manifest
 
@@ -83,6 +88,7 @@ class OpResult(NamedTuple):
     nbytes: int = 0  # READ, WRITE: of the whole record; OPEN, RECLAIM: foreign ones left
     seconds: float = 0.0  # in service, without the time queued
     error: str = ""  # for people
+    score: float = 0.0  # SCORE: the mean L2 norm of the sampled keys
 
 
 class ScanBatch(NamedTuple):

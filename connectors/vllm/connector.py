@@ -173,6 +173,7 @@ class KVTierConnector(OffloadingConnector):
     # Workers
 
     def register_kv_caches(self, kv_caches: "dict[str, torch.Tensor]") -> None:
+        self.rank.learn(kv_caches)
         super().register_kv_caches(kv_caches)
         self.rank.attach()
 

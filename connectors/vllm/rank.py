@@ -15,11 +15,16 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.worker import (
 from kvtier.config import Config, digest
 from kvtier.connectors.vllm.guard import Guard
 from kvtier.connectors.vllm.identity import weights_identity
+from kvtier.connectors.vllm.layout import find_pages
 from kvtier.connectors.vllm.messages import Hello, KVTierMetadata, KVTierWorkerMetadata
+from kvtier.connectors.vllm.spec import KVTierSpec
 from kvtier.connectors.vllm.worker import KVTierWorker
 from kvtier.types import OpResult, ScanBatch
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
@@ -39,6 +44,7 @@ class Rank:
         self.guard = Guard()
         self._config = config
         self._vllm_config = vllm_config
+        self._kv_cache_config = kv_cache_config
         self._base = base
         self._one_group = len(kv_cache_config.kv_cache_groups) == 1
         self._said_broken = False
@@ -55,6 +61,13 @@ class Rank:
         """Load jobs of vLLM in flight, by the request that waits for each."""
         loads: dict[int, str] = self._base._load_jobs
         return loads
+
+    def learn(self, caches: "Mapping[str, torch.Tensor]") -> None:
+        """Find out how the backend fills its pages, before our worker is built."""
+        spec = self._base.spec
+        assert isinstance(spec, KVTierSpec)
+        if len(self._config.tiers) > 1:
+            spec.pages = find_pages(self._vllm_config, self._kv_cache_config, caches)
 
     def attach(self) -> None:
         """Put the guard between vLLM and our worker."""

@@ -1,6 +1,6 @@
 """The spec that vLLM's offloading connector builds its two halves from. Cheap to import: the API server does."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm.v1.kv_offload.base import (
     CanonicalKVCaches,
@@ -9,12 +9,23 @@ from vllm.v1.kv_offload.base import (
     OffloadingSpec,
     OffloadingWorker,
 )
+from vllm.v1.kv_offload.config import OffloadingConfig
 
 from kvtier.connectors.vllm import metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from kvtier.connectors.vllm.layout import Pages
 
 
 class KVTierSpec(OffloadingSpec):
     """Names our manager and worker; `KVTierConnector` has set what vLLM reads before this is built."""
+
+    def __init__(self, config: OffloadingConfig) -> None:
+        super().__init__(config)
+        self.pages: Mapping[int, Pages | str] = {}
+        """How each group fills its pages, or why that is not known; set in a worker before `get_worker`."""
 
     @classmethod
     def build_metric_definitions(
@@ -30,4 +41,4 @@ class KVTierSpec(OffloadingSpec):
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
         from kvtier.connectors.vllm.worker import KVTierWorker
 
-        return KVTierWorker(self.config, kv_caches)
+        return KVTierWorker(self.config, kv_caches, self.pages)

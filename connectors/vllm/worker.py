@@ -1,8 +1,9 @@
 """The worker side: this rank's arena, its copies, and its end of the I/O process."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -18,9 +19,11 @@ from vllm.v1.kv_offload.config import OffloadingConfig
 from kvtier.arena import PAGE, Arena
 from kvtier.config import Config, default_dram_nbytes, load, to_builtins
 from kvtier.connectors.vllm.guard import Guard
+from kvtier.connectors.vllm.layout import Pages
 from kvtier.connectors.vllm.messages import SlotSpec
 from kvtier.errors import ConfigError
 from kvtier.io_process.client import IoClient, IoSetup
+from kvtier.layout import ChunkLayout
 from kvtier.transfer.cpu import CpuTransferEngine
 from kvtier.transfer.engine import ChunkCopy, Transfer, TransferEngine, chunk_nbytes
 from kvtier.types import NO_SLOT, OpResult, ScanBatch, TierOp
@@ -44,7 +47,12 @@ class KVTierWorker(OffloadingWorker):
     engine: what failed is in `take_failed` and `take_invalid_blocks`.
     """
 
-    def __init__(self, config: OffloadingConfig, caches: CanonicalKVCaches) -> None:
+    def __init__(
+        self,
+        config: OffloadingConfig,
+        caches: CanonicalKVCaches,
+        layout: Mapping[int, Pages | str] = MappingProxyType({}),
+    ) -> None:
         self._config = load(config.extra_config.get("kvtier"))
         self.blocks_per_chunk = config.cache.blocks_per_chunk
         self._groups = [group.group_id for group in config.groups]
@@ -55,7 +63,8 @@ class KVTierWorker(OffloadingWorker):
         ranks = local_ranks(config)
         self.arena = Arena(dram_share(self._config, ranks) // slot_nbytes, slot_nbytes)
         self._engine = _transfer_engine(self.arena, pages, self.blocks_per_chunk)
-        self.io = _start_io(self._config, config, self.arena, self.group_nbytes)
+        layouts = {g: self._layout(layout.get(g, "the pages were not looked at"), g) for g in pages}
+        self.io = _start_io(self._config, config, self.arena, self.group_nbytes, layouts)
         self._jobs: dict[int, _Job] = {}
         self._failed: dict[int, set[int]] = {}
         self._invalid_blocks: set[int] = set()
@@ -129,6 +138,11 @@ class KVTierWorker(OffloadingWorker):
             self.io.close()
         self._engine.close()
         self.arena.close()
+
+    def _layout(self, pages: Pages | str, group: int) -> ChunkLayout | str:
+        if isinstance(pages, str):
+            return pages
+        return pages.chunk(len(self.pages[group]), self.blocks_per_chunk, self.group_nbytes[group])
 
     def _store(self, job_id: int, device: GPULoadStoreSpec, slots: SlotSpec) -> bool:
         copies, torn = self._copies(slots, device)
@@ -231,7 +245,11 @@ def _transfer_engine(
 
 
 def _start_io(
-    config: Config, vllm: OffloadingConfig, arena: Arena, group_nbytes: dict[int, int]
+    config: Config,
+    vllm: OffloadingConfig,
+    arena: Arena,
+    group_nbytes: dict[int, int],
+    layouts: dict[int, ChunkLayout | str],
 ) -> IoClient | None:
     if len(config.tiers) == 1:
         return None
@@ -245,6 +263,7 @@ def _start_io(
             arena_nbytes=arena.nbytes,
             slot_nbytes=arena.slot_nbytes,
             group_nbytes=group_nbytes,
+            layouts=layouts,
             tiers=[to_builtins(tier) for tier in config.tiers[1:]],
             threads=config.io.threads,
             idle_write_bytes_per_s=config.io.idle_write,

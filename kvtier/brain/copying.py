@@ -9,6 +9,7 @@ from kvtier.brain.demotion import Demotion
 from kvtier.brain.plans import LoadPlan, StorePlan
 from kvtier.brain.promotion import Promotion
 from kvtier.brain.requests import Request
+from kvtier.brain.scoring import Scoring
 from kvtier.hook import HookKind
 from kvtier.index import IN_TIER0, TIERS
 from kvtier.policy import AdmissionPolicy
@@ -37,6 +38,7 @@ class Copying:
         core: Core,
         demotion: Demotion,
         promotion: Promotion,
+        scoring: Scoring,
         admission: AdmissionPolicy | None,
     ) -> None:
         self.plans: dict[int, Copies] = {}
@@ -45,6 +47,7 @@ class Copying:
         self._ledger = core.ledger
         self._demotion = demotion
         self._promotion = promotion
+        self._scoring = scoring
         self._admission = admission
         self._ids = count(1)
 
@@ -115,6 +118,7 @@ class Copying:
         good = [key for key in keys if key not in failed] if failed else keys
         self._ledger.arrived(good)
         self._demotion.stored(good)
+        self._scoring.stored(good)
         self._core.counters.stores += len(good)
 
     def _storable(

@@ -35,6 +35,7 @@ class Flight:
     status: OpStatus = OpStatus.OK
     nbytes: int = 0
     seconds: float = 0.0
+    score: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -101,6 +102,7 @@ class Flights:
         flight.left &= ~bit
         flight.nbytes = max(flight.nbytes, result.nbytes)
         flight.seconds = max(flight.seconds, result.seconds)
+        flight.score = max(flight.score, result.score)
         if _SEVERITY[result.status] > _SEVERITY[flight.status]:
             flight.status = result.status
         if _keeps_awake(flight):

@@ -230,6 +230,13 @@ class Ledger:
         row = self.index.rows.get(key)
         return 0 if row is None else self.index.ends[row]
 
+    def rate(self, key: BlockKey, slot: int, score: float) -> None:
+        """Note the score of a chunk, if it is still in the slot in which it was sampled."""
+        if self.index.resident(key):
+            row = self.index.rows[key]
+            if self.index.slots[row] == slot:
+                self.index.scores[row] = score
+
     def score(self, key: BlockKey) -> float | None:
         """Return a chunk's score, None if it has none."""
         row = self.index.rows.get(key)

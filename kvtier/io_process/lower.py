@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ from kvtier.io_process import record
 from kvtier.io_process.buffers import Bytes, ScratchPool, Slots
 from kvtier.io_process.plugins import Decoders
 from kvtier.io_process.record import PAGE, Header, Identity, padded
+from kvtier.io_process.scoring import key_norm, objection
+from kvtier.layout import ChunkLayout
 from kvtier.tier import Entry, Tier
 from kvtier.types import OpKind, OpStatus, TierOp
 
@@ -29,6 +32,7 @@ class Served(NamedTuple):
     status: OpStatus
     nbytes: int = 0
     error: str = ""
+    score: float = 0.0
 
 
 class _Change(NamedTuple):
@@ -60,6 +64,7 @@ class LowerTier:
         rank: int,
         slots: Slots,
         group_nbytes: Mapping[int, int],
+        layouts: Mapping[int, ChunkLayout | str] = MappingProxyType({}),
     ) -> None:
         self.name = name
         self._tier = tier
@@ -68,6 +73,8 @@ class LowerTier:
         self._rank = rank
         self._slots = slots
         self._group_nbytes = group_nbytes
+        self._layouts = layouts
+        self._unscored: set[int] = set()  # groups of which it was said that they cannot be
         self._scratch = ScratchPool(padded(max(group_nbytes.values())))
         self._session: _Session | None = None
         self._pending: _Change | None = None
@@ -75,6 +82,7 @@ class LowerTier:
             OpKind.READ: self._read,
             OpKind.WRITE: self._write,
             OpKind.REMOVE: self._remove,
+            OpKind.SCORE: self._score,
         }
 
     @property
@@ -94,7 +102,7 @@ class LowerTier:
         self._pending = None
 
     def serve(self, op: TierOp, epoch: int) -> Served:
-        """Run a READ, WRITE or REMOVE that was received in `epoch`.
+        """Run a READ, WRITE, REMOVE or SCORE that was received in `epoch`.
 
         Raises:
             TierError: the medium failed, or nothing is open.
@@ -175,6 +183,17 @@ class LowerTier:
     def _remove(self, op: TierOp, namespace: str) -> Served:
         self._tier.remove(op.key)
         return Served(OpStatus.OK)
+
+    def _score(self, op: TierOp, namespace: str) -> Served:
+        layout = self._layouts.get(op.group, "nobody said")
+        why = objection(layout)
+        if why or isinstance(layout, str):
+            if op.group not in self._unscored:
+                self._unscored.add(op.group)
+                logger.warning("chunks of group %d cannot be scored: %s", op.group, why)
+            return Served(OpStatus.MISSING, error=why)
+        chunk = self._slots.view(op.target)[: self._group_nbytes[op.group]]
+        return Served(OpStatus.OK, score=key_norm(chunk, layout))
 
     def _again(self) -> _Change | None:
         """The OPEN that would bring back a directory that somebody removed."""

@@ -129,7 +129,13 @@ def open_tiers(setup: IoSetup, arena_fd: int) -> list[LowerTier]:
         codec = make_codec(tier.codec)
         lower.append(
             LowerTier(
-                tier.name, make_tier(tier, site), codec, setup.rank, slots, setup.group_nbytes
+                tier.name,
+                make_tier(tier, site),
+                codec,
+                setup.rank,
+                slots,
+                setup.group_nbytes,
+                setup.layouts,
             )
         )
     return lower

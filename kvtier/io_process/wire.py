@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from kvtier.layout import ChunkLayout
 from kvtier.types import OpResult, ScanBatch, TierOp
 
 _HEAD = struct.Struct("<IB")
@@ -36,6 +37,7 @@ class IoSetup(msgspec.Struct, frozen=True, kw_only=True):
     arena_nbytes: int
     slot_nbytes: int  # a multiple of 4 KiB
     group_nbytes: dict[int, int]  # raw bytes of one chunk on this rank, per KV-cache group
+    layouts: dict[int, ChunkLayout | str] = {}  # of a chunk of each group, or why it is not known
     tiers: list[
         dict[str, object]
     ]  # builtins of each lower tier's TierConfig; TierOp.tier 1 is the first
