@@ -8,14 +8,13 @@ from kvtier.brain.core import Core
 from kvtier.brain.demotion import Demotion
 from kvtier.brain.plans import LoadPlan, StorePlan
 from kvtier.brain.promotion import Promotion
-from kvtier.brain.requests import Request
+from kvtier.brain.requests import Request, Spot
 from kvtier.brain.scoring import Scoring
 from kvtier.hook import HookKind
 from kvtier.index import IN_TIER0, TIERS
 from kvtier.policy import AdmissionPolicy
 from kvtier.types import NO_SLOT, TIER0, BlockKey
 
-_Spot = tuple[BlockKey | None, int]  # parent and end token
 _NOTHING = StorePlan(0, (), (), ())
 
 
@@ -123,18 +122,17 @@ class Copying:
 
     def _storable(
         self, request: Request, keys: Sequence[BlockKey]
-    ) -> tuple[dict[BlockKey, _Spot], list[BlockKey]]:
+    ) -> tuple[dict[BlockKey, Spot], list[BlockKey]]:
         """Return the keys to take in, with their places, and, of their parents, those that tier 0 holds."""
-        index, spot_of = self._ledger.index, self._core.layout.spot
+        index = self._ledger.index
         asked = self._admission is not None or self._ledger.hooks.watches(HookKind.INSERT)
-        rows, owned = index.rows, index.slots
-        fresh: dict[BlockKey, _Spot] = {}
+        row_of, owned = index.rows.get, index.slots
+        missing = [  # not here, nor on its way
+            key for key in keys if (row := row_of(key)) is None or owned[row] == NO_SLOT
+        ]
+        fresh: dict[BlockKey, Spot] = {}
         parents: list[BlockKey] = []
-        for key in keys:
-            row = rows.get(key)
-            if row is not None and owned[row] != NO_SLOT:
-                continue  # here, or on its way
-            spot = spot_of(request, key)
+        for key, spot in zip(missing, self._core.layout.spots(request, missing), strict=True):
             if spot is None or (asked and not self._admits(key, spot[1])):
                 continue
             parent = spot[0]

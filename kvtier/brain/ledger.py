@@ -310,11 +310,10 @@ class Ledger:
         index, insert = self.index, self.policies[tier].insert
         ends, parents = index.ends, index.parents
         rows = [index.rows[key] for key in keys]
-        pairs = list(zip(keys, rows, strict=True))
         depths = [ends[row] for row in rows]
         if any(map(ge, depths, depths[1:])):
-            pairs.sort(key=lambda pair: ends[pair[1]], reverse=True)
-        else:
-            pairs.reverse()
-        for key, row in pairs:
+            pairs = [*zip(reversed(keys), reversed(rows), strict=True)]  # equals keep their order
+            pairs.sort(key=lambda pair: ends[pair[1]])
+            keys, rows = [key for key, _ in pairs], [row for _, row in pairs]
+        for key, row in zip(reversed(keys), reversed(rows), strict=True):
             insert(key, parents[row])
