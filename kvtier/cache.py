@@ -335,6 +335,7 @@ class TieredCache:
                 self._core.flights.cancel(flight)
         self._copying.clear()
         self._promotion.fills.clear()
+        self._core.ahead.clear()
         self._demotion.clear()
         self._told.clear()
         self._scoring.clear()
@@ -382,6 +383,7 @@ class TieredCache:
     def _count_hits(self, known: Request, keys: Sequence[BlockKey]) -> None:
         self._ledger.touch(known, keys)
         self._told.accessed(known, keys)
+        self._core.ahead.used(keys)
         fresh = keys[known.counted :]
         known.counted = max(known.counted, len(keys))
         self._ledger.hooks.tell(HookKind.HIT, TIER0, fresh)

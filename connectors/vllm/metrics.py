@@ -78,6 +78,9 @@ COUNTERS: "tuple[_Metric[CacheStats], ...]" = (
     ),
     _Metric("kvtier:late_reads", "Hits cut short by a deadline.", lambda s: s.late_reads),
     _Metric("kvtier:prefetches", "Chunks read ahead of a request.", lambda s: s.prefetches),
+    _Metric("kvtier:prefetched_bytes", "Bytes read ahead.", lambda s: s.prefetched_bytes),
+    _Metric("kvtier:prefetch_useful_bytes", "Of these, used later.", lambda s: s.useful_bytes),
+    _Metric("kvtier:prefetch_wasted_bytes", "Of these, never used.", lambda s: s.wasted_bytes),
     _Metric("kvtier:resets", "Cache resets.", lambda s: s.resets),
 )
 GAUGES: "tuple[_Metric[CacheStats], ...]" = (

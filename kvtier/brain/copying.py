@@ -185,3 +185,4 @@ class Copying:
                 mine.remove(key)
                 self._ledger.unpin((key,))
         self._ledger.expel(key)
+        self._core.ahead.left(key)
