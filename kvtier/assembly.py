@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 
+from kvtier.brain.cost import EVEN_TOKENS
 from kvtier.cache import LowerTier, TieredCache
 from kvtier.config import Config, HooksConfig, Plugin, TierConfig
 from kvtier.facts import TierFacts
@@ -19,8 +20,12 @@ def assemble(
     ranks: int,
     local_ranks: int,
     clock: Callable[[], float] = time.monotonic,
+    even_tokens: float = EVEN_TOKENS,
 ) -> TieredCache:
-    """Make the brain; `local_ranks` ranks share the capacity of each tier."""
+    """Make the brain; `local_ranks` ranks share the capacity of each tier.
+
+    `even_tokens`: the context at which attention costs as much as all else of a token.
+    """
     return TieredCache(
         groups=groups,
         ranks=ranks,
@@ -30,6 +35,7 @@ def assemble(
         prefetch=[_prefetch(plugin) for plugin in config.prefetch],
         hooks=_hooks(config.hooks),
         clock=clock,
+        even_tokens=even_tokens,
         weigh_costs=config.load == "auto",
     )
 

@@ -21,6 +21,7 @@ from kvtier.brain.plans import CacheEvent, LoadPlan, LowerTier, ReadPlan, StoreP
 from kvtier.brain.promotion import Promotion
 from kvtier.brain.report import report
 from kvtier.brain.requests import Layout, Request, Roster
+from kvtier.brain.scoring import Scoring
 from kvtier.brain.slots import Slots
 from kvtier.brain.stats import CacheStats, Counters, TierStats
 from kvtier.brain.told import Told
@@ -89,9 +90,13 @@ class TieredCache:
             for low in self._core.lowers
         ]
         self._told = Told(self._core, tier0, lower, admission, prefetch)
+        core = self._core
+        self._scoring = Scoring(ledger, flights, core.lowers, core.layout, clock)
         self._demotion = Demotion(self._core, low_watermark=low_watermark)
         self._promotion = Promotion(self._core, self._demotion, read_share=read_share)
-        self._copying = Copying(self._core, self._demotion, self._promotion, self._told.admission)
+        self._copying = Copying(
+            self._core, self._demotion, self._promotion, self._scoring, self._told.admission
+        )
         self._ledger = ledger
         self._counters = self._core.counters
         self._requests = self._core.roster.requests
@@ -271,6 +276,7 @@ class TieredCache:
         for keeper in self._keepers:
             keeper.tick()
         self._demotion.tick()
+        self._scoring.tick()
         for move in self._told.due():
             self._move(move)
         self._refresh()
@@ -329,8 +335,10 @@ class TieredCache:
                 self._core.flights.cancel(flight)
         self._copying.clear()
         self._promotion.fills.clear()
+        self._core.ahead.clear()
         self._demotion.clear()
         self._told.clear()
+        self._scoring.clear()
         self._ledger.clear()
         for keeper in self._keepers:
             keeper.reset(manifest, sum(f.op.tier == keeper.lower.tier for f in old))
@@ -353,12 +361,10 @@ class TieredCache:
                 self._demotion.wrote(flight, keeper.lower, key)
             case OpKind.REMOVE:
                 keeper.lower.removed(flight, key)
-            case OpKind.OPEN | OpKind.RESET:
-                keeper.opened(flight)
-            case OpKind.RECLAIM:
-                keeper.reclaimed(flight)
-            case OpKind.PROBE:
-                keeper.probed(flight)
+            case OpKind.SCORE:
+                self._scoring.ended(flight, key)
+            case _:
+                keeper.ended(flight)
 
     def _hold(self, known: Request, keys: list[BlockKey]) -> None:
         """Pin `keys` instead of what the request held before."""
@@ -377,6 +383,7 @@ class TieredCache:
     def _count_hits(self, known: Request, keys: Sequence[BlockKey]) -> None:
         self._ledger.touch(known, keys)
         self._told.accessed(known, keys)
+        self._core.ahead.used(keys)
         fresh = keys[known.counted :]
         known.counted = max(known.counted, len(keys))
         self._ledger.hooks.tell(HookKind.HIT, TIER0, fresh)

@@ -17,6 +17,7 @@ HIT = 1 << 15  # was hit since it came
 MAX_LOWER = 13
 TIERS = (1 << (MAX_LOWER + 1)) - 1
 
+_BELOW = TIERS & ~IN_TIER0
 _NO_SCORE = math.nan
 
 
@@ -88,21 +89,21 @@ class Index:
         """Take chunks out of tier 0, with `prune`, and return their slots."""
         freed = []
         rows, flags, slots, spare = self.rows, self.flags, self.slots, self._spare
-        parents, scores, ends = self.parents, self.scores, self.ends
+        parents, scores, ends, nan = self.parents, self.scores, self.ends, _NO_SCORE
         for key in keys:
             row = rows[key]
             freed.append(slots[row])
             slots[row] = NO_SLOT
-            left = flags[row] & ~IN_TIER0
-            flags[row] = left
-            if not left & TIERS:  # as in `_free`, without a call for each
-                del rows[key]
-                if not ends[row]:
-                    self.unlinked -= 1
-                flags[row] = 0
-                parents[row] = None
-                scores[row] = _NO_SCORE
-                spare.append(row)
+            if flags[row] & _BELOW:
+                flags[row] &= ~IN_TIER0
+                continue
+            del rows[key]  # as in `_free`, without a call for each
+            if not ends[row]:
+                self.unlinked -= 1
+            flags[row] = 0
+            parents[row] = None
+            scores[row] = nan
+            spare.append(row)
         return freed
 
     def place(
@@ -110,10 +111,11 @@ class Index:
     ) -> None:
         """Give chunks that have no row yet, or one without a slot, their slots and places."""
         rows, ends, parents, owned = self.rows, self.ends, self.parents, self.slots
+        spare = self._spare
         for slot, (key, (parent, end)) in zip(slots, places, strict=False):
             row = rows.get(key)
             if row is None:
-                rows[key] = row = self._spare.pop() if self._spare else self._grow()
+                rows[key] = row = spare.pop() if spare else self._grow()
                 parents[row] = parent
                 ends[row] = end
             elif not ends[row]:

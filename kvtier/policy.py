@@ -7,7 +7,7 @@ life is told to every policy: `arrived`, `started` (it was scheduled: it waits n
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from kvtier.facts import RequestFacts, TierFacts
 from kvtier.types import BlockKey
@@ -30,6 +30,9 @@ class EvictionPolicy(Policy, ABC):
     not here (ignored). The prefix rule holds in every answer: a chunk is not a victim while one that names
     it as parent stays; the policy keeps it, whatever the order of calls.
     """
+
+    scored: ClassVar[bool] = False
+    """Whether it asks for scores, so that chunks are sampled for it."""
 
     @abstractmethod
     def insert(self, key: BlockKey, parent: BlockKey | None) -> None:

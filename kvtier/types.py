@@ -33,6 +33,7 @@ class OpKind(IntEnum):
         7  # remove foreign namespaces of `tier`, unlocked and oldest first, until `nbytes` are free
     )
     HASTEN = 8  # raise queued operation `target` to `priority`; never answered
+    SCORE = 9  # sample the keys in slot `target`; MISSING: how they lie there is not known
 
 
 class Priority(IntEnum):
@@ -69,7 +70,7 @@ class TierOp(NamedTuple):
     parent: bytes = b""  # key of the chunk before it, empty at the start; kept in the record
     priority: Priority = Priority.DEMAND
     deadline_s: float = math.inf  # seconds from its receipt after which a queued READ fails
-    target: int = 0  # CANCEL, HASTEN: the other operation's `op`
+    target: int = 0  # CANCEL, HASTEN: the other operation's `op`; SCORE: a slot, not held for it
     nbytes: int = 0  # RECLAIM: bytes wanted
     text: str = ""  # OPEN, RESET: the namespace manifest
 
@@ -84,6 +85,7 @@ class OpResult(NamedTuple):
     seconds: float = 0.0  # in service, without the time queued
     error: str = ""  # for people
     codec: str = ""  # WRITE: what the record is encoded with
+    score: float = 0.0  # SCORE: the mean L2 norm of the sampled keys
 
 
 class ScanBatch(NamedTuple):

@@ -4,6 +4,7 @@ A request continues a lineage only if it covers that lineage's whole last prompt
 cut short): with less, a system prompt that everybody shares would make one lineage of all.
 """
 
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,11 @@ from kvtier.types import BlockKey
 
 _LIMIT = 1 << 16  # lineages that are remembered; the one that was used longest ago is forgotten
 _GROWN = 0.3  # of a prompt: with more that is new, what it continues is a shared text, not a conversation
-_TURNS = (0, 1, 2, 2)  # the class by turn; from the fifth on the next
-LINEAGE_KINDS = 7
+_TURNS = (0, 1, 2, 2)  # the class by turn, from 0
+_GAPS = (20.0, 60.0)  # seconds: from the fifth turn on, the class goes by the usual gap
+_AGED = 3
+_WEIGHT = 0.5  # of the last gap in the usual one, a geometric mean
+LINEAGE_KINDS = 2 * _AGED + len(_GAPS) + 1
 
 
 @dataclass(slots=True, eq=False)
@@ -29,12 +33,21 @@ class Lineage(Watched):
     session: str | None = None
     tail: tuple[BlockKey, ...] = ()  # its deepest chunks, decoded ones included
     arrived_s: float = 0.0  # its last request
-    gap_s: float = 0.0  # between its last two
+    gap_s: float = 0.0  # usual time between two
 
     def next_kind(self) -> int:
         """Return the class of what is to be expected of it now."""
-        turn = _TURNS[self.turn] if self.turn < len(_TURNS) else 3
-        return turn + 3 if self.grown and turn else turn
+        turn = _TURNS[self.turn] if self.turn < len(_TURNS) else _AGED
+        if turn and self.grown:
+            return _AGED + len(_GAPS) + turn
+        return turn if turn < _AGED else _AGED + bisect_right(_GAPS, self.gap_s)
+
+    def go_on(self, chunks: int, now: float) -> None:
+        """Note its next request."""
+        gap_s = max(now - self.arrived_s, 1e-3)
+        self.gap_s = self.gap_s ** (1 - _WEIGHT) * gap_s**_WEIGHT if self.turn else gap_s
+        self.turn += 1
+        self.grown = chunks - self.length > _GROWN * chunks
 
 
 class Lineages:
@@ -57,9 +70,7 @@ class Lineages:
             lineage = Lineage()
         else:
             self.forget(lineage)
-            lineage.turn += 1
-            lineage.gap_s = request.arrived_s - lineage.arrived_s
-            lineage.grown = len(keys) - lineage.length > _GROWN * len(keys)
+            lineage.go_on(len(keys), request.arrived_s)
         lineage.arrived_s, lineage.length = request.arrived_s, len(keys)
         lineage.session = session or lineage.session
         lineage.tips = tuple(key for key in keys[-2:] if key not in shared)

@@ -4,13 +4,16 @@ It asks as the connector asks, and asserts that what it is promised comes true. 
 apply (no request, no plan) it does nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from kvtier.cache import LowerTier, StorePlan, TieredCache, TierStats, WriteMode
-from kvtier.policies.eviction.lru import LruPolicy
+from kvtier.config import Plugin
+from kvtier.facts import TierFacts
 from kvtier.policies.prefetch.arrival import ArrivalPolicy
+from kvtier.policy import AdmissionPolicy, EvictionPolicy
+from kvtier.registry import build
 from kvtier.types import NO_SLOT, BlockKey, OpKind, OpResult, OpStatus, ScanBatch, TierOp
 from tests.fake_ranks import FULL, RECORD, WINDOW, Clock, Content, Ranks, chain
 
@@ -38,7 +41,19 @@ class Shape(NamedTuple):
     hybrid: bool = False
     prefetch: bool = False
     watermark: float = 0.2
+    eviction: str = "lru"
+    admission: str = "always"
     found: tuple[tuple[str, int], ...] = ()  # (name, chunk) in the lower tiers at start
+
+
+def eviction(name: str) -> Callable[[TierFacts], EvictionPolicy]:
+    return lambda facts: build("eviction", Plugin(kind=name), facts)
+
+
+def admission(name: str) -> Callable[[TierFacts], AdmissionPolicy] | None:
+    if name == "always":
+        return None
+    return lambda facts: build("admission", Plugin(kind=name), facts)
 
 
 class Engine:
@@ -52,7 +67,8 @@ class Engine:
         self.cache = TieredCache(
             groups=[FULL, WINDOW] if shape.hybrid else [FULL],
             ranks=shape.ranks,
-            tier0=LruPolicy,
+            tier0=eviction(shape.eviction),
+            admission=admission(shape.admission),
             lower=[
                 LowerTier(
                     name=f"tier{i}",
@@ -60,7 +76,8 @@ class Engine:
                     write=mode,
                     deadline_s=2.0,
                     persistent=True,
-                    eviction=LruPolicy,
+                    eviction=eviction(shape.eviction),
+                    admission=admission(shape.admission),
                     max_writes=3,
                     max_idle_writes=3,
                 )

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from kvtier.cache import WriteMode
+from kvtier.registry import ADMISSION, EVICTION
 from kvtier.types import OpStatus
 from tests.fake_engine import Engine, Shape
 
@@ -38,6 +39,8 @@ class Machine(RuleBasedStateMachine):
             hybrid=st.booleans(),
             prefetch=st.booleans(),
             watermark=st.sampled_from([0.0, 0.2, 0.5]),
+            eviction=st.sampled_from(sorted(EVICTION)),
+            admission=st.sampled_from(sorted(ADMISSION)),
             found=st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 7)), max_size=6).map(
                 tuple
             ),
@@ -192,7 +195,11 @@ def random_calls(engine: Engine, rng: random.Random) -> list[tuple[int, Callable
 @pytest.mark.parametrize("seed", range(60))
 def test_the_brain_never_lies_on_long_walks(seed: int) -> None:
     rng = random.Random(seed)
-    engine = Engine(random_shape(rng))
+    evictions, admissions = sorted(EVICTION), ["always", *sorted(ADMISSION)]
+    shape = random_shape(rng)._replace(
+        eviction=evictions[seed % len(evictions)], admission=admissions[seed % len(admissions)]
+    )
+    engine = Engine(shape)
     calls = random_calls(engine, rng)
     weights = [weight for weight, _ in calls]
     for _ in range(400):

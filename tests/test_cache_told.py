@@ -10,7 +10,7 @@ from kvtier.policies.admission.second_use import SecondUsePolicy
 from kvtier.policies.eviction.lru import LruPolicy
 from kvtier.policy import AdmissionPolicy, Move, PrefetchPolicy
 from kvtier.sim.blocks import serve
-from kvtier.types import BlockKey
+from kvtier.types import BlockKey, OpKind, OpResult, OpStatus, Priority, TierOp
 from tests.fake_ranks import FULL, RECORD, WINDOW, Clock, Ranks, chain
 
 A, B, C = chain("a", 3), chain("b", 3), chain("c", 3)
@@ -188,3 +188,69 @@ def test_a_move_waits_for_its_time_and_keeps_nobody_awake() -> None:
     assert [made._ledger.index.resident(key) for key in A] == [True] * 3
     assert made.stats().prefetches == 3
     made.check()
+
+
+class Scored(LruPolicy):
+    """LRU that would like scores."""
+
+    scored = True
+
+
+def scoring(slots: int = 8) -> tuple[TieredCache, list[TierOp]]:
+    """Make a brain whose first chunks are stored, and take what it orders."""
+    lower = LowerTier(
+        name="nvme",
+        capacity=100 * RECORD,
+        write=WriteMode.ON_EVICT,
+        deadline_s=2.0,
+        persistent=True,
+        eviction=LruPolicy,
+    )
+    made = TieredCache(groups=[FULL], ranks=1, tier0=Scored, lower=[lower], low_watermark=0.0)
+    made.open(slots, "{}")
+    (start,) = made.drain()
+    made.complete([OpResult(0, start.op, OpStatus.OK)])
+    serve(made, "r", A)
+    return made, made.drain()
+
+
+def test_what_was_stored_is_scored_at_leisure() -> None:
+    made, ops = scoring()
+    facts = made._ledger.policies[0].facts
+    assert [(op.kind, op.key, op.priority) for op in ops] == [
+        (OpKind.SCORE, key, Priority.IDLE) for key in A
+    ]
+    assert len({op.target for op in ops}) == 3
+    norms = [4.0, 6.0, 5.0]
+    answers = [OpResult(0, op.op, OpStatus.OK, score=n) for op, n in zip(ops, norms, strict=True)]
+    made.complete(answers)
+    scores = [facts.score(key) for key in A]
+    assert all(score is not None and 0 < score < 1 for score in scores)
+    serve(made, "s", B)
+    fresh = made.drain()
+    low, high, _ = [
+        OpResult(0, op.op, OpStatus.OK, score=n)
+        for op, n in zip(fresh, [1.0, 9.0, 5.0], strict=True)
+    ]
+    made.complete([low, high])
+    assert (facts.score(B[0]) or 0) > 0.9
+    assert (facts.score(B[1]) or 1) < 0.1
+    assert facts.score(B[2]) is None
+    made.check()
+
+
+def test_a_score_of_a_slot_that_changed_hands_is_thrown_away() -> None:
+    made, ops = scoring(slots=3)
+    made.reset("{}")
+    made.complete([OpResult(0, op.op, OpStatus.OK, score=1.0) for op in ops])
+    assert made._ledger.score(A[0]) is None
+    made.check()
+
+
+def test_no_layout_no_more_scores(caplog: pytest.LogCaptureFixture) -> None:
+    made, ops = scoring()
+    made.complete([OpResult(0, op.op, OpStatus.MISSING) for op in ops])
+    serve(made, "s", B)
+    assert not [op for op in made.drain() if op.kind is OpKind.SCORE]
+    assert "go by recency" in caplog.text
+    assert made.stats().tiers[1].failures == ()

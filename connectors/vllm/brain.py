@@ -16,9 +16,14 @@ if TYPE_CHECKING:
 
 
 def build_brain(
-    config: Config, vllm: "SchedulerOffloadConfig", hellos: Sequence[Hello], local_ranks: int
+    config: Config,
+    vllm: "SchedulerOffloadConfig",
+    hellos: Sequence[Hello],
+    *,
+    local_ranks: int,
+    width: int,
 ) -> TieredCache:
-    """Make the brain; `local_ranks` ranks share the capacity of each tier."""
+    """Make the brain; `local_ranks` ranks share the capacity of each tier. `width` is the model's hidden size."""
     groups = [
         GroupSpec(
             index=group.group_idx,
@@ -28,4 +33,10 @@ def build_brain(
         )
         for group in vllm.kv_group_configs
     ]
-    return assemble(config, groups, ranks=len(hellos), local_ranks=local_ranks)
+    return assemble(
+        config,
+        groups,
+        ranks=len(hellos),
+        local_ranks=local_ranks,
+        even_tokens=6.0 * width,  # see Costs.prefill_s
+    )

@@ -141,14 +141,19 @@ class KVTierConnector(OffloadingConnector):
     def request_finished(
         self, request: "Request", block_ids: list[int]
     ) -> tuple[bool, dict[str, Any] | None]:
-        self._cancel(request)
+        self._finished(request)
         return super().request_finished(request, block_ids)
 
     def request_finished_all_groups(
         self, request: "Request", block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        self._cancel(request)
+        self._finished(request)
         return super().request_finished_all_groups(request, block_ids)
+
+    def shutdown(self) -> None:
+        if self._scheduling is not None:
+            self._scheduling.guard.run(self._scheduling.close, None)
+        super().shutdown()
 
     def bind_gpu_block_pool(self, gpu_block_pool: "BlockPool") -> None:
         super().bind_gpu_block_pool(gpu_block_pool)
@@ -169,6 +174,11 @@ class KVTierConnector(OffloadingConnector):
     def _cancel(self, request: "Request") -> None:
         side = self.scheduling
         side.guard.run(partial(side.cancel, request.request_id), None)
+
+    def _finished(self, request: "Request") -> None:
+        self._cancel(request)
+        side = self.scheduling
+        side.guard.run(partial(side.finished, request), None)
 
     # Workers
 

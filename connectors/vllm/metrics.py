@@ -63,6 +63,11 @@ COUNTERS: "tuple[_Metric[CacheStats], ...]" = (
     _Metric(
         "kvtier:orphans", "Chunks refused because their parent is nowhere.", lambda s: s.orphans
     ),
+    _Metric(
+        "kvtier:not_admitted", "Chunks that DRAM's policy did not admit.", lambda s: s.not_admitted
+    ),
+    _Metric("kvtier:hook_failures", "Calls of hooks that failed.", lambda s: s.hook_failures),
+    _Metric("kvtier:vetoes", "Entries and evictions that hooks refused.", lambda s: s.vetoes),
     _Metric("kvtier:demotions", "Chunks that left DRAM downwards.", lambda s: s.demotions),
     _Metric("kvtier:dropped", "Chunks that left DRAM and are in no tier.", lambda s: s.dropped),
     _Metric("kvtier:vanished", "Chunks of a hit that were gone at its load.", lambda s: s.vanished),
@@ -73,6 +78,9 @@ COUNTERS: "tuple[_Metric[CacheStats], ...]" = (
     ),
     _Metric("kvtier:late_reads", "Hits cut short by a deadline.", lambda s: s.late_reads),
     _Metric("kvtier:prefetches", "Chunks read ahead of a request.", lambda s: s.prefetches),
+    _Metric("kvtier:prefetched_bytes", "Bytes read ahead.", lambda s: s.prefetched_bytes),
+    _Metric("kvtier:prefetch_useful_bytes", "Of these, used later.", lambda s: s.useful_bytes),
+    _Metric("kvtier:prefetch_wasted_bytes", "Of these, never used.", lambda s: s.wasted_bytes),
     _Metric("kvtier:resets", "Cache resets.", lambda s: s.resets),
 )
 GAUGES: "tuple[_Metric[CacheStats], ...]" = (

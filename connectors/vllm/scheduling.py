@@ -22,6 +22,7 @@ from kvtier.connectors.vllm.hints import Hints
 from kvtier.connectors.vllm.manager import TieredCacheManager
 from kvtier.connectors.vllm.messages import Hello, KVTierMetadata, KVTierWorkerMetadata, SlotSpec
 from kvtier.errors import ConfigError
+from kvtier.sim.recorder import Recorder
 from kvtier.types import BlockKey, OpKind, TierOp
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Scheduling:
         self._jobs: dict[int, _Job] = {}
         self._reading: set[str] = set()
         self._fail_loads = False
+        self._recorder: Recorder | None = None
         self._step_started = (0.0, 0)
 
     @property
@@ -101,9 +103,18 @@ class Scheduling:
             return
         self._hellos = hellos
         agree(self._hellos, self._ranks, digest(self._config))
-        brain = build_brain(self._config, self._base.config, self._hellos, self._ranks)
+        brain = build_brain(
+            self._config,
+            self._base.config,
+            self._hellos,
+            local_ranks=self._ranks,
+            width=self._vllm_config.model_config.get_hidden_size(),
+        )
         groups = [group.group_idx for group in self._base.config.kv_group_configs]
         self.manager.attach(brain, groups, self._base._req_status)
+        if self._config.trace is not None:
+            group = self._base.config.kv_group_configs[self._prefix_group()]
+            self._recorder = Recorder(self._config.trace, group.tokens_per_chunk)
         why = identity.ephemeral(self._vllm_config, self._hellos, self._config)
         for tier, _ in identity.lossy(self._config):
             logger.warning(
@@ -125,6 +136,21 @@ class Scheduling:
             hints = hints._replace(session_id=getattr(request, "session_id", None))
         persist = hints.persist and (request.lora_request is None or self._config.persist_lora)
         self.manager.arrive(request.request_id, hints._replace(persist=persist))
+        if self._recorder is not None:
+            state = self._base._req_status[request.request_id].group_states[self._prefix_group()]
+            keys = [BlockKey(key) for key in state.offload_keys]
+            tokens = request.num_prompt_tokens
+            self._recorder.arrived(request.request_id, keys, tokens, hints.session_id)
+
+    def finished(self, request: "Request") -> None:
+        """Note that a request has its last token."""
+        if self._recorder is not None:
+            self._recorder.departed(request.request_id, request.num_output_tokens)
+
+    def close(self) -> None:
+        """Leave nothing behind that still writes."""
+        if self._recorder is not None:
+            self._recorder.close()
 
     def reading(self, request: "Request") -> bool:
         """Whether reads for this request are still under way; O(1)."""
@@ -210,6 +236,12 @@ class Scheduling:
             TierOp(_FORSAKEN + tier, OpKind.RESET, tier=tier, text=text)
             for tier in range(1, len(self._config.tiers))
         ]
+
+    def _prefix_group(self) -> int:
+        """Return the position of the group whose chunks stand for a whole prefix: the first of full attention."""
+        groups = self._base.config.kv_group_configs
+        full = (i for i, group in enumerate(groups) if group.sliding_window_size_in_chunks is None)
+        return next(full, 0)
 
     def _open(self) -> None:
         self._opened = True

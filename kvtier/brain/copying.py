@@ -8,13 +8,13 @@ from kvtier.brain.core import Core
 from kvtier.brain.demotion import Demotion
 from kvtier.brain.plans import LoadPlan, StorePlan
 from kvtier.brain.promotion import Promotion
-from kvtier.brain.requests import Request
+from kvtier.brain.requests import Request, Spot
+from kvtier.brain.scoring import Scoring
 from kvtier.hook import HookKind
 from kvtier.index import IN_TIER0, TIERS
 from kvtier.policy import AdmissionPolicy
 from kvtier.types import NO_SLOT, TIER0, BlockKey
 
-_Spot = tuple[BlockKey | None, int]  # parent and end token
 _NOTHING = StorePlan(0, (), (), ())
 
 
@@ -37,6 +37,7 @@ class Copying:
         core: Core,
         demotion: Demotion,
         promotion: Promotion,
+        scoring: Scoring,
         admission: AdmissionPolicy | None,
     ) -> None:
         self.plans: dict[int, Copies] = {}
@@ -45,6 +46,7 @@ class Copying:
         self._ledger = core.ledger
         self._demotion = demotion
         self._promotion = promotion
+        self._scoring = scoring
         self._admission = admission
         self._ids = count(1)
 
@@ -115,22 +117,22 @@ class Copying:
         good = [key for key in keys if key not in failed] if failed else keys
         self._ledger.arrived(good)
         self._demotion.stored(good)
+        self._scoring.stored(good)
         self._core.counters.stores += len(good)
 
     def _storable(
         self, request: Request, keys: Sequence[BlockKey]
-    ) -> tuple[dict[BlockKey, _Spot], list[BlockKey]]:
+    ) -> tuple[dict[BlockKey, Spot], list[BlockKey]]:
         """Return the keys to take in, with their places, and, of their parents, those that tier 0 holds."""
-        index, spot_of = self._ledger.index, self._core.layout.spot
+        index = self._ledger.index
         asked = self._admission is not None or self._ledger.hooks.watches(HookKind.INSERT)
-        rows, owned = index.rows, index.slots
-        fresh: dict[BlockKey, _Spot] = {}
+        row_of, owned = index.rows.get, index.slots
+        missing = [  # not here, nor on its way
+            key for key in keys if (row := row_of(key)) is None or owned[row] == NO_SLOT
+        ]
+        fresh: dict[BlockKey, Spot] = {}
         parents: list[BlockKey] = []
-        for key in keys:
-            row = rows.get(key)
-            if row is not None and owned[row] != NO_SLOT:
-                continue  # here, or on its way
-            spot = spot_of(request, key)
+        for key, spot in zip(missing, self._core.layout.spots(request, missing), strict=True):
             if spot is None or (asked and not self._admits(key, spot[1])):
                 continue
             parent = spot[0]
@@ -183,3 +185,4 @@ class Copying:
                 mine.remove(key)
                 self._ledger.unpin((key,))
         self._ledger.expel(key)
+        self._core.ahead.left(key)

@@ -1,8 +1,9 @@
 """What the parts of one brain share."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from kvtier.brain.ahead import Ahead
 from kvtier.brain.cost import Costs
 from kvtier.brain.flights import Flights
 from kvtier.brain.ledger import Ledger
@@ -23,3 +24,4 @@ class Core:
     costs: Costs
     counters: Counters
     clock: Callable[[], float]
+    ahead: Ahead = field(default_factory=Ahead)

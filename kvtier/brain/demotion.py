@@ -131,6 +131,7 @@ class Demotion:
             lower.counters.refused += self._wanted(lower, key)
         self._counters.evictions += 1
         self._ledger.expel(key)
+        self._core.ahead.left(key)
         self._ledger.policies[TIER0].evicted(key)
 
     def _save(self, key: BlockKey) -> bool:

@@ -36,6 +36,7 @@ class Flight:
     nbytes: int = 0
     seconds: float = 0.0
     codec: str = ""  # WRITE: of the record
+    score: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -103,6 +104,7 @@ class Flights:
         flight.nbytes = max(flight.nbytes, result.nbytes)
         flight.seconds = max(flight.seconds, result.seconds)
         flight.codec = result.codec or flight.codec
+        flight.score = max(flight.score, result.score)
         if _SEVERITY[result.status] > _SEVERITY[flight.status]:
             flight.status = result.status
         if _keeps_awake(flight):

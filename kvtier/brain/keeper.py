@@ -78,6 +78,16 @@ class Keeper:
         self._lingering -= 1
         self._open_if_ready()
 
+    def ended(self, flight: Flight) -> None:
+        """Take the answer to what this ordered."""
+        match flight.op.kind:
+            case OpKind.OPEN | OpKind.RESET:
+                self.opened(flight)
+            case OpKind.RECLAIM:
+                self.reclaimed(flight)
+            case OpKind.PROBE:
+                self.lower.breaker.probed(ok=flight.ok)
+
     def opened(self, flight: Flight) -> None:
         """Take the answer to OPEN or RESET; a failure is ordered again later."""
         if flight.ok:
@@ -99,10 +109,6 @@ class Keeper:
         if before - left < asked:
             self._reclaim_at = self._clock() + _RECLAIM_S
         self.lower.set_foreign(left)
-
-    def probed(self, flight: Flight) -> None:
-        """Take the answer to PROBE."""
-        self.lower.breaker.probed(ok=flight.ok)
 
     def scanned(self, batch: ScanBatch) -> None:
         """Take a batch of what was there at start; after a reset batches are of an old namespace."""

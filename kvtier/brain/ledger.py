@@ -230,6 +230,13 @@ class Ledger:
         row = self.index.rows.get(key)
         return 0 if row is None else self.index.ends[row]
 
+    def rate(self, key: BlockKey, slot: int, score: float) -> None:
+        """Note the score of a chunk, if it is still in the slot in which it was sampled."""
+        if self.index.resident(key):
+            row = self.index.rows[key]
+            if self.index.slots[row] == slot:
+                self.index.scores[row] = score
+
     def score(self, key: BlockKey) -> float | None:
         """Return a chunk's score, None if it has none."""
         row = self.index.rows.get(key)
@@ -303,11 +310,10 @@ class Ledger:
         index, insert = self.index, self.policies[tier].insert
         ends, parents = index.ends, index.parents
         rows = [index.rows[key] for key in keys]
-        pairs = list(zip(keys, rows, strict=True))
         depths = [ends[row] for row in rows]
         if any(map(ge, depths, depths[1:])):
-            pairs.sort(key=lambda pair: ends[pair[1]], reverse=True)
-        else:
-            pairs.reverse()
-        for key, row in pairs:
+            pairs = [*zip(reversed(keys), reversed(rows), strict=True)]  # equals keep their order
+            pairs.sort(key=lambda pair: ends[pair[1]])
+            keys, rows = [key for key, _ in pairs], [row for _, row in pairs]
+        for key, row in zip(reversed(keys), reversed(rows), strict=True):
             insert(key, parents[row])

@@ -24,6 +24,7 @@ class Fill:
     flight: Flight
     waiters: dict[str, Request] = field(default_factory=dict)
     cancelled: bool = False
+    ahead: bool = False  # ordered with nobody waiting
 
 
 class Promotion:
@@ -85,8 +86,10 @@ class Promotion:
         for key in keys:
             if key in self.fills or self._ledger.index.resident(key):
                 continue
-            if self._demotion.pressed or self._start(key, Priority.PREFETCH) is None:
+            fill = None if self._demotion.pressed else self._start(key, Priority.PREFETCH)
+            if fill is None:
                 return
+            fill.ahead = True
             self._core.counters.prefetches += 1
 
     def _reach(self, request: Request) -> int:
@@ -134,6 +137,9 @@ class Promotion:
         lower.answered(flight, key)
         if flight.ok:
             self._ledger.hooks.tell(HookKind.PROMOTE, lower.tier, (key,))
+            if fill.ahead:
+                nbytes = self._layout.group(key).nbytes
+                self._core.ahead.landed(key, nbytes, awaited=bool(fill.waiters))
         else:
             self._ledger.abandon(key)
         for request in fill.waiters.values():

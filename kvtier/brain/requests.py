@@ -82,6 +82,9 @@ class Place(NamedTuple):
     end: int
 
 
+Spot = tuple[BlockKey | None, int]  # a `Place` for loops over every chunk
+
+
 class Layout:
     """The KV-cache groups: turns a chunk's index in a request into its place."""
 
@@ -112,7 +115,7 @@ class Layout:
         spot = self.spot(request, key)
         return None if spot is None else Place(*spot)
 
-    def spot(self, request: Request, key: BlockKey) -> tuple[BlockKey | None, int] | None:
+    def spot(self, request: Request, key: BlockKey) -> Spot | None:
         """Return what `place` does as a plain pair: for loops over every chunk."""
         i = request.places.get(key)
         if i is None:
@@ -122,6 +125,16 @@ class Layout:
         if i == 0 or group.window_chunks is not None:
             return None, (i + 1) * group.chunk_tokens
         return request.groups[position][i - 1], (i + 1) * group.chunk_tokens
+
+    def spots(self, request: Request, keys: Sequence[BlockKey]) -> list[Spot | None]:
+        """Return the `spot` of each key."""
+        if len(self.groups) > 1 or self.groups[0].window_chunks is not None:
+            return [self.spot(request, key) for key in keys]
+        prefix, tokens = request.groups[0], self.groups[0].chunk_tokens
+        return [
+            None if i is None else (prefix[i - 1] if i else None, (i + 1) * tokens)
+            for i in map(request.places.get, keys)
+        ]
 
     def keys(self, groups: Sequence[Sequence[BlockKey]]) -> tuple[GroupKeys, ...]:
         """Return a request's keys with what their groups are."""

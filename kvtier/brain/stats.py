@@ -105,6 +105,9 @@ class CacheStats:
     refused_reads: int  # requests that are computed because reading costs more
     late_reads: int  # requests whose reads missed their deadline
     prefetches: int  # chunks ordered ahead
+    prefetched_bytes: int  # that came up before a request asked
+    useful_bytes: int  # of these, that a request then used
+    wasted_bytes: int  # of these, that left tier 0 unused
     resets: int
     hook_failures: int  # calls that raised or took too long
     hooks_disabled: int  # hooks that are called no more

@@ -22,6 +22,7 @@ COMMANDS = {
     "demo": "kvtier.cli.demo",
     "replay": "kvtier.cli.replay",
     "trace": "kvtier.cli.trace",
+    "plan": "kvtier.cli.plan",
 }
 
 

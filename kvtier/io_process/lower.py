@@ -15,6 +15,7 @@ from kvtier.io_process import record, shelf
 from kvtier.io_process.buffers import Bytes, ScratchPool, Slots
 from kvtier.io_process.plugins import Decoders
 from kvtier.io_process.record import PAGE, Header, Identity, padded
+from kvtier.io_process.scoring import key_norm, objection
 from kvtier.io_process.shelf import TierShelf
 from kvtier.io_process.wire import IoSetup
 from kvtier.tier import Entry, Site, Tier
@@ -33,6 +34,7 @@ class Served(NamedTuple):
     nbytes: int = 0
     error: str = ""
     codec: str = ""  # WRITE: what the record is encoded with
+    score: float = 0.0
 
 
 class _Change(NamedTuple):
@@ -80,6 +82,8 @@ class LowerTier:
         self._rank = site.rank
         self._slots = slots
         self._group_nbytes = setup.group_nbytes
+        self._layouts = setup.layouts
+        self._unscored: set[int] = set()  # groups of which it was said that they cannot be
         self._facts = {group: setup.facts(group) for group in setup.group_nbytes}
         self._scratch = ScratchPool(padded(max(setup.group_nbytes.values()) + MARGIN))
         self._session: _Session | None = None
@@ -87,6 +91,7 @@ class LowerTier:
         self._verbs = {
             OpKind.READ: self._read,
             OpKind.REMOVE: self._remove,
+            OpKind.SCORE: self._score,
         }
 
     @property
@@ -107,7 +112,7 @@ class LowerTier:
         self._pending = None
 
     def serve(self, op: TierOp, epoch: int, waiting: int = 0) -> Served:
-        """Run a READ, WRITE or REMOVE that was received in `epoch`, while so many reads wait for a thread.
+        """Run a READ, WRITE, REMOVE or SCORE that was received in `epoch`, while so many reads wait for a thread.
 
         Raises:
             TierError: the medium failed, or nothing is open.
@@ -192,6 +197,17 @@ class LowerTier:
     def _remove(self, op: TierOp, namespace: str) -> Served:
         self._tier.remove(op.key)
         return Served(OpStatus.OK)
+
+    def _score(self, op: TierOp, namespace: str) -> Served:
+        layout = self._layouts.get(op.group, "nobody said")
+        why = objection(layout)
+        if why or isinstance(layout, str):
+            if op.group not in self._unscored:
+                self._unscored.add(op.group)
+                logger.warning("chunks of group %d cannot be scored: %s", op.group, why)
+            return Served(OpStatus.MISSING, error=why)
+        chunk = self._slots.view(op.target)[: self._group_nbytes[op.group]]
+        return Served(OpStatus.OK, score=key_norm(chunk, layout))
 
     def _again(self) -> _Change | None:
         """The OPEN that would bring back a directory that somebody removed."""

@@ -55,9 +55,9 @@ class Service:
             self._queue.hasten(op.target, op.priority)
         elif op.tier not in self._tiers:
             self.answer(op, Served(OpStatus.ERROR, error=f"there is no tier {op.tier} here"))
-        elif op.kind in (OpKind.READ, OpKind.WRITE, OpKind.REMOVE):
+        elif op.kind in (OpKind.READ, OpKind.WRITE, OpKind.REMOVE, OpKind.SCORE):
             deadline = self._clock() + op.deadline_s if op.kind is OpKind.READ else math.inf
-            nbytes = self._group_nbytes.get(op.group, 0)
+            nbytes = 0 if op.kind is OpKind.SCORE else self._group_nbytes.get(op.group, 0)
             self._queue.put(Job(op, self._tiers[op.tier].epoch, deadline, nbytes))
         else:
             tier = self._tiers[op.tier]
@@ -97,6 +97,8 @@ class Service:
         result = OpResult(
             self._rank, op.op, served.status, served.nbytes, seconds, served.error, served.codec
         )
+        if op.kind is OpKind.SCORE:
+            result = result._replace(score=served.score)
         self._outbox.add(result)
 
     def report(self, batch: ScanBatch) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvtier.assembly import assemble
+from kvtier.brain.cost import EVEN_TOKENS
 from kvtier.cache import CacheStats, TieredCache
 from kvtier.config import Config, Plugin, TierConfig
 from kvtier.errors import ConfigError
@@ -38,7 +39,14 @@ def one_tier(eviction: Plugin, admission: Plugin | None = None) -> Config:
     return Config(tiers=(tier,), load="always")
 
 
-def replay_blocks(trace: Trace, config: Config, *, slots: int, block_nbytes: int) -> BlockReplay:
+def replay_blocks(
+    trace: Trace,
+    config: Config,
+    *,
+    slots: int,
+    block_nbytes: int,
+    even_tokens: float = EVEN_TOKENS,
+) -> BlockReplay:
     """Let every request in turn look its prefix up, load what it hits and store the rest.
 
     Raises:
@@ -48,7 +56,7 @@ def replay_blocks(trace: Trace, config: Config, *, slots: int, block_nbytes: int
         raise ConfigError(f"no room for one block of {trace.block_tokens} tokens")
     clock = VirtualClock()
     group = GroupSpec(0, trace.block_tokens, None, block_nbytes)
-    cache = assemble(config, [group], ranks=1, local_ranks=1, clock=clock)
+    cache = assemble(config, [group], ranks=1, local_ranks=1, clock=clock, even_tokens=even_tokens)
     cache.open(slots, "{}")
     hits = np.zeros(len(trace), np.int64)
     for i, at in enumerate(trace.at_s.tolist()):

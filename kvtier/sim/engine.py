@@ -116,7 +116,14 @@ class _Engine:
         self._time = Timeline()
         self._chunk_nbytes = trace.block_tokens * config.replay.kv_bytes_per_token
         group = GroupSpec(0, trace.block_tokens, None, self._chunk_nbytes)
-        self._cache = assemble(config, [group], ranks=1, local_ranks=1, clock=self._time)
+        self._cache = assemble(
+            config,
+            [group],
+            ranks=1,
+            local_ranks=1,
+            clock=self._time,
+            even_tokens=config.replay.prefill_knee,
+        )
         dram, *lower = media_of(config)
         self._up = _Pipe(dram.read, dram.latency_s)
         self._down = _Pipe(dram.write, dram.latency_s)

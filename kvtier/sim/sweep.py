@@ -47,7 +47,13 @@ class BlockJob:
         else:
             config = one_tier(self.eviction, self.admission)
             slots = self.capacity_tokens // trace.block_tokens
-            done = replay_blocks(trace, config, slots=slots, block_nbytes=nbytes)
+            done = replay_blocks(
+                trace,
+                config,
+                slots=slots,
+                block_nbytes=nbytes,
+                even_tokens=self.prefill.knee,
+            )
             hits = done.hits
             moved = {"dram_in": done.stats.stores * nbytes, "dram_out": done.stats.loads * nbytes}
         value = worth(trace, hits, self.prefill)

@@ -42,7 +42,7 @@ class TierJob:
             hits_per_tier={tier.name: tier.hits for tier in done.stats.tiers},
             write_amplification=amplification,
             ttft_s=_ttft(done),
-            prefetched=_prefetched(done, nbytes),
+            prefetched=_prefetched(done),
             refused_reads=done.stats.refused_reads,
             late_reads=done.stats.late_reads,
             utilisation=done.busy_s / done.ended_s if done.ended_s else 0.0,
@@ -74,8 +74,13 @@ def _ttft(done: EngineReplay) -> Ttft:
     return Ttft(p50=p50, p95=p95, p99=p99, mean=float(done.ttft_s.mean()))
 
 
-def _prefetched(done: EngineReplay, chunk_nbytes: int) -> dict[str, int]:
-    return {"bytes": done.stats.prefetches * chunk_nbytes}
+def _prefetched(done: EngineReplay) -> dict[str, int]:
+    stats = done.stats
+    return {
+        "bytes": stats.prefetched_bytes,
+        "useful": stats.useful_bytes,
+        "wasted": stats.wasted_bytes,
+    }
 
 
 def _occupancy(done: EngineReplay) -> list[Moment]:

@@ -6,7 +6,7 @@ Block ids are prefix-chained: equal ids mean equal whole prefixes, so an id has 
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -88,7 +88,8 @@ class Trace:
 
 def keys_of(ids: Ids) -> list[BlockKey]:
     """Turn block ids into keys of the first KV-cache group."""
-    return [BlockKey((i << _GROUP_BITS).to_bytes(12, "big")) for i in ids.tolist()]
+    keys = [(i << _GROUP_BITS).to_bytes(12, "big") for i in ids.tolist()]
+    return cast(list[BlockKey], keys)
 
 
 class TraceBuilder:

@@ -25,6 +25,7 @@ class AttentionPolicy(PrefixPolicy):
     """
 
     queues = 2
+    scored = True
 
     class Config(Struct, frozen=True, kw_only=True):
         """Its options."""

@@ -42,13 +42,15 @@ class LruPolicy(EvictionPolicy):
         self._pay()
         chosen: list[BlockKey] = []
         spared: set[BlockKey | None] = set()
-        for key, parent in self._parents.items():
-            if len(chosen) >= n:
-                break
-            if key in spared or pinned(key):
-                spared.add(parent)
+        if n <= 0:
+            return chosen
+        for key in self._parents:
+            if pinned(key) or key in spared:
+                spared.add(self._parents[key])
             else:
                 chosen.append(key)
+                if len(chosen) == n:
+                    break
         return chosen
 
     def clear(self) -> None:

@@ -29,6 +29,9 @@ class WTinyLfuPolicy(PrefixPolicy):
         super().__init__(facts)
         self._config = config
         self._sketch = Sketch()
+        self._beaten = (
+            -1
+        )  # row that lost, and was not evicted yet: asking again is no second contest
 
     def entered(self, row: int, key: BlockKey) -> None:
         self._sketch.expect(sum(self.counts))
@@ -48,14 +51,22 @@ class WTinyLfuPolicy(PrefixPolicy):
         old = self.pop(_PROBATION)
         if young is None or old is None:
             return young or old or self.pop(_PROTECTED)
+        if old.row == self._beaten:
+            self.put_back(young)
+            return old
         if self._uses(young) > self._uses(old):
+            self._beaten = old.row
             self.place(young.row, _PROBATION, self.ranks[young.row])
             return old
         self.put_back(old)
         return young
 
+    def evicted(self, key: BlockKey) -> None:
+        self._beaten = -1
+
     def clear(self) -> None:
         super().clear()
+        self._beaten = -1
         self._sketch = Sketch()
 
     def _uses(self, leaf: Leaf) -> int:

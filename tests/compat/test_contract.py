@@ -12,6 +12,8 @@ CALLED = set().union(*map(source.calls, USES.values()))
 
 MODEL_FILES = {"architectures", "rope_parameters", "rope_scaling"}
 """Attributes of the model's own config.json, not of vLLM."""
+REQUEST_FIELDS = {"session_id"}
+"""Attributes of vLLM's requests that not every supported release has."""
 
 
 def none(faults: Iterator[str]) -> None:
@@ -44,7 +46,8 @@ def test_optional_configuration_exists_somewhere() -> None:
     config = contract.load("vllm.config")
 
     known = MODEL_FILES.union(
-        *(source.declared(cls) for cls in vars(config).values() if isinstance(cls, type))
+        REQUEST_FIELDS,
+        *(source.declared(cls) for cls in vars(config).values() if isinstance(cls, type)),
     )
     unknown = [
         f"{use.file}:{line}: no configuration of vLLM has {name}: the default is what you always get"

@@ -36,6 +36,7 @@ def side() -> Any:
         _req_status={},
     )
     vllm_config = SimpleNamespace(
+        model_config=SimpleNamespace(get_hidden_size=lambda: 64),
         parallel_config=SimpleNamespace(world_size=1),
         cache_config=SimpleNamespace(prefix_caching_hash_algo="sha256"),
     )

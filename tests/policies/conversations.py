@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kvtier.facts import GroupKeys, RequestFacts, RequestHints
 from kvtier.policy import EvictionPolicy
-from kvtier.testing.policies import FixedFacts, chain, touch_chain
+from kvtier.testing.policies import FixedFacts, chain, never, touch_chain
 from kvtier.types import BlockKey
 
 TURN_S = 10.0
@@ -18,10 +18,10 @@ def conversations() -> list[list[BlockKey]]:
         return [chain(f"chat{row['chat']}/", int(row["chunks"])) for row in csv.DictReader(rows)]
 
 
-def misses(policy: EvictionPolicy, capacity: int) -> int:
+def misses(policy: EvictionPolicy, capacity: int, peeks: int = 0) -> int:
     """Replay the conversations against a policy: chunks that had to be computed.
 
-    Asserts that the prefix rule holds throughout, so that what is here of a prefix is its head.
+    Before each eviction it is asked `peeks` times for a victim that then stays, as the brain does. Asserts that the prefix rule holds throughout, so that what is here of a prefix is its head.
     """
     held: set[BlockKey] = set()
     missed = 0
@@ -35,6 +35,8 @@ def misses(policy: EvictionPolicy, capacity: int) -> int:
         policy.started(request)
         touch_chain(policy, keys[:n])
         missed += len(keys) - n
+        for _ in range(peeks):
+            policy.victims(1, never)
         make_room(policy, held, len(held) + len(keys) - n - capacity, set(keys[:n]))
         fresh = list(zip(keys, [None, *keys], strict=False))[n : n + capacity - len(held)]
         for key, parent in reversed(fresh):

@@ -43,6 +43,11 @@ def test_golden_misses(name: str) -> None:
     assert {size: misses(make(name), int(size)) for size in GOLDEN[name]} == GOLDEN[name]
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_asking_often_is_the_same_as_asking_once(name: str) -> None:
+    assert misses(make(name), 60, peeks=1) == misses(make(name), 60, peeks=20)
+
+
 class Tier:
     """A policy and what the brain would know of its tier."""
 

@@ -1,6 +1,7 @@
 """kvtier's own JSONL: what a live engine records and what `kvtier trace synth` writes.
 
-The first line is `{"kvtier_trace": 1, "block_tokens": n}`. A row is `{"t": s, "in", "out"}` with either
+The first line is `{"kvtier_trace": 1, "block_tokens": n, "start_s": s}`; an engine that was restarted appends another
+one. A row is `{"t": s, "in", "out"}` with either
 `runs` ([[first id, count], ...]) or `keys` (16 hexadecimal digits per block, one string), and perhaps
 `s` (session) and `think` (s).
 """
@@ -25,6 +26,7 @@ class Heading(msgspec.Struct):
 
     kvtier_trace: int
     block_tokens: _Positive
+    start_s: float = 0.0  # what the times count from
 
 
 class Line(
@@ -47,25 +49,30 @@ class OwnFormat(TraceFormat):
     def __init__(self, drawing: Drawing) -> None:
         self._decoder = msgspec.json.Decoder(Line)
         self.block_tokens = 0
+        self._start_s = 0.0
 
     @classmethod
     def recognises(cls, line: bytes) -> bool:
         return b'"kvtier_trace"' in line
 
     def parse(self, line: bytes) -> Row | None:
-        if not self.block_tokens:
+        if not self.block_tokens or self.recognises(line):
             self._head(line)
             return None
         row = self._decoder.decode(line)
         blocks = expand(row.runs or []) if row.keys is None else _hashes(row.keys)
         if len(blocks) > -(-row.prompt // self.block_tokens):
             raise ValueError(f"{len(blocks)} blocks for {row.prompt} tokens")
-        return Row(row.at_s, row.prompt, row.output, blocks, row.s, row.think)
+        return Row(row.at_s - self._start_s, row.prompt, row.output, blocks, row.s, row.think)
 
     def _head(self, line: bytes) -> None:
         heading = msgspec.json.decode(line, type=Heading)
         if heading.kvtier_trace != VERSION:
             raise ValueError(f"version {heading.kvtier_trace} is not known, only {VERSION}")
+        if self.block_tokens and heading.block_tokens != self.block_tokens:
+            raise ValueError("recorded with another size of blocks from here on")
+        if not self.block_tokens:
+            self._start_s = heading.start_s
         self.block_tokens = heading.block_tokens
 
 

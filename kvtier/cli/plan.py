@@ -1,0 +1,188 @@
+"""`kvtier plan`: what fits where, and how much memory the traffic needs, before anything is bought."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from kvtier.brain.cost import EVEN_TOKENS
+from kvtier.cli.geometry import Geometry, read_geometry
+from kvtier.cli.replay import policies
+from kvtier.cli.tracefile import Format, open_trace, say_skipped
+from kvtier.config import Plugin
+from kvtier.errors import ConfigError
+from kvtier.sim.blocks import one_tier, replay_blocks
+from kvtier.sim.plan import Fit, Kv, Sizing, break_even, fit, smallest
+from kvtier.sim.setting import PREFILL_RATE, Prefill, worth
+from kvtier.sim.trace import Trace
+from kvtier.units import format_count, format_nbytes, parse_count, parse_nbytes
+
+_WINDOW = "sliding_attention"
+
+
+class Sizes(NamedTuple):
+    """The memory in the plan, in bytes."""
+
+    gpu: int
+    weights: int
+    dram: int
+    nvme: int
+
+
+def plan(  # noqa: PLR0913 - a command's options are its arguments
+    model: Annotated[Path, typer.Option(help="A model's directory or config.json.")],
+    gpu_memory: Annotated[str, typer.Option(help="Of all ranks together.")],
+    context: Annotated[str, typer.Option(help="Tokens of one conversation.")] = "32k",
+    users: Annotated[int, typer.Option(min=1, help="Conversations at the same time.")] = 100,
+    weights: Annotated[str, typer.Option(help="Bytes of the weights, of all ranks.")] = "0B",
+    gpu_utilisation: Annotated[float, typer.Option(help="Share that vLLM may use.")] = 0.9,
+    dram: Annotated[str, typer.Option(help="DRAM for KV.")] = "0B",
+    nvme: Annotated[str, typer.Option(help="NVMe for KV.")] = "0B",
+    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks.")] = 1,
+    kv_dtype: Annotated[str, typer.Option(help="Dtype of the KV cache.")] = "auto",
+    prefill_rate: Annotated[float, typer.Option(help="Tokens per second.")] = PREFILL_RATE,
+    prefill_knee: Annotated[
+        float, typer.Option(help="Context at which attention costs as much as the rest.")
+    ] = EVEN_TOKENS,
+    trace: Annotated[Path | None, typer.Option(help="Size DRAM and NVMe for this traffic.")] = None,
+    format: Format = "auto",
+    target: Annotated[
+        float, typer.Option(help="Share of what an infinite cache would save.", max=1.0)
+    ] = 0.8,
+    dram_target: Annotated[
+        float, typer.Option(help="Share of it that DRAM alone should give.", max=1.0)
+    ] = 0.4,
+    policy: Annotated[str, typer.Option(help="Eviction policy.")] = "lru",
+) -> None:
+    """Say how much KV a model makes, what fits where, and what reading must cost to be worth it."""
+    geometry = read_geometry(model, ranks=tp, dtype=kv_dtype)
+    kv = kv_of(geometry, tp)
+    tokens = _read(parse_count, context, "--context")
+    sizes = Sizes(
+        int(_read(parse_nbytes, gpu_memory, "--gpu-memory") * gpu_utilisation),
+        _read(parse_nbytes, weights, "--weights"),
+        _read(parse_nbytes, dram, "--dram"),
+        _read(parse_nbytes, nvme, "--nvme"),
+    )
+    if sizes.gpu <= sizes.weights:
+        raise ConfigError("--weights: they do not fit into --gpu-memory")
+    prefill = Prefill(rate=prefill_rate, knee=prefill_knee)
+    console = Console(highlight=False)
+    for line in _model(geometry, kv, tokens):
+        console.print(escape(line))
+    console.print(_places(places(sizes, kv, tokens), users, kv.nbytes(tokens)))
+    console.print(escape(_worth(kv, tokens, prefill)))
+    if trace is not None:
+        file, loaded = open_trace(trace, format, None, 0, 0.02)
+        console.print(escape(_setting(loaded, trace, policy)))
+        plugin = policies(policy)[0]
+        for line in sizing(loaded, plugin, kv, prefill, (dram_target, target)):
+            console.print(escape(line))
+        say_skipped(file.skipped, console)
+
+
+def kv_of(geometry: Geometry, ranks: int) -> Kv:
+    """Split a model's KV into what every token adds and what only a window keeps.
+
+    Of all ranks: those that hold the same KV (MLA, fewer heads than ranks) hold a copy each.
+    """
+    layers = dict(geometry.groups)
+    windowed = layers.get(_WINDOW, 0) * geometry.group_layers if geometry.window else 0
+    windowed = min(windowed, geometry.layers - 1) if geometry.full_groups else windowed
+    full = geometry.layers - windowed
+    each = geometry.layer_nbytes * ranks
+    return Kv(
+        nbytes_per_token=full * each,
+        window_nbytes=windowed * each * (geometry.window or 0),
+        window_tokens=(geometry.window or 0) if windowed else 0,
+    )
+
+
+def places(sizes: Sizes, kv: Kv, context: int) -> list[Fit]:
+    """List what each memory holds; the GPU what its weights leave."""
+    named = [("GPU", sizes.gpu - sizes.weights), ("DRAM", sizes.dram), ("NVMe", sizes.nvme)]
+    return [fit(name, nbytes, kv, context) for name, nbytes in named if nbytes > 0]
+
+
+def sizing(
+    trace: Trace, policy: Plugin, kv: Kv, prefill: Prefill, targets: tuple[float, float]
+) -> list[str]:
+    """Find DRAM for the first target and DRAM with NVMe for the second, and say so."""
+
+    def saved(blocks: int) -> float:
+        done = replay_blocks(trace, one_tier(policy), slots=blocks, block_nbytes=1)
+        return worth(trace, done.hits, prefill).saved_prefill
+
+    small, large = (smallest(trace, target, saved, prefill) for target in targets)
+    if large is None:
+        return [f"no size reaches {targets[1]:.0%} of what an infinite cache saves"]
+    lines = [
+        f"an infinite cache saves {large.best:.1%} of the prefill",
+        _found(f"DRAM + NVMe for {targets[1]:.0%} of that", large, kv),
+    ]
+    if small is not None and small.tokens < large.tokens:
+        rest = int((large.tokens - small.tokens) * kv.nbytes_per_token)
+        lines.append(_found(f"of it DRAM, for {targets[0]:.0%}", small, kv))
+        lines.append(f"the rest, NVMe: {format_nbytes(rest)}")
+    return lines
+
+
+def _found(what: str, found: Sizing, kv: Kv) -> str:
+    nbytes = format_nbytes(found.tokens * kv.nbytes_per_token)
+    return f"{what}: {format_count(found.tokens)} tokens, {nbytes}, saves {found.share:.1%}"
+
+
+def _model(geometry: Geometry, kv: Kv, context: int) -> list[str]:
+    lines = [
+        f"model: {geometry.layers} layers, {geometry.attention}, {geometry.dtype}",
+        f"KV per token: {format_nbytes(kv.nbytes_per_token)}",
+    ]
+    if kv.window_tokens:
+        lines.append(
+            f"KV of the sliding windows of {kv.window_tokens:,} tokens: "
+            f"{format_nbytes(kv.window_nbytes)} per conversation"
+        )
+    lines.append(f"a conversation of {format_count(context)} tokens: {_nbytes(kv, context)}")
+    return lines
+
+
+def _places(found: list[Fit], users: int, each: float) -> Table:
+    table = Table("where", box=None)
+    for name in ("bytes for KV", "tokens", "conversations", f"of {users:,} users"):
+        table.add_column(name, justify="right")
+    total = 0.0
+    for place in found:
+        total += place.conversations
+        cells = [format_nbytes(place.nbytes), format_count(place.tokens)]
+        cells += [f"{place.conversations:,.1f}", f"{min(1.0, total / users):.0%}"]
+        table.add_row(place.name, *cells)
+    table.add_row("all users", format_nbytes(users * each), "", f"{users:,}", "")
+    return table
+
+
+def _worth(kv: Kv, context: int, prefill: Prefill) -> str:
+    seconds = prefill.seconds(0, context)
+    rate = break_even(kv, context, prefill)
+    return (
+        f"computing {format_count(context)} tokens takes {seconds:.2f} s at {prefill.rate:,.0f} tokens/s; "
+        f"reading them is faster above {format_nbytes(rate)}/s"
+    )
+
+
+def _setting(trace: Trace, path: Path, policy: str) -> str:
+    return f"{path}: {len(trace):,} requests, {policy}, blocks of {trace.block_tokens} tokens"
+
+
+def _nbytes(kv: Kv, context: int) -> str:
+    return format_nbytes(kv.nbytes(context))
+
+
+def _read(read: Callable[[object], int], words: str, option: str) -> int:
+    try:
+        return read(int(words) if words.isdigit() else words)
+    except ValueError as exc:
+        raise ConfigError(f"{option}: {exc}") from exc

@@ -1,0 +1,89 @@
+"""`kvtier replay` and `kvtier trace`, as a user types them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from kvtier.cli.main import build
+from kvtier.errors import ConfigError
+
+TRACE = Path(__file__).parents[1] / "traces" / "mooncake_800.jsonl.gz"
+run = CliRunner()
+
+
+def test_rows_have_what_was_promised(tmp_path: Path) -> None:
+    out, page = tmp_path / "o.json", tmp_path / "o.html"
+    words = ["replay", "--trace", str(TRACE), "--policy", "lru,arc", "--capacity-tokens", "200k,1M"]
+    result = run.invoke(build(), [*words, "--json", str(out), "--html", str(page), "--jobs", "1"])
+    assert result.exit_code == 0, result.output
+    made = json.loads(out.read_text())
+    names = [(row["policy"], row["capacity_tokens"]) for row in made["rows"]]
+    assert names == [
+        *(("lru", 200_000), ("arc", 200_000), ("lru", 1_000_000), ("arc", 1_000_000)),
+        *(("belady", 200_000), ("belady", 1_000_000), ("infinite", None)),
+    ]
+    for row in made["rows"]:
+        assert row.keys() >= {"hit_blocks", "hit_tokens", "saved_prefill_s", "bytes"}
+    assert made["assumptions"]["kv_bytes_per_token"] == 128 << 10
+    assert "belady" in result.output
+    assert page.read_text().startswith("<!doctype html>")
+
+
+def test_a_configuration_adds_times(tmp_path: Path) -> None:
+    yaml = tmp_path / "tiers.yaml"
+    yaml.write_text(
+        "tiers:\n"
+        "  - {kind: dram, capacity: 256MiB}\n"
+        f"  - {{kind: file, name: nvme, path: {tmp_path}/kv, capacity: 1GiB}}\n"
+        "replay: {kv_bytes_per_token: 1KiB, prefill_rate: 60000}\n"
+    )
+    out = tmp_path / "o.json"
+    words = ["replay", "--trace", str(TRACE), "--config", str(yaml), "--json", str(out)]
+    result = run.invoke(build(), [*words, "--jobs", "1"])
+    assert result.exit_code == 0, result.output
+    row, belady, _ = json.loads(out.read_text())["rows"]
+    assert row["capacity_tokens"] == 256 << 10
+    assert 0 < row["ttft_s"]["p50"] <= row["ttft_s"]["p99"]
+    assert row["hit_blocks"] <= belady["hit_blocks"]
+    assert row["occupancy"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--policy", "lro"], "did you mean 'lru'"),
+        (["--capacity-tokens", "lots"], "not a number of tokens"),
+        (["--kv-bytes-per-token", "128KB"], "did you mean '128KiB'"),
+        (["--format", "moncake"], "did you mean 'mooncake'"),
+        (["--chunk-tokens", "700"], "use 1024"),
+    ],
+)
+def test_mistakes_in_words(words: list[str], message: str) -> None:
+    result = run.invoke(build(), ["replay", "--trace", str(TRACE), *words])
+    assert isinstance(result.exception, ConfigError)
+    assert message in str(result.exception)
+
+
+def test_malformed_rows_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "t.jsonl"
+    file.write_text(
+        '{"timestamp": 0, "input_length": 600, "output_length": 5, "hash_ids": [0, 1]}\nbad\n'
+    )
+    words = ["replay", "--trace", str(file), "--capacity-tokens", "10k", "--jobs", "1"]
+    result = run.invoke(build(), words)
+    assert "1 malformed rows were skipped" in result.output
+    assert "line 2" in result.output
+
+
+def test_synth_and_stats(tmp_path: Path) -> None:
+    file, out = tmp_path / "t.jsonl", tmp_path / "o.json"
+    words = ["trace", "synth", "--requests", "300", "--seed", "1", "--source", str(TRACE)]
+    result = run.invoke(build(), [*words, "-o", str(file)])
+    assert "300 requests" in result.output
+    words = ["trace", "stats", str(file), "--source", str(TRACE), "--requests", "300"]
+    result = run.invoke(build(), [*words, "--json", str(out), "--capacity-tokens", "1M"])
+    assert result.exit_code == 0, result.output
+    assert "hit, LRU, 1M tokens" in result.output
+    assert [one["requests"] for one in json.loads(out.read_text())] == [300, 300]

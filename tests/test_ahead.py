@@ -1,0 +1,18 @@
+"""Bytes that were read ahead: each is useful or wasted once, or still waits."""
+
+from kvtier.brain.ahead import Ahead
+from kvtier.testing.policies import chain
+
+
+def test_every_byte_is_counted_once() -> None:
+    ahead = Ahead()
+    used, unused, asked, waits = chain("k", 4)
+    for key in (used, unused, waits):
+        ahead.landed(key, 10, awaited=False)
+    ahead.landed(asked, 10, awaited=True)
+    ahead.used([used, asked, used])
+    ahead.left(unused)
+    ahead.left(used)
+    assert (ahead.landed_bytes, ahead.useful_bytes, ahead.wasted_bytes) == (40, 20, 10)
+    ahead.clear()
+    assert (ahead.useful_bytes, ahead.wasted_bytes) == (20, 20)
