@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from _quality import ANSWER, CHUNK, REUSED
+from _quality import ANSWER, CHUNK, SCORED
 from _report import machine, report
 
 from kvtier.demo import svg
 
 MODEL = Path(__file__).parents[2] / "shared/models/tiny-code-llama"
 DOCUMENTS = 32
-TOKENS = REUSED + CHUNK
+TOKENS = SCORED + CHUNK
 SLOTS = 24  # of DRAM: eight documents
 TEXTS = ("rich", "typer", "yaml")  # packages that are always there and not in the standard library
 
@@ -41,6 +41,8 @@ QUANTISERS: dict[str, dict[str, object]] = {
 SETTINGS: dict[str, object] = {"raw": "raw", "lossless": "lossless"} | {
     name: [{"kind": "quantise", **options}, "zstd"] for name, options in QUANTISERS.items()
 }
+TAIL = {"int4, last 128 computed": "int4"}
+"""What it would be worth to keep the last tokens of a prompt: here the engine computes them itself."""
 PERPLEXITY_TARGETS = {"int8": 0.1, "int4": 1.0}
 RATIO_TARGETS = {"int8": 1.9, "int4": 3.6}
 
@@ -52,6 +54,7 @@ class Quality(NamedTuple):
 
     ratio: float  # raw bytes by the bytes that the tier holds, record headers and all
     perplexity: float  # per cent above
+    error: float  # standard error of that, over documents, per cent
     divergence: float  # of next-token distributions, mean, nats
     agreement: float  # greedy tokens before the first that differs, share of 64
     tokens: int  # scored
@@ -60,7 +63,7 @@ class Quality(NamedTuple):
 def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("settings", nargs="*", choices=[[], *SETTINGS])
+    parser.add_argument("settings", nargs="*", choices=[[], *SETTINGS, *TAIL])
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     machine()
@@ -70,9 +73,14 @@ def main() -> None:
     documents = list(held_out(DOCUMENTS, TOKENS))[:DOCUMENTS]
     measured: dict[str, Quality] = {}
     with tempfile.TemporaryDirectory(prefix="kvtier-bench-") as folder:
-        alone = run(Path(folder), documents, None)
-        for name in options.settings or SETTINGS:
-            found = run(Path(folder), documents, SETTINGS[name])
+        alone = run(Path(folder), documents, None, reused=0)
+        for name in options.settings or [*SETTINGS, *TAIL]:
+            found = run(
+                Path(folder),
+                documents,
+                TAIL.get(name) or SETTINGS[name],
+                reused=SCORED - CHUNK * (name in TAIL),
+            )
             measured[name] = compare(found, alone, documents)
             tell(name, measured[name])
     if options.plot:
@@ -95,7 +103,7 @@ def held_out(count: int, length: int) -> Iterator[list[int]]:
                     taken += 1
 
 
-def run(folder: Path, documents: list[list[int]], codec: object) -> Arrays:
+def run(folder: Path, documents: list[list[int]], codec: object, *, reused: int) -> Arrays:
     """Run one engine; no codec: vLLM alone."""
     cold = {
         "name": "cold",
@@ -108,7 +116,7 @@ def run(folder: Path, documents: list[list[int]], codec: object) -> Arrays:
     }
     tiers = [{"kind": "dram", "capacity": SLOTS * CHUNK * 4096}, cold]
     kvtier = {"chunk_tokens": CHUNK, "load": "always", "tiers": tiers} if codec else None
-    setup = {"kvtier": kvtier, "documents": documents, "tokens": TOKENS + CHUNK}
+    setup = {"kvtier": kvtier, "reused": reused, "documents": documents, "tokens": TOKENS + CHUNK}
     with np.load(run_child(Path(__file__).with_name("_quality.py"), setup, folder)) as saved:
         return dict(saved)
 
@@ -132,16 +140,17 @@ def run_child(script: Path, setup: dict[str, object], folder: Path) -> Path:
 
 def compare(found: Arrays, alone: Arrays, documents: list[list[int]]) -> Quality:
     """Hold one engine's answers against vLLM's alone."""
-    if found["tier_reads"] < DOCUMENTS * REUSED // CHUNK:
+    if found["tier_reads"] < DOCUMENTS * (SCORED - CHUNK) // CHUNK:
         raise RuntimeError(f"only {found['tier_reads']} chunks came from the tier")
-    targets = np.array(documents)[:, REUSED + 1 :, None]
+    targets = np.array(documents)[:, SCORED + 1 :, None]
     ours, theirs = found["logprobs"].astype(np.float64), alone["logprobs"].astype(np.float64)
-    loss = [-np.take_along_axis(each, targets, 2).mean() for each in (ours, theirs)]
+    more = -np.take_along_axis(ours - theirs, targets, 2).mean(axis=(1, 2))  # nats, per document
     same = found["answers"] == alone["answers"]
     raw_nbytes = found["tier_chunks"] * CHUNK * 4096
     return Quality(
         ratio=float(raw_nbytes / found["tier_used_bytes"]),
-        perplexity=float(100 * (np.exp(loss[0] - loss[1]) - 1)),
+        perplexity=float(100 * np.expm1(more.mean())),
+        error=float(100 * more.std(ddof=1) / len(more) ** 0.5),
         divergence=float((np.exp(theirs) * (theirs - ours)).sum(-1).mean()),
         agreement=float(np.minimum.accumulate(same, axis=1).sum(1).mean() / ANSWER),
         tokens=targets.size,
@@ -153,7 +162,8 @@ def tell(name: str, found: Quality) -> None:
     report("quality", f"{name}, ratio as stored", found.ratio, "times", RATIO_TARGETS.get(name))
     limit = PERPLEXITY_TARGETS.get(name)
     report("quality", f"{name}, perplexity above vLLM alone", found.perplexity, "%", limit)
-    report("quality", f"{name}, KL divergence", found.divergence, "nats")
+    report("quality", f"{name}, standard error of that", found.error, "%")
+    report("quality", f"{name}, KL divergence", 1000 * found.divergence, "thousandths of a nat")
     report("quality", f"{name}, greedy tokens that agree", found.agreement, f"of {ANSWER}")
 
 
@@ -176,9 +186,10 @@ def plot(measured: dict[str, Quality]) -> str:
         ".tick,.label{fill:#59636e}"
     )
     labels = "".join(_label(name, each, measured) for name, each in measured.items())
-    return drawn.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(
-        ">", f"><style>{style}</style>{labels}", 1
-    )
+    root = f'<svg xmlns="http://www.w3.org/2000/svg" width="{svg.WIDTH + 200}" '
+    box = f"0 0 {svg.WIDTH}", f"-200 0 {svg.WIDTH + 200}"  # the label of the vertical axis is long
+    wide = drawn.replace("<svg ", root, 1).replace(*box, 1)
+    return wide.replace(">", f"><style>{style}</style>{labels}", 1)
 
 
 def _label(name: str, found: Quality, measured: dict[str, Quality]) -> str:
@@ -189,7 +200,8 @@ def _label(name: str, found: Quality, measured: dict[str, Quality]) -> str:
         - svg.BOTTOM
         - 1000 * found.divergence / top * (svg.HEIGHT - svg.TOP - svg.BOTTOM)
     )
-    return f'<text x="{x + 6:.1f}" y="{y - 6:.1f}" class="tick">{name}</text>'
+    below = 16 if "hadamard" in name else -6
+    return f'<text x="{x + 6:.1f}" y="{y + below:.1f}" class="tick">{name}</text>'
 
 
 if __name__ == "__main__":

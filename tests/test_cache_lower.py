@@ -19,6 +19,17 @@ def test_the_bytes_of_an_answer_replace_what_was_reserved() -> None:
     assert tier_of(made).used == 4096
 
 
+def test_what_was_written_is_counted_by_its_encoding() -> None:
+    made = started(THROUGH)
+    stored(made, A[:3])
+    made.ranks.drain()
+    for write, codec in zip(
+        [*made.ranks.pending], ["planes+zstd", "raw", "planes+zstd"], strict=True
+    ):
+        made.cache.complete([OpResult(0, write, OpStatus.OK, 4096, codec=codec)])
+    assert tier_of(made).codecs == (("planes+zstd", 2), ("raw", 1))
+
+
 def test_room_is_made_by_the_tiers_own_policy_and_counts_when_every_rank_answered() -> None:
     made = started(THROUGH)
     stored(made, A[:4])

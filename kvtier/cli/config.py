@@ -14,6 +14,8 @@ from kvtier.cli.geometry import Geometry, read_geometry
 from kvtier.cli.room import Chunk, chunk_of, chunks_held, tier_nbytes
 from kvtier.cli.suggest import suggest
 from kvtier.config import Config, Plugin, TierConfig, load
+from kvtier.config.codecs import codec
+from kvtier.registry import STAGES
 from kvtier.units import format_nbytes
 
 app = typer.Typer(help="Look at configurations, or make one.", no_args_is_help=True)
@@ -125,6 +127,14 @@ def _name(plugin: Plugin) -> str:
         listed = " | ".join(_name(each) for each in msgspec.convert(among, list[Plugin]))
         return f"{listed}, within {plugin.options['budget_ms']:g} ms"
     if stages := plugin.options.get("stages"):
-        return ", ".join(_name(stage) for stage in msgspec.convert(stages, list[Plugin]))
-    options = ", ".join(f"{key}={value}" for key, value in plugin.options.items())
+        listed = ", ".join(_name(stage) for stage in msgspec.convert(stages, list[Plugin]))
+        return _short(plugin) or listed
+    given = {key: value for key, value in plugin.options.items() if value is not None}
+    options = ", ".join(f"{key}={value}" for key, value in given.items())
     return f"{plugin.kind} ({options})" if options else plugin.kind
+
+
+def _short(pipeline: Plugin) -> str:
+    """Find the short name of these stages, or nothing."""
+    names = (name for name in STAGES if codec(name, "codec")["options"] == pipeline.options)
+    return next(names, "")

@@ -40,19 +40,43 @@ class ZstdCodec(Codec):
 
     def decode(self, buf: Bytes, out: Bytes, facts: ChunkFacts = NO_FACTS) -> None:
         try:
-            stated = zstandard.frame_content_size(buf.data)
-            if stated != len(out):
-                raise CorruptBlock(f"zstd frame of {stated} bytes for a chunk of {len(out)}")
-            chunk = self._contexts.decompressor.decompress(buf.data, allow_extra_data=False)
+            decode_frame(self._contexts.decompressor, buf, out)
         except zstandard.ZstdError as exc:
             raise CorruptBlock(f"zstd: {exc}") from exc
-        out[:] = np.frombuffer(chunk, np.uint8)
 
 
 class _Contexts(threading.local):
     def __init__(self, config: ZstdConfig) -> None:
         self.compressor = zstandard.ZstdCompressor(compression_params=parameters(config))
         self.decompressor = zstandard.ZstdDecompressor()
+
+
+def decode_frame(decompressor: zstandard.ZstdDecompressor, buf: Bytes, out: Bytes) -> None:
+    """Decode one frame straight into `out`.
+
+    Raises:
+        CorruptBlock: `buf` is not exactly one whole frame, or of another size.
+        ZstdError: the frame is damaged.
+    """
+    stated = zstandard.frame_content_size(buf.data)
+    if stated != len(out):
+        raise CorruptBlock(f"zstd frame of {stated} bytes for a chunk of {len(out)}")
+    if _frame_nbytes(buf.data) != len(buf):
+        raise CorruptBlock("zstd: more, or less, than a frame")
+    with decompressor.stream_reader(buf.data) as reader:
+        # Reading on past the end makes zstd compare a checksum, where the frame has one.
+        if reader.readinto(out.data) != len(out) or reader.read(1):
+            raise CorruptBlock("zstd frame of another size than it states")
+
+
+def _frame_nbytes(buf: memoryview) -> int:
+    """Add up a frame's blocks by their headers (RFC 8878, 3.1.1): a stream reader ignores what follows them."""
+    at, last = zstandard.frame_header_size(buf), 0
+    while not last and at + 3 <= len(buf):
+        header = int.from_bytes(buf[at : at + 3], "little")
+        last, repeated = header & 1, header >> 1 & 3 == 1
+        at += 3 + (1 if repeated else header >> 3)
+    return at + 4 * zstandard.get_frame_parameters(buf).has_checksum
 
 
 def parameters(config: ZstdConfig) -> zstandard.ZstdCompressionParameters:

@@ -16,6 +16,7 @@ from msgspec import Meta
 from zstandard import ZstdCompressionDict as Dictionary
 
 from kvtier.codec import NO_FACTS, Bytes, ChunkFacts, Codec, Shelf
+from kvtier.codecs.zstd import decode_frame
 from kvtier.errors import CorruptBlock, TierError
 
 logger = logging.getLogger(__name__)
@@ -61,15 +62,10 @@ class ZstdDictCodec(Codec):
         trained = self._trained
         try:
             frame = zstandard.get_frame_parameters(buf.data)
-            if frame.content_size != len(out):
-                raise CorruptBlock(
-                    f"zstd frame of {frame.content_size} bytes for a chunk of {len(out)}"
-                )
             decompressor = trained.contexts.decompressor(trained.by_id(frame.dict_id))
-            chunk = decompressor.decompress(buf.data, allow_extra_data=False)
+            decode_frame(decompressor, buf, out)
         except zstandard.ZstdError as exc:
             raise CorruptBlock(f"zstd: {exc}") from exc
-        out[:] = np.frombuffer(chunk, np.uint8)
 
 
 class _Trained:

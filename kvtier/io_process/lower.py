@@ -259,14 +259,19 @@ class LowerTier:
         return self._facts[group]._replace(end_token=end_token)
 
     def _encode(self, chunk: Bytes, facts: ChunkFacts, waiting: int) -> _Encoding:
-        scratch = self._scratch.mine
-        codec, started = self._codec.chosen(len(chunk), waiting), time.perf_counter()
-        n = codec.encode(chunk, scratch.bounce, facts)
+        codec, bounce = self._codec.chosen(len(chunk), waiting), self._scratch.mine.bounce
+        started = time.perf_counter()
+        n = codec.encode(chunk, bounce, facts)
         seconds = time.perf_counter() - started
-        self._codec.measured(codec, len(chunk), len(chunk) if n is None else n, seconds)
-        if n is not None and n <= len(chunk) * WORTH_IT:
-            scratch.bounce[n : padded(n)] = 0
-            return _Encoding(codec.id, codec.label, n, [scratch.bounce[: padded(n)]])
+        if n is None or n > len(chunk) * WORTH_IT:
+            self._codec.measured(codec, len(chunk), len(chunk), seconds)
+            return self._raw(chunk)
+        self._codec.measured(codec, len(chunk), n, seconds)
+        bounce[n : padded(n)] = 0
+        return _Encoding(codec.id, codec.label, n, [bounce[: padded(n)]])
+
+    def _raw(self, chunk: Bytes) -> _Encoding:
+        scratch = self._scratch.mine
         whole = len(chunk) // PAGE * PAGE
         pieces = [chunk[:whole]] if whole else []
         if rest := len(chunk) - whole:

@@ -66,6 +66,15 @@ class TestZstdCodec(CodecContract):
         ]
         assert sizes[1] < sizes[0] < len(chunk)
 
+    def test_a_frame_and_something_after_it_is_no_payload(self) -> None:
+        codec, chunk = self.make(), sample("zeros", 200_000)
+        payload = encoded(codec, chunk)
+        assert payload is not None
+        for bad in (np.append(payload, payload), np.append(payload, np.uint8(0)), payload[:-1]):
+            with pytest.raises(CorruptBlock):
+                codec.decode(bad, np.empty_like(chunk))
+            codec.decode(payload, chunk)  # nothing of the failure is left
+
     def test_a_frame_that_claims_the_world_is_refused_before_it_allocates(self) -> None:
         payload = encoded(self.make(), sample("zeros", 1 << 26))
         assert payload is not None

@@ -16,7 +16,7 @@ TOKENS = 8
 
 
 def config(model: Path, folder: Path, codec: object) -> EngineConfig:
-    """Make an engine with little DRAM and a tier with this codec below it."""
+    """Make an engine with some DRAM and a tier with this codec below it."""
     cold = {
         "name": "cold",
         "kind": "file",
@@ -26,14 +26,17 @@ def config(model: Path, folder: Path, codec: object) -> EngineConfig:
         "write": "through",
         "deadline": "20s",
     }
-    tiers = [{"kind": "dram", "capacity": 12 * RAW}, cold]
+    tiers = [{"kind": "dram", "capacity": 32 * RAW}, cold]
     kvtier = {"chunk_tokens": CHUNK, "load": "always", "tiers": tiers}
-    return EngineConfig(model=model, blocks=12, kvtier=kvtier, in_process=True)
+    return EngineConfig(
+        model=model, blocks=12, kvtier=kvtier, in_process=True, options={"max_model_len": 1152}
+    )
 
 
 def stored(engine: Engine) -> None:
     """Compute every prompt and leave its chunks on disk only."""
-    engine.answers(ASKED, 1)
+    for prompt in ASKED:
+        engine.answers([prompt], 1)
     engine.call("tests.engine.faults:settle")
     assert engine.reset()
     engine.call("tests.engine.faults:cool")

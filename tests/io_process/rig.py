@@ -115,18 +115,19 @@ def rig(
     tiers: Sequence[dict[str, object]],
     *,
     slots: int = 64,
+    slot_nbytes: int = SLOT_NBYTES,
     open_now: bool = True,
     clock: Callable[[], float] = time.monotonic,
     **setup: object,
 ) -> Iterator[Rig]:
-    arena = Arena(slots, SLOT_NBYTES)
+    arena = Arena(slots, slot_nbytes)
     client = None
     try:
         client = IoClient(
             IoSetup(
                 **{  # type: ignore[arg-type] # the fields of IoSetup
                     "arena_nbytes": arena.nbytes,
-                    "slot_nbytes": SLOT_NBYTES,
+                    "slot_nbytes": slot_nbytes,
                     "group_nbytes": GROUP_NBYTES,
                     "tiers": list(tiers),
                     "threads": 4,

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
+from kvtier.config.codecs import codec as read_codec
 from kvtier.types import OpKind, OpStatus
 from tests.io_process.rig import Rig, file_tier, rig
 
+KV = Path(__file__).parents[1] / "codecs" / "kv-bf16.npy"
 LOSSLESS = {
     "kind": "pipeline",
     "options": {"stages": [{"kind": "planes"}, {"kind": "zstd", "options": {"level": 1}}]},
@@ -43,6 +45,26 @@ def test_answers_say_the_encoding(tmp_path: Path) -> None:
         read(io, range(2))
         io.arena.slot(5)[:] = np.random.default_rng(0).integers(0, 256, 20480, dtype=np.uint8)
         assert io.run(io.op(OpKind.WRITE, 5))[0].codec == "raw"
+
+
+def test_records_of_real_keys_and_values_really_shrink(tmp_path: Path) -> None:
+    chunk = np.load(KV).reshape(-1).view(np.uint8)
+    found = {}
+    for name in ("raw", "lossless"):
+        codec = read_codec(name, "codec")
+        with rig(
+            [tier(tmp_path / name, codec)],
+            slots=2,
+            slot_nbytes=len(chunk),
+            group_nbytes={0: len(chunk)},
+            kv_dtype="bf16",
+        ) as io:
+            io.arena.slot(0)[:] = chunk
+            found[name] = io.one(OpKind.WRITE, 0).nbytes
+            assert io.one(OpKind.READ, 0, slot=1).status is OpStatus.OK
+            assert np.array_equal(io.arena.slot(1), chunk)
+    assert found["raw"] == len(chunk) + 4096
+    assert found["raw"] / found["lossless"] > 1.45  # header and padding counted
 
 
 def test_a_choice_writes_what_any_tier_reads(tmp_path: Path) -> None:

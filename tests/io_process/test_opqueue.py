@@ -177,3 +177,17 @@ def test_close_wakes_every_thread(clock: Clock) -> None:
     assert got == [None] * 3
     q.put(job(1))
     assert q.take() is None
+
+
+def test_only_reads_that_a_request_waits_for_are_counted(clock: Clock) -> None:
+    q = queue(clock)
+    q.put(job(1, OpKind.WRITE, Priority.WRITE))
+    q.put(job(2, OpKind.READ, Priority.PREFETCH))
+    assert q.reads == 0
+    q.put(job(3))
+    q.put(job(4))
+    assert q.reads == 2
+    assert taken(q, 1) == [3]
+    assert q.reads == 1
+    q.hasten(2, Priority.DEMAND)
+    assert q.reads == 2
