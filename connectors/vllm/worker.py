@@ -21,9 +21,9 @@ from kvtier.config import Config, TierConfig, default_dram_nbytes, load, to_buil
 from kvtier.connectors.vllm import placing
 from kvtier.connectors.vllm.guard import Guard
 from kvtier.connectors.vllm.messages import SlotSpec
-from kvtier.errors import ConfigError
 from kvtier.io_process.client import IoClient, IoSetup
 from kvtier.transfer.cpu import CpuTransferEngine
+from kvtier.transfer.cuda import stream_engine
 from kvtier.transfer.engine import ChunkCopy, Transfer, TransferEngine, chunk_nbytes
 from kvtier.types import NO_SLOT, OpResult, ScanBatch, TierOp
 
@@ -229,12 +229,9 @@ def _group_tensors(caches: CanonicalKVCaches, position: int) -> list[torch.Tenso
 def _transfer_engine(
     arena: Arena, pages: dict[int, list[torch.Tensor]], blocks_per_chunk: int
 ) -> TransferEngine:
-    device = next(iter(pages.values()))[0].device.type
-    if device != "cpu":
-        raise ConfigError(
-            f"kvtier cannot copy to and from {device} devices yet; only the CPU backend"
-        )
-    return CpuTransferEngine(arena, pages, blocks_per_chunk)
+    if next(iter(pages.values()))[0].device.type == "cpu":
+        return CpuTransferEngine(arena, pages, blocks_per_chunk)
+    return stream_engine(arena, pages, blocks_per_chunk)
 
 
 def _start_io(

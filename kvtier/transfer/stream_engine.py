@@ -50,6 +50,8 @@ class StreamTransferEngine(TransferEngine):
         layout = Layout(planes, blocks_per_chunk, self._zeros.data_ptr())
         site = Site(arena, layout, hardware.streams, hardware.copier, hardware.device)
         self.paths = tuple(path for path in hardware.paths(self._pinning.pinned) if path in paths)
+        if not self.paths:
+            raise ValueError(f"none of {', '.join(paths)} works here: {hardware.name}")
         self.calibration = self._calibrate(site, hardware.name, cache)
         self._lines = {
             direction: Line(
