@@ -18,6 +18,7 @@ COMMANDS = {
     "config": "kvtier.cli.config",
     "check": "kvtier.cli.check",
     "doctor": "kvtier.cli.doctor",
+    "bench": "kvtier.cli.bench",
     "demo": "kvtier.cli.demo",
 }
 
