@@ -90,16 +90,20 @@ def calibrate(
 def measure(
     site: Site, movers: MakeMovers, clock: Callable[[], float] = time.perf_counter
 ) -> tuple[Rate, ...]:
-    """Time each way in both directions at each size that a slot holds. Writes into slots: they must be free."""
+    """Time each way in both directions at each size that a slot holds. A way that fails is left out. Writes into slots: they must be free."""
     rates: list[Rate] = []
     stream = site.streams.open()
     for run_nbytes in (size for size in SIZES if size <= site.arena.slot_nbytes):
         trial, work, pages = _trial(site, run_nbytes)
+        nbytes = trial.layout.moved_nbytes(work)
         for direction in Direction:
             for path, mover in movers(trial, {0: [pages]}, direction).items():
-                seconds = statistics.median(_times(trial, mover, work, stream, clock))
-                speed = trial.layout.moved_nbytes(work) / max(1e-9, seconds)
-                rates.append(Rate(direction, path, run_nbytes, speed))
+                try:
+                    seconds = statistics.median(_times(trial, mover, work, stream, clock))
+                except Exception as exc:
+                    logger.warning("%s: %s does not work here: %s", direction, path, exc)
+                else:
+                    rates.append(Rate(direction, path, run_nbytes, nbytes / max(1e-9, seconds)))
     return tuple(rates)
 
 

@@ -1,10 +1,10 @@
 """The engine on a CUDA device: what the device has is found here, once, at the start."""
 
+import importlib
 import logging
 import platform
 from collections.abc import Mapping, Sequence
 from functools import partial
-from importlib.util import find_spec
 
 import torch
 
@@ -47,9 +47,7 @@ def find(device: torch.device) -> Hardware:
     enter = partial(torch.get_device_module(device).set_device, device)
     if driver is None:
         return Hardware(device.type, device, streams, None, False, None, enter)
-    kernels = find_spec("cupy") is not None and driver.same_addresses(device.index or 0)
-    if not kernels:
-        logger.info("CuPy (pip install 'kvtier[cuda]') would make copies of small pages faster")
+    kernels = _has_cupy() and driver.same_addresses(device.index or 0)
     return Hardware(
         _name(device),
         device,
@@ -70,6 +68,16 @@ def _driver(device: torch.device) -> CudaDriver | None:
     except OSError as exc:
         logger.warning("the CUDA driver cannot be called (%s): copies take torch's way", exc)
         return None
+
+
+def _has_cupy() -> bool:
+    """Whether CuPy is there and works: a broken one raises anything."""
+    try:
+        importlib.import_module("cupy")
+    except Exception as exc:
+        logger.info("without CuPy (pip install 'kvtier[cuda]') small pages are slower: %s", exc)
+        return False
+    return True
 
 
 def _name(device: torch.device) -> str:

@@ -16,7 +16,7 @@ from kvtier.transfer.engine import ChunkCopy, Transfer, Urgency
 from kvtier.transfer.paths import Direction, Path
 from kvtier.transfer.stream_engine import StreamTransferEngine
 from tests.transfer.contract import BLOCKS, POISON, fill, pages
-from tests.transfer.simulated import RecordingCopier, SimulatedStreams, hardware
+from tests.transfer.simulated import ImmediateStreams, RecordingCopier, SimulatedStreams, hardware
 
 PAGE = 4096
 
@@ -60,8 +60,8 @@ def make() -> Iterator[Make]:
         each.arena.close()
 
 
-def rig(path: Path, seed: int = 3) -> Rig:
-    streams, copier = SimulatedStreams(seed), RecordingCopier()
+def rig(path: Path, seed: int = 3, streams: SimulatedStreams | None = None) -> Rig:
+    streams, copier = streams or SimulatedStreams(seed), RecordingCopier()
     arena, page = Arena(BLOCKS, PAGE), pages([PAGE])[0]
     device = hardware(streams, copier=copier)
     return Rig(
@@ -179,29 +179,22 @@ def test_a_staged_copy_is_one_large_copy_per_buffer(
     assert [len(call.sizes) for call in engine] == [8, 8]
 
 
-@pytest.mark.parametrize("path", [Path.BATCHED, Path.STAGED, Path.KERNEL, Path.PLAIN])
-def test_a_copy_that_the_driver_refuses_fails_alone(
-    monkeypatch: pytest.MonkeyPatch, path: Path
-) -> None:
-    r = rig(path)
-    mover = r.engine._lines[Direction.ONLOAD]._choose
-    refuse = [True]
-
-    class Refusing(paths.Mover):
-        def move(self, work: object, stream: int, after: object) -> None:
-            raise OSError(700, "cuMemcpyBatchAsync: CUDA_ERROR_ILLEGAL_ADDRESS")
-
-    r.engine._lines[Direction.ONLOAD]._choose = lambda work: (
-        Refusing() if refuse[0] else mover(work)
-    )
-    bad = r.load(0, 4)
-    while not bad.done():
-        pass
-    with pytest.raises(OSError, match="ILLEGAL_ADDRESS"):
-        bad.result()
-    refuse.clear()
-    refuse.append(False)
-    assert r.load(0, 4).result().nbytes == 4 * PAGE
+@pytest.mark.parametrize("path", [Path.BATCHED, Path.STAGED, Path.KERNEL])
+def test_a_copy_that_the_driver_refuses_fails_alone(path: Path) -> None:
+    r = rig(path, streams=ImmediateStreams(3))
+    before = r.page.clone()
+    r.store(0, BLOCKS).result()
+    r.copier.failing = True
+    bad = [r.load(0, 4), r.store(4, 4)]
+    r.copier.failing = False
+    good = r.load(8, 4)
+    for transfer in bad:
+        while not transfer.done():
+            pass
+        with pytest.raises(OSError, match="ILLEGAL_ADDRESS"):
+            transfer.result()
+    assert good.result().nbytes == 4 * PAGE
+    assert torch.equal(r.page, before)
     r.engine.close()
     r.arena.close()
 
