@@ -77,10 +77,6 @@ class Site(NamedTuple):
             return self.layout.offload_runs(work)
         return self.layout.onload_runs(work)
 
-    def slots(self, work: Work) -> Addresses:
-        """Return the address of each chunk's slot."""
-        return (self.arena.address + work.slots * self.arena.slot_nbytes).astype(np.uint64)
-
 
 class DirectMover(Mover):
     """Run by run between page and slot, by the copy engine or by the kernel."""
@@ -95,7 +91,7 @@ class DirectMover(Mover):
     def move(self, work: Work, stream: int, after: Mark) -> None:
         site = self._site
         runs = site.runs(work, self._direction)
-        slots = site.slots(work)[runs.chunk] + runs.offset
+        slots = work.slot_addresses(site.arena)[runs.chunk] + runs.offset
         ends = (slots, runs.device)
         dst, src = ends if self._direction is Direction.OFFLOAD else ends[::-1]
         site.streams.after(stream, after)
@@ -154,7 +150,11 @@ class StagedMover(Mover):
         nbytes = site.layout.chunk_nbytes(part.group)
         chunks = (buffer + np.arange(len(part.slots)) * nbytes).astype(np.uint64)
         runs = site.runs(part, self._direction)
-        pages, staged, slots = runs.device, chunks[runs.chunk] + runs.offset, site.slots(part)
+        pages, staged, slots = (
+            runs.device,
+            chunks[runs.chunk] + runs.offset,
+            part.slot_addresses(site.arena),
+        )
         sizes = np.full(len(slots), nbytes, np.uint64)
         if self._direction is Direction.OFFLOAD:
             return (

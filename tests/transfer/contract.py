@@ -125,6 +125,7 @@ class TransferContract(ABC):
     def test_a_chunk_without_any_block_moves_nothing(self, build: Build) -> None:
         engine, _ = build({0: pages([512], device=self.device)}, 2, 1)
         assert engine.onload([ChunkCopy(0, 0, (None, None))]).result().nbytes == 0
+        assert engine.onload([]).result().nbytes == 0
 
     def test_groups_have_their_own_tensors(self, build: Build) -> None:
         full, window = pages([256], device=self.device), pages([1024], device=self.device)
