@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one go: contract tests, memory checks, the bench. About 6 minutes.
-# Needs Python with torch (CUDA 12.8 or later), CuPy, NumPy, msgspec, PyYAML, xxhash, pytest, pytest-timeout and
-# hypothesis; neither vLLM nor an installed kvtier.
+# Needs Python with torch for CUDA, CuPy, NumPy, msgspec, pytest, pytest-timeout and hypothesis; neither vLLM nor an
+# installed kvtier.
 #   usage: bench/gpu.sh [OUT]     results: OUT/{tests.log,sanitizer.log,transfer.jsonl}
 set -uo pipefail
 cd "$(dirname "$0")/.."

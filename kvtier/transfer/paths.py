@@ -21,6 +21,9 @@ from kvtier.transfer.streams import COMPUTE, Mark, Streams
 STAGE_NBYTES = 32 << 20
 """Bytes on the device of one staging buffer, more where a chunk is larger; there are two per direction."""
 
+CALL_NBYTES = 256 << 20
+"""Bytes of one call of a direct way: the device is at work while the rest is planned."""
+
 
 class Path(StrEnum):
     """The names of the ways, as calibrations keep them."""
@@ -89,18 +92,19 @@ class DirectMover(Mover):
         self._kernel = path is Path.KERNEL
 
     def move(self, work: Work, stream: int, after: Mark) -> None:
-        site = self._site
-        runs = site.runs(work, self._direction)
-        slots = work.slot_addresses(site.arena)[runs.chunk] + runs.offset
+        self._site.streams.after(stream, after)
+        nbytes = self._site.layout.chunk_nbytes(work.group)
+        for part in work.parts(max(1, CALL_NBYTES // nbytes)):
+            self._site.streams.run(stream, self._step(part))
+
+    def _step(self, part: Work) -> "partial[None]":
+        runs = self._site.runs(part, self._direction)
+        slots = part.slot_addresses(self._site.arena)[runs.chunk] + runs.offset
         ends = (slots, runs.device)
         dst, src = ends if self._direction is Direction.OFFLOAD else ends[::-1]
-        site.streams.after(stream, after)
         if self._kernel:
-            site.streams.run(stream, partial(self._copier.kernel, dst, src, runs.nbytes))
-        else:
-            site.streams.run(
-                stream, partial(self._copier.copy, dst, src, runs.nbytes, self._direction)
-            )
+            return partial(self._copier.kernel, dst, src, runs.nbytes)
+        return partial(self._copier.copy, dst, src, runs.nbytes, self._direction)
 
 
 class StagedMover(Mover):

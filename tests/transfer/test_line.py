@@ -146,6 +146,20 @@ def test_what_is_computed_later_holds_nothing_up(make: Make, path: Path, urgency
     r.streams.queues[0].popleft()
 
 
+@pytest.mark.parametrize("path", [Path.BATCHED, Path.KERNEL])
+def test_the_device_starts_before_all_is_planned(
+    monkeypatch: pytest.MonkeyPatch, make: Make, path: Path
+) -> None:
+    monkeypatch.setattr(paths, "CALL_NBYTES", 5 * PAGE)
+    r = make(path)
+    before = r.page.clone()
+    assert r.store(0, BLOCKS).result().nbytes == BLOCKS * PAGE
+    assert r.sizes() == [5, 5, 5, 5, 4]
+    r.streams.compute(partial(fill, r.page, POISON))
+    r.load(0, BLOCKS).result()
+    assert torch.equal(r.page, before)
+
+
 @pytest.mark.parametrize("path", [Path.STAGED, Path.PLAIN])
 @pytest.mark.parametrize("stage_pages", [1, 3])
 def test_more_than_the_buffers_hold(
