@@ -65,17 +65,27 @@ class Calibration(msgspec.Struct, frozen=True):
         return next(path for path in _BY_COST if path in speeds and speeds[path] >= enough)
 
 
+def user_folder() -> FilePath | None:
+    """Where calibrations are kept; None: this user has no home."""
+    try:
+        return FilePath.home() / ".cache" / "kvtier"
+    except RuntimeError:
+        return None
+
+
 def calibrate(
-    device: str, folder: FilePath, paths: Collection[Path], measure: Callable[[], tuple[Rate, ...]]
+    device: str,
+    folder: FilePath | None,
+    paths: Collection[Path],
+    measure: Callable[[], tuple[Rate, ...]],
 ) -> Calibration:
     """Read what was kept of this device, else measure and keep it. A folder that cannot be written is no harm."""
+    if folder is None:
+        return Calibration(device, measure())
     file = folder / f"transfer-{re.sub(r'[^A-Za-z0-9.]+', '-', device)}.json"
-    try:
-        kept = msgspec.json.decode(file.read_bytes(), type=Calibration)
-        if kept.device == device and {rate.path for rate in kept.rates} >= set(paths):
-            return kept
-    except (OSError, msgspec.MsgspecError):
-        logger.debug("no calibration in %s", file)
+    kept = _read(file)
+    if kept and kept.device == device and {rate.path for rate in kept.rates} >= set(paths):
+        return kept
     found = Calibration(device, measure())
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,6 +95,13 @@ def calibrate(
     except OSError as exc:
         logger.info("the calibration of %s is not kept: %s", device, exc)
     return found
+
+
+def _read(file: FilePath) -> Calibration | None:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Calibration)
+    except (OSError, msgspec.MsgspecError):
+        return None
 
 
 def measure(

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 
 from kvtier.arena import Arena
+from kvtier.transfer.calibration import user_folder
 from kvtier.transfer.copier import CudaCopier
 from kvtier.transfer.driver import CudaDriver
 from kvtier.transfer.hardware import Hardware
@@ -37,7 +38,7 @@ def stream_engine(
 ) -> StreamTransferEngine:
     """Make the engine for the device that the pages are on: the fast one on CUDA, the plain one elsewhere."""
     device = next(iter(pages.values()))[0].device
-    return StreamTransferEngine(arena, pages, blocks_per_chunk, find(device))
+    return StreamTransferEngine(arena, pages, blocks_per_chunk, find(device), cache=user_folder())
 
 
 def find(device: torch.device) -> Hardware:
@@ -82,4 +83,5 @@ def _has_cupy() -> bool:
 
 def _name(device: torch.device) -> str:
     properties = torch.cuda.get_device_properties(device)
-    return f"{properties.name} on {platform.node()}, torch {torch.__version__}"
+    which = getattr(properties, "uuid", device.index)  # two of a kind may hang on unlike links
+    return f"{properties.name} {which} on {platform.node()}, torch {torch.__version__}"

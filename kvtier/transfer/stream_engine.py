@@ -19,8 +19,6 @@ from kvtier.transfer.pinning import Pinning
 from kvtier.transfer.plain import PlainMover
 from kvtier.transfer.plan import Layout, Work
 
-CACHE = FilePath.home() / ".cache" / "kvtier"
-
 Pages = Mapping[int, Sequence[torch.Tensor]]
 
 
@@ -37,7 +35,7 @@ class StreamTransferEngine(TransferEngine):
         hardware: Hardware,
         *,
         paths: Sequence[Path] = tuple(Path),
-        cache: FilePath = CACHE,
+        cache: FilePath | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(arena, pages, blocks_per_chunk)
@@ -81,7 +79,7 @@ class StreamTransferEngine(TransferEngine):
         self._closing.callback(pool.shutdown)
         return pool.submit
 
-    def _calibrate(self, site: Site, name: str, cache: FilePath) -> Calibration | None:
+    def _calibrate(self, site: Site, name: str, cache: FilePath | None) -> Calibration | None:
         if len(self.paths) == 1:
             return None
         return calibrate(name, cache, self.paths, partial(measure, site, self._movers))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kvtier.arena import Arena
-from kvtier.transfer.calibration import Calibration, Rate, calibrate
+from kvtier.transfer.calibration import Calibration, Rate, calibrate, user_folder
 from kvtier.transfer.paths import Direction, Path
 from kvtier.transfer.stream_engine import StreamTransferEngine
 from tests.transfer.contract import pages
@@ -83,6 +83,16 @@ def test_a_folder_that_cannot_be_written_is_no_harm(tmp_path: FilePath) -> None:
     (tmp_path / "file").write_text("")
     rates = table(batched=(1, 2)).rates
     assert calibrate("d", tmp_path / "file", [Path.BATCHED], lambda: rates).rates == rates
+
+
+def test_a_user_without_a_home_measures_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> FilePath:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(FilePath, "home", homeless)
+    rates = table(batched=(1, 2)).rates
+    assert user_folder() is None
+    assert calibrate("d", user_folder(), FAST, lambda: rates).rates == rates
 
 
 def test_an_engine_measures_every_way_at_the_sizes_that_its_slots_hold(tmp_path: FilePath) -> None:
