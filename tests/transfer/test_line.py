@@ -167,7 +167,7 @@ def test_more_than_the_buffers_hold(
 ) -> None:
     monkeypatch.setattr(paths, "STAGE_NBYTES", stage_pages * PAGE)
     monkeypatch.setattr(plain, "STAGE_NBYTES", stage_pages * PAGE)
-    for seed in range(20):
+    for seed in range(8):
         r = rig(path, seed)
         before = r.page.clone()
         stores = [r.store(0, 11), r.store(11, BLOCKS - 11)]
