@@ -6,7 +6,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup lint format types layers unit engine wheel test demo bench test-compat
+.PHONY: help setup lint format types layers unit engine wheel test demo bench test-compat test-numa
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -19,7 +19,7 @@ STAMP := $(VENV)/.setup-$(shell cat pyproject.toml Makefile | cksum | tr ' ' '-'
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "also: lint format types layers unit engine wheel demo bench test-compat"
+	@echo "also: lint format types layers unit engine wheel demo bench test-compat test-numa"
 
 setup: $(STAMP)
 
@@ -76,3 +76,7 @@ bench: setup
 
 test-compat:
 	bash tests/compat/run.sh
+
+# A virtual machine in software emulation: minutes. Needs Debian's qemu-system-x86 and 3 GiB of memory.
+test-numa: setup
+	bash tests/numa/run.sh

@@ -15,7 +15,7 @@ from _report import machine, report
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvtier.cli.bench import make
+from kvtier.cli.bench_codec import make
 from kvtier.cli.codec_rows import Array, Sample, cut, entropy_bound, measure
 from kvtier.codec import Bytes
 from kvtier.codecs.planes import PlanesCodec

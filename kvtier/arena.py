@@ -56,6 +56,10 @@ class Arena:
         """Ask the kernel where the pages are, of a large arena a sample."""
         return self._region.locate()
 
+    def located(self) -> list[tuple[int, int]]:
+        """Return NUMA nodes and the bytes on each."""
+        return self.locate().spread(self.nbytes)
+
     def close(self) -> None:
         """Give the descriptor back; the mapping goes with its last view. Idempotent."""
         if self._prefault is not None:

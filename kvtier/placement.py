@@ -38,6 +38,11 @@ class Placement(NamedTuple):
         """Pages that are somewhere."""
         return sum(n for _, n in self.nodes)
 
+    def spread(self, nbytes: int) -> list[tuple[int, int]]:
+        """Estimate the bytes on each node of a mapping of `nbytes` that this is a sample of."""
+        sampled = self.present + self.absent
+        return [(node, nbytes * n // sampled) for node, n in self.nodes]
+
     def share(self, nodes: Sequence[int]) -> float:
         """Which part of the pages that are there is on these nodes; 1 where none is there yet."""
         here = sum(n for node, n in self.nodes if node in nodes)

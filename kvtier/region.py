@@ -95,10 +95,11 @@ def _memfd(nbytes: int, flags: int) -> _Mapped:
 
 
 def _free_huge_pages(nodes: Sequence[int]) -> int:
+    """Count those on the nodes; where it does not matter which, not those of CXL memory: they would be slow."""
     return sum(
         pages.free
         for node in topology.nodes()
-        if not nodes or node.number in nodes
+        if (node.number in nodes if nodes else not node.memory_only)
         for pages in node.huge_pages
         if pages.page_nbytes == HUGE_PAGE
     )

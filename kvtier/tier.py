@@ -61,6 +61,10 @@ class Tier(ABC):
         """
         return 0
 
+    def located(self) -> list[tuple[int, int]]:
+        """Return NUMA nodes and the bytes on each that its records' memory has now, for metrics; cheap."""
+        return []
+
     @abstractmethod
     def read(self, key: bytes, bufs: Sequence[Bytes]) -> int:
         """Fill `bufs` with the record from its start and return its length in bytes; 0 where there is none.

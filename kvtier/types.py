@@ -100,6 +100,15 @@ class ScanBatch(NamedTuple):
     done: bool  # the last batch of this rank and tier
 
 
+class Placed(NamedTuple):
+    """Bytes of one rank's memory for one tier that are on one NUMA node now."""
+
+    rank: int
+    tier: int
+    node: int
+    nbytes: int
+
+
 class GroupSpec(NamedTuple):
     """One KV-cache group as the brain sees it."""
 

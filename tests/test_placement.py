@@ -2,16 +2,19 @@
 
 import ctypes
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from kvtier import placement
+import kvtier.region as region_module
+from kvtier import placement, topology
 from kvtier.arena import Arena
 from kvtier.placement import PAGE, Placement
 from kvtier.prefault import Prefault
 from kvtier.region import Region
 from kvtier.topology import numa_nodes
+from tests import trees
 from tests.sealed import run_sealed
 
 NODE = numa_nodes()[0]
@@ -140,3 +143,13 @@ def test_under_seccomp_memory_works_unbound_and_says_so() -> None:
         "set_mempolicy: Operation not permitted",
         str(5 * 8192),
     ]
+
+
+def test_without_nodes_no_huge_page_of_cxl_memory_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = topology.nodes(trees.cxl(tmp_path))
+    monkeypatch.setattr(topology, "nodes", lambda: described)
+    assert region_module._free_huge_pages([]) == 2  # those of node 0
+    assert region_module._free_huge_pages([1]) == 2
+    assert region_module._free_huge_pages([0, 1]) == 4

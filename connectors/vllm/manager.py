@@ -22,7 +22,7 @@ from kvtier.connectors.vllm.guard import Guard
 from kvtier.connectors.vllm.hints import Hints
 from kvtier.connectors.vllm.messages import SlotSpec
 from kvtier.connectors.vllm.metrics import Meter
-from kvtier.types import NO_SLOT, BlockKey
+from kvtier.types import NO_SLOT, BlockKey, Placed
 
 if TYPE_CHECKING:
     from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import (
@@ -125,6 +125,10 @@ class TieredCacheManager(OffloadingManager):
         if self.guard.broken:
             return self._meter.off()
         return self.guard.run(lambda: self._meter.collect(brain.stats()), None)
+
+    def located(self, placed: Sequence[Placed]) -> None:
+        """Take where ranks say that their memory is, for the metrics."""
+        self._meter.place(placed)
 
     def arrive(self, request: str, hints: Hints) -> None:
         """Tell the brain a new request's keys, of every group, before anybody asks for them."""

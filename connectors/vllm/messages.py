@@ -12,7 +12,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
 )
 from vllm.v1.kv_offload.base import LoadStoreSpec
 
-from kvtier.types import OpResult, ScanBatch, TierOp
+from kvtier.types import OpResult, Placed, ScanBatch, TierOp
 
 
 class SlotSpec(LoadStoreSpec):
@@ -60,6 +60,8 @@ class KVTierWorkerMetadata(OffloadingWorkerMetadata):
     failed: dict[int, set[int]] = field(default_factory=dict)
     """Job -> positions of its chunks (in job order) that did not make it on some rank."""
     broken: str = ""  # why a rank turned itself off
+    placed: list[Placed] = field(default_factory=list)
+    """Where the memory of each rank that is named here is; of the others nothing has changed."""
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> "KVTierWorkerMetadata":
         merged = super().aggregate(other)
@@ -75,6 +77,7 @@ class KVTierWorkerMetadata(OffloadingWorkerMetadata):
                 scans=self.scans + other.scans,
                 failed=failed,
                 broken=self.broken or other.broken,
+                placed=self.placed + other.placed,
             )
         return KVTierWorkerMetadata(
             completed_jobs=merged.completed_jobs,
@@ -83,4 +86,5 @@ class KVTierWorkerMetadata(OffloadingWorkerMetadata):
             scans=self.scans,
             failed=failed,
             broken=self.broken,
+            placed=self.placed,
         )

@@ -3,7 +3,7 @@
 vLLM asserts that whatever is emitted was declared, so both come from the tables here.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from vllm.v1.kv_offload.base import (
@@ -11,6 +11,8 @@ from vllm.v1.kv_offload.base import (
     OffloadingGaugeMetadata,
     OffloadingMetricMetadata,
 )
+
+from kvtier.types import Placed
 
 if TYPE_CHECKING:
     from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import (
@@ -94,6 +96,7 @@ GAUGES: "tuple[_Metric[CacheStats], ...]" = (
 FAILURES = "kvtier:tier_failures"
 CODECS = "kvtier:tier_codec_writes"
 OFF = "kvtier:off"
+MEMORY = "kvtier:memory_bytes"
 
 
 def definitions() -> dict[str, OffloadingMetricMetadata]:
@@ -111,6 +114,9 @@ def definitions() -> dict[str, OffloadingMetricMetadata]:
     declared[CODECS] = OffloadingCounterMetadata(
         "Chunks written, by how they were encoded.", ("tier", "codec")
     )
+    declared[MEMORY] = OffloadingGaugeMetadata(
+        "Bytes of memory by the NUMA node that they are really on.", ("tier", "node")
+    )
     declared[OFF] = OffloadingGaugeMetadata("1 after kvtier turned itself off.")
     return declared
 
@@ -120,6 +126,12 @@ class Meter:
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, tuple[str, ...]], float] = {}
+        self._placed: dict[int, list[Placed]] = {}  # by rank
+
+    def place(self, placed: Sequence[Placed]) -> None:
+        """Take where the ranks' memory is, of those that are named."""
+        for rank in {each.rank for each in placed}:
+            self._placed[rank] = [each for each in placed if each.rank == rank]
 
     def collect(self, stats: "CacheStats") -> "OffloadingConnectorStats | None":
         """Report what changed since the last call; None if nothing did."""
@@ -133,7 +145,20 @@ class Meter:
             if self._seen.get((name, labels)) != value:
                 self._seen[name, labels] = value
                 out.set_gauge(name, value, labels)
+        for labels, nbytes in self._nodes(stats).items():
+            if self._seen.get((MEMORY, labels)) != nbytes:
+                self._seen[MEMORY, labels] = nbytes
+                out.set_gauge(MEMORY, nbytes, labels)
         return None if out.is_empty() else out
+
+    def _nodes(self, stats: "CacheStats") -> dict[tuple[str, ...], float]:
+        """Bytes by tier and node, of all ranks; 0 where there were some before."""
+        sums = {labels: 0.0 for name, labels in self._seen if name == MEMORY}
+        for placed in self._placed.values():
+            for each in placed:
+                labels = (stats.tiers[each.tier].name, str(each.node))
+                sums[labels] = sums.get(labels, 0.0) + each.nbytes
+        return sums
 
     def off(self) -> "OffloadingConnectorStats | None":
         """Report, once, that kvtier turned itself off."""

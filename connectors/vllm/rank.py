@@ -1,6 +1,7 @@
 """The worker's half of the connector: what `KVTierConnector` adds to vLLM's own worker hooks."""
 
 import logging
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from kvtier.connectors.vllm.layout import find_pages
 from kvtier.connectors.vllm.messages import Hello, KVTierMetadata, KVTierWorkerMetadata
 from kvtier.connectors.vllm.spec import KVTierSpec
 from kvtier.connectors.vllm.worker import KVTierWorker
-from kvtier.types import OpResult, ScanBatch
+from kvtier.types import OpResult, Placed, ScanBatch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
 logger = logging.getLogger(__name__)
+
+_LOOK_S = 10.0
 
 
 class Rank:
@@ -49,6 +52,8 @@ class Rank:
         self._one_group = len(kv_cache_config.kv_cache_groups) == 1
         self._said_broken = False
         self._hello: Hello | None = None
+        self._placed: list[Placed] = []
+        self._look_at = 0.0
 
     @property
     def worker(self) -> KVTierWorker:
@@ -124,7 +129,9 @@ class Rank:
         answers = self.guard.run(self.worker.poll, nothing)
         failed = self.worker.take_failed()
         broken = "" if self._said_broken else self.guard.broken
-        if base is None and not answers and not failed and not broken:
+        unmoved: list[Placed] = []
+        placed = self.guard.run(self._moved, unmoved)
+        if base is None and not answers and not failed and not broken and not placed:
             return None
         self._said_broken = bool(self.guard.broken)
         meta = KVTierWorkerMetadata(
@@ -132,8 +139,20 @@ class Rank:
             scans=[answer for answer in answers if isinstance(answer, ScanBatch)],
             failed=failed,
             broken=broken,
+            placed=placed,
         )
         if base is not None:
             meta.completed_jobs = base.completed_jobs
             meta.transfer_stats = base.transfer_stats
         return meta
+
+    def _moved(self) -> list[Placed]:
+        """Say where the memory is, if it is time to look and anything has changed."""
+        if time.monotonic() < self._look_at:
+            return []
+        placed = self.worker.placed()
+        self._look_at = time.monotonic() + _LOOK_S
+        if placed == self._placed:
+            return []
+        self._placed = placed
+        return placed

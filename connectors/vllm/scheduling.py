@@ -196,6 +196,7 @@ class Scheduling:
         for batch in meta.scans:
             self.brain.scanned(batch)
         self.brain.complete(meta.results)
+        self.manager.located(meta.placed)
         load = meta.transfer_stats.load
         if load.time:
             self.brain.transferred(load.bytes, load.time)

@@ -23,12 +23,12 @@ from kvtier.connectors.vllm import placing
 from kvtier.connectors.vllm.guard import Guard
 from kvtier.connectors.vllm.layout import Pages, element_name
 from kvtier.connectors.vllm.messages import SlotSpec
-from kvtier.errors import ConfigError
 from kvtier.io_process.client import IoClient, IoSetup
 from kvtier.layout import ChunkLayout
 from kvtier.transfer.cpu import CpuTransferEngine
+from kvtier.transfer.cuda import stream_engine
 from kvtier.transfer.engine import ChunkCopy, Transfer, TransferEngine, chunk_nbytes
-from kvtier.types import NO_SLOT, OpResult, ScanBatch, TierOp
+from kvtier.types import NO_SLOT, TIER0, OpResult, Placed, ScanBatch, TierOp
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ class KVTierWorker(OffloadingWorker):
         self.group_nbytes = {g: chunk_nbytes(t, self.blocks_per_chunk) for g, t in pages.items()}
         slot_nbytes = -(-max(self.group_nbytes.values()) // PAGE) * PAGE
         ranks = local_ranks(config)
+        self._rank = config.parallel.rank
         self.node = placing.own_node(caches.tensors[0].tensor.device)
         dram = self._config.tiers[0]
         nodes = placing.nodes_for(dram.numa, self.node)
@@ -139,6 +140,11 @@ class KVTierWorker(OffloadingWorker):
 
     def poll(self) -> list[OpResult | ScanBatch]:
         return self.io.poll() if self.io is not None else []
+
+    def placed(self) -> list[Placed]:
+        """Say on which NUMA nodes this rank's memory is: the arena's as looked at now, a lower tier's as last told."""
+        arena = [Placed(self._rank, TIER0, node, n) for node, n in self.arena.located()]
+        return arena + (self.io.placed if self.io is not None else [])
 
     def shutdown(self) -> None:
         if self.io is not None:
@@ -243,12 +249,9 @@ def _group_tensors(caches: CanonicalKVCaches, position: int) -> list[torch.Tenso
 def _transfer_engine(
     arena: Arena, pages: dict[int, list[torch.Tensor]], blocks_per_chunk: int
 ) -> TransferEngine:
-    device = next(iter(pages.values()))[0].device.type
-    if device != "cpu":
-        raise ConfigError(
-            f"kvtier cannot copy to and from {device} devices yet; only the CPU backend"
-        )
-    return CpuTransferEngine(arena, pages, blocks_per_chunk)
+    if next(iter(pages.values()))[0].device.type == "cpu":
+        return CpuTransferEngine(arena, pages, blocks_per_chunk)
+    return stream_engine(arena, pages, blocks_per_chunk)
 
 
 def _start_io(

@@ -12,6 +12,7 @@ from kvtier.region import Bytes, Region
 from kvtier.units import format_nbytes
 
 _NBYTES = 256 << 20  # beyond most caches
+_LEAST = 8 << 20
 _LINE = 64
 _STEPS = 5_000
 _WALKS = 20
@@ -30,15 +31,16 @@ def binding(patient: Patient) -> Iterator[Finding]:
     for node in topology.nodes():
         if not node.nbytes:
             continue
-        if node.free_nbytes < 2 * _NBYTES:
+        nbytes = min(_NBYTES, node.free_nbytes // 4 // _LEAST * _LEAST)
+        if nbytes < _LEAST:
             said = f"node {node.number}: {format_nbytes(node.free_nbytes)} are free"
             yield Finding("placement", Level.WARN, said, "too little to measure it")
         else:
-            yield from _on(node.number)
+            yield from _on(node.number, nbytes)
 
 
-def _on(node: int) -> Iterator[Finding]:
-    region = Region(_NBYTES, [node], shared=False)
+def _on(node: int, nbytes: int) -> Iterator[Finding]:
+    region = Region(nbytes, [node], shared=False)
     try:
         region.bytes[:] = 1
         where = region.locate()

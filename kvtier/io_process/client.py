@@ -17,7 +17,7 @@ from kvtier.io_process import wire
 from kvtier.io_process.child import Child
 from kvtier.io_process.replay import Replay
 from kvtier.io_process.wire import Frame, FrameKind, IoSetup
-from kvtier.types import OpKind, OpResult, OpStatus, ScanBatch, TierOp
+from kvtier.types import OpKind, OpResult, OpStatus, Placed, ScanBatch, TierOp
 
 __all__ = ["IoClient", "IoSetup"]
 
@@ -47,6 +47,7 @@ class IoClient:
         self._answers: list[OpResult | ScanBatch] = []
         self._replay = Replay()
         self._unscanned: set[int] = set()  # tiers whose records were not all reported yet
+        self.placed: list[Placed] = []  # where its memory is, as it last said
         self._refusal = ""
         self._ready_at = math.inf
         self._backoff_s = _FIRST_BACKOFF_S
@@ -153,6 +154,8 @@ class IoClient:
                 self._settle(result)
         elif frame.kind == FrameKind.SCAN:
             return self._take_scan(wire.decode_scan(frame.body))
+        elif frame.kind == FrameKind.PLACED:
+            self.placed = wire.decode_placed(frame.body)
         elif frame.kind == FrameKind.HELLO:
             self._greet(wire.decode_hello(frame.body).error)
         return False

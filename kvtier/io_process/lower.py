@@ -159,6 +159,10 @@ class LowerTier:
             elif not entry.key.startswith(shelf.PREFIX):
                 yield entry
 
+    def located(self) -> list[tuple[int, int]]:
+        """Return NUMA nodes and the bytes on each that the tier's memory has now."""
+        return self._tier.located()
+
     def close(self) -> None:
         """Close the tier; idempotent."""
         self._session = None

@@ -17,6 +17,7 @@ from kvtier.codec import Codec
 from kvtier.errors import ConfigError
 from kvtier.io_process import system, wire
 from kvtier.io_process.buffers import Slots
+from kvtier.io_process.census import Census
 from kvtier.io_process.lower import LowerTier
 from kvtier.io_process.outbox import Outbox
 from kvtier.io_process.plugins import TierSetup, make_codec, make_tier
@@ -87,27 +88,28 @@ def main(sock_fd: int, arena_fd: int) -> None:
     )
     system.settle(setup.numa_node, leave)
     try:
-        service = Service(setup, open_tiers(setup, arena_fd), outbox)
+        tiers = open_tiers(setup, arena_fd)
+        service, census = Service(setup, tiers, outbox), Census(setup.rank, tiers)
     except (ConfigError, msgspec.ValidationError) as exc:
         pipe.sock.setblocking(True)
         pipe.sock.sendall(wire.frame(FrameKind.HELLO, Hello(str(exc))))
         return
     pipe.unsent = wire.frame(FrameKind.HELLO, Hello())
     try:
-        while not leaving and turn(pipe, outbox, service):
+        while not leaving and turn(pipe, outbox, service, census):
             pass
     except (ConnectionError, ValueError, msgspec.MsgspecError) as exc:
         logger.warning("the worker's pipe broke: %s", exc)
     service.stop(_LEAVE_S)
 
 
-def turn(pipe: Pipe, outbox: Outbox, service: Service) -> bool:
+def turn(pipe: Pipe, outbox: Outbox, service: Service, census: Census) -> bool:
     """Wait for something to do and do it; False at the end of the pipe."""
     if not pipe.unsent:
-        pipe.unsent = outbox.take()
+        pipe.unsent = outbox.take() + census.news()
     pipe_fd = pipe.sock.fileno()
     sending = [pipe_fd] if pipe.unsent else []
-    patience = _EXPIRE_S if service.waiting else None
+    patience = _EXPIRE_S if service.waiting else census.patience_s
     readable, writable, _ = select.select([pipe_fd, outbox.fileno()], sending, [], patience)
     service.expire()
     if writable:

@@ -12,7 +12,7 @@ import msgspec
 
 from kvtier.codec import ChunkFacts
 from kvtier.layout import ChunkLayout
-from kvtier.types import OpResult, ScanBatch, TierOp
+from kvtier.types import OpResult, Placed, ScanBatch, TierOp
 
 _HEAD = struct.Struct("<IB")
 _MAX_NBYTES = 64 << 20
@@ -26,6 +26,7 @@ class FrameKind(IntEnum):
     OPS = 2  # list[TierOp]
     RESULTS = 3  # list[OpResult]
     SCAN = 4  # ScanBatch
+    PLACED = 5  # list[Placed]: where all memory of this process's tiers is now
 
 
 class IoSetup(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,11 +104,12 @@ class FrameBuffer:
 _encoder = msgspec.msgpack.Encoder()
 _ops = msgspec.msgpack.Decoder(list[TierOp])
 _results = msgspec.msgpack.Decoder(list[OpResult])
+_placed = msgspec.msgpack.Decoder(list[Placed])
 _scan = msgspec.msgpack.Decoder(ScanBatch)
 
 
 def frame(
-    kind: FrameKind, body: IoSetup | Hello | ScanBatch | Sequence[TierOp | OpResult]
+    kind: FrameKind, body: IoSetup | Hello | ScanBatch | Sequence[TierOp | OpResult | Placed]
 ) -> bytes:
     """Encode one frame."""
     encoded = _encoder.encode(body)
@@ -132,6 +134,11 @@ def decode_ops(body: bytes) -> list[TierOp]:
 def decode_results(body: bytes) -> list[OpResult]:
     """Decode a RESULTS frame."""
     return _results.decode(body)
+
+
+def decode_placed(body: bytes) -> list[Placed]:
+    """Decode a PLACED frame."""
+    return _placed.decode(body)
 
 
 def decode_scan(body: bytes) -> ScanBatch:

@@ -13,7 +13,7 @@ import numpy as np
 
 from kvtier import topology
 from kvtier.errors import ConfigError, TierError
-from kvtier.placement import PAGE, Placement
+from kvtier.placement import PAGE
 from kvtier.prefault import Prefault
 from kvtier.region import Region
 from kvtier.tier import Bytes, Entry, Site, Tier
@@ -71,9 +71,8 @@ class MemoryTier(Tier):
             records = list(self._records.values())
         return sum(len(r.extents) for r in records) / len(records) if records else 1.0
 
-    def locate(self) -> Placement:
-        """Ask the kernel where the pages are, of a large tier a sample."""
-        return self._region.locate()
+    def located(self) -> list[tuple[int, int]]:
+        return self._region.locate().spread(len(self._pages))
 
     def open(self, namespace: str, manifest: str) -> None:
         with self._lock:

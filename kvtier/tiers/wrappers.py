@@ -24,6 +24,9 @@ class TierWrapper(Tier):
     def reclaim(self, nbytes: int) -> int:
         return self._inner.reclaim(nbytes)
 
+    def located(self) -> list[tuple[int, int]]:
+        return self._inner.located()
+
     def read(self, key: bytes, bufs: Sequence[Bytes]) -> int:
         return self._inner.read(key, bufs)
 

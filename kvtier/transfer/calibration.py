@@ -65,17 +65,27 @@ class Calibration(msgspec.Struct, frozen=True):
         return next(path for path in _BY_COST if path in speeds and speeds[path] >= enough)
 
 
+def user_folder() -> FilePath | None:
+    """Where calibrations are kept; None: this user has no home."""
+    try:
+        return FilePath.home() / ".cache" / "kvtier"
+    except RuntimeError:
+        return None
+
+
 def calibrate(
-    device: str, folder: FilePath, paths: Collection[Path], measure: Callable[[], tuple[Rate, ...]]
+    device: str,
+    folder: FilePath | None,
+    paths: Collection[Path],
+    measure: Callable[[], tuple[Rate, ...]],
 ) -> Calibration:
     """Read what was kept of this device, else measure and keep it. A folder that cannot be written is no harm."""
+    if folder is None:
+        return Calibration(device, measure())
     file = folder / f"transfer-{re.sub(r'[^A-Za-z0-9.]+', '-', device)}.json"
-    try:
-        kept = msgspec.json.decode(file.read_bytes(), type=Calibration)
-        if kept.device == device and {rate.path for rate in kept.rates} >= set(paths):
-            return kept
-    except (OSError, msgspec.MsgspecError):
-        logger.debug("no calibration in %s", file)
+    kept = _read(file)
+    if kept and kept.device == device and {rate.path for rate in kept.rates} >= set(paths):
+        return kept
     found = Calibration(device, measure())
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,19 +97,30 @@ def calibrate(
     return found
 
 
+def _read(file: FilePath) -> Calibration | None:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Calibration)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
 def measure(
     site: Site, movers: MakeMovers, clock: Callable[[], float] = time.perf_counter
 ) -> tuple[Rate, ...]:
-    """Time each way in both directions at each size that a slot holds. Writes into slots: they must be free."""
+    """Time each way in both directions at each size that a slot holds. A way that fails is left out. Writes into slots: they must be free."""
     rates: list[Rate] = []
     stream = site.streams.open()
     for run_nbytes in (size for size in SIZES if size <= site.arena.slot_nbytes):
         trial, work, pages = _trial(site, run_nbytes)
+        nbytes = trial.layout.moved_nbytes(work)
         for direction in Direction:
             for path, mover in movers(trial, {0: [pages]}, direction).items():
-                seconds = statistics.median(_times(trial, mover, work, stream, clock))
-                speed = trial.layout.moved_nbytes(work) / max(1e-9, seconds)
-                rates.append(Rate(direction, path, run_nbytes, speed))
+                try:
+                    seconds = statistics.median(_times(trial, mover, work, stream, clock))
+                except Exception as exc:
+                    logger.warning("%s: %s does not work here: %s", direction, path, exc)
+                else:
+                    rates.append(Rate(direction, path, run_nbytes, nbytes / max(1e-9, seconds)))
     return tuple(rates)
 
 

@@ -101,7 +101,7 @@ class CudaCopier(Copier):
     def _compiled(self) -> Kernel:
         import cupy
 
-        kernel: Kernel = cupy.RawKernel(SOURCE, "copy_pieces", options=("--std=c++17",))
+        kernel: Kernel = cupy.RawKernel(SOURCE, "copy_pieces")
         return kernel
 
 

@@ -1,4 +1,4 @@
-"""Copies on the CPU backend: a thread per direction, and one system call for up to 1024 pages.
+"""Copies on the CPU backend: a thread per direction, and one system call for up to 1024 runs.
 
 The engine's main thread lets go of the GIL often and for microseconds, so a thread that needs it back after
 every page starves (measured: 0.2 s per page beside a spinning engine). Hence one call per batch of pages.
@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +17,7 @@ import torch
 
 from kvtier.arena import Arena
 from kvtier.transfer.engine import ChunkCopy, Moved, Transfer, TransferEngine, Urgency
+from kvtier.transfer.plan import Layout, Runs, Work, works
 
 _BATCH = 1024  # pieces per call: IOV_MAX
 _BATCH_NBYTES = 1 << 30  # bytes per call: Linux moves just under 2 GiB
@@ -38,15 +38,6 @@ _libc.process_vm_readv.argtypes = [
     ctypes.c_ulong,
     ctypes.c_ulong,
 ]
-
-
-class _Planes(NamedTuple):
-    """The tensors of a group, a row each: where its pages are on the device and where they go in a slot."""
-
-    address: Pieces
-    stride: Pieces
-    nbytes: Pieces
-    offset: Pieces
 
 
 class CpuTransfer(Transfer):
@@ -78,8 +69,9 @@ class CpuTransferEngine(TransferEngine):
         blocks_per_chunk: int,
     ) -> None:
         super().__init__(arena, pages, blocks_per_chunk)
-        self._planes = {g: _planes(tensors, blocks_per_chunk) for g, tensors in self.pages.items()}
-        self._zeros = np.zeros(max(int(p.nbytes.max()) for p in self._planes.values()), np.uint8)
+        largest = max(t.shape[1] for tensors in self.pages.values() for t in tensors)
+        self._zeros = np.zeros(largest, np.uint8)
+        self._layout = Layout.of(self.pages, blocks_per_chunk, self._zeros.ctypes.data)
         self._offloads = ThreadPoolExecutor(1, "kvtier-offload")
         self._onloads = ThreadPoolExecutor(1, "kvtier-onload")
         self._gave_way_at = 0.0
@@ -103,34 +95,27 @@ class CpuTransferEngine(TransferEngine):
             self._gave_way_at = time.monotonic()
 
     def _offload(self, copies: tuple[ChunkCopy, ...], started: float) -> Moved:
-        device, slots, there = self._pieces(copies)
-        device[~there, 0] = self._zeros.ctypes.data
-        copy_pieces(device, slots)
-        return Moved(int(device[there, 1].sum()), time.monotonic() - started)
+        nbytes = 0
+        for work in works(copies):
+            device, slots = self._pieces(work, self._layout.offload_runs(work))
+            copy_pieces(device, slots)
+            nbytes += self._layout.moved_nbytes(work)
+        return Moved(nbytes, time.monotonic() - started)
 
     def _onload(self, copies: tuple[ChunkCopy, ...], started: float) -> Moved:
-        device, slots, there = self._pieces(copies)
-        device, slots = device[there], slots[there]
-        copy_pieces(slots, device)
-        return Moved(int(device[:, 1].sum()), time.monotonic() - started)
+        nbytes = 0
+        for work in works(copies):
+            device, slots = self._pieces(work, self._layout.onload_runs(work))
+            copy_pieces(slots, device)
+            nbytes += self._layout.moved_nbytes(work)
+        return Moved(nbytes, time.monotonic() - started)
 
-    def _pieces(self, copies: tuple[ChunkCopy, ...]) -> tuple[Pieces, Pieces, npt.NDArray[np.bool]]:
-        """List every page of the copies on the device and in its slot, and which have a page on the device."""
-        parts = [self._chunk_pieces(copy) for copy in copies]
-        device, slots, there = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return device, slots, there
-
-    def _chunk_pieces(self, copy: ChunkCopy) -> tuple[Pieces, Pieces, npt.NDArray[np.bool]]:
-        planes = self._planes[copy.group]
-        at = np.arange(len(copy.blocks), dtype=np.uint64)
-        blocks = np.array([block or 0 for block in copy.blocks], dtype=np.uint64)
-        there = np.array([block is not None for block in copy.blocks])
-        nbytes = np.broadcast_to(planes.nbytes, (len(planes.nbytes), len(at)))
-        slot = np.uint64(self.arena.address + copy.slot * self.arena.slot_nbytes)
-        device = np.stack([planes.address + blocks * planes.stride, nbytes], axis=-1)
-        slots = np.stack([slot + planes.offset + at * planes.nbytes, nbytes], axis=-1)
-        mask = np.broadcast_to(there, nbytes.shape)
-        return device.reshape(-1, 2), slots.reshape(-1, 2), mask.reshape(-1)
+    def _pieces(self, work: Work, runs: Runs) -> tuple[Pieces, Pieces]:
+        """Pair the runs on the device with their places in slots."""
+        slots = work.slot_addresses(self.arena)[runs.chunk] + runs.offset
+        ends = (runs.device, slots)
+        device, slot = (np.stack([end, runs.nbytes], axis=-1) for end in ends)
+        return device, slot
 
 
 def copy_pieces(src: Pieces, dst: Pieces) -> None:
@@ -157,14 +142,3 @@ def _copy_batch(src: Pieces, dst: Pieces) -> None:
         return
     code = ctypes.get_errno() if got == -1 else errno.EFAULT
     raise OSError(code, f"{os.strerror(code)}: a copy of {n} pages between device and slots")
-
-
-def _planes(tensors: Sequence[torch.Tensor], blocks_per_chunk: int) -> _Planes:
-    nbytes = [tensor.shape[1] for tensor in tensors]
-    columns = (
-        [tensor.data_ptr() for tensor in tensors],
-        [tensor.stride(0) * tensor.element_size() for tensor in tensors],
-        nbytes,
-        np.cumsum([0, *nbytes[:-1]]) * blocks_per_chunk,
-    )
-    return _Planes(*(np.array(column, dtype=np.uint64)[:, None] for column in columns))

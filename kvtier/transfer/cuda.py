@@ -1,14 +1,15 @@
 """The engine on a CUDA device: what the device has is found here, once, at the start."""
 
+import importlib
 import logging
 import platform
 from collections.abc import Mapping, Sequence
 from functools import partial
-from importlib.util import find_spec
 
 import torch
 
 from kvtier.arena import Arena
+from kvtier.transfer.calibration import user_folder
 from kvtier.transfer.copier import CudaCopier
 from kvtier.transfer.driver import CudaDriver
 from kvtier.transfer.hardware import Hardware
@@ -37,7 +38,7 @@ def stream_engine(
 ) -> StreamTransferEngine:
     """Make the engine for the device that the pages are on: the fast one on CUDA, the plain one elsewhere."""
     device = next(iter(pages.values()))[0].device
-    return StreamTransferEngine(arena, pages, blocks_per_chunk, find(device))
+    return StreamTransferEngine(arena, pages, blocks_per_chunk, find(device), cache=user_folder())
 
 
 def find(device: torch.device) -> Hardware:
@@ -47,9 +48,7 @@ def find(device: torch.device) -> Hardware:
     enter = partial(torch.get_device_module(device).set_device, device)
     if driver is None:
         return Hardware(device.type, device, streams, None, False, None, enter)
-    kernels = find_spec("cupy") is not None and driver.same_addresses(device.index or 0)
-    if not kernels:
-        logger.info("CuPy (pip install 'kvtier[cuda]') would make copies of small pages faster")
+    kernels = _has_cupy() and driver.same_addresses(device.index or 0)
     return Hardware(
         _name(device),
         device,
@@ -72,6 +71,17 @@ def _driver(device: torch.device) -> CudaDriver | None:
         return None
 
 
+def _has_cupy() -> bool:
+    """Whether CuPy is there and works: a broken one raises anything."""
+    try:
+        importlib.import_module("cupy")
+    except Exception as exc:
+        logger.info("without CuPy (pip install 'kvtier[cuda]') small pages are slower: %s", exc)
+        return False
+    return True
+
+
 def _name(device: torch.device) -> str:
     properties = torch.cuda.get_device_properties(device)
-    return f"{properties.name} on {platform.node()}, torch {torch.__version__}"
+    which = getattr(properties, "uuid", device.index)  # two of a kind may hang on unlike links
+    return f"{properties.name} {which} on {platform.node()}, torch {torch.__version__}"

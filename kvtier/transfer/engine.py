@@ -54,8 +54,7 @@ class TransferEngine(ABC):
 
     A slot holds its chunk layer-major: for each tensor of the group, one page per block of the chunk.
     Transfers of one direction and urgency end in the order of their submission; a demand may overtake
-    prefetches. The caller keeps both ends alive and unwritten until the transfer is
-    done.
+    prefetches. The caller keeps both ends alive and unwritten until the transfer is done.
     """
 
     def __init__(

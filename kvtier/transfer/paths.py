@@ -21,6 +21,9 @@ from kvtier.transfer.streams import COMPUTE, Mark, Streams
 STAGE_NBYTES = 32 << 20
 """Bytes on the device of one staging buffer, more where a chunk is larger; there are two per direction."""
 
+CALL_NBYTES = 256 << 20
+"""Bytes of one call of a direct way: the device is at work while the rest is planned."""
+
 
 class Path(StrEnum):
     """The names of the ways, as calibrations keep them."""
@@ -77,10 +80,6 @@ class Site(NamedTuple):
             return self.layout.offload_runs(work)
         return self.layout.onload_runs(work)
 
-    def slots(self, work: Work) -> Addresses:
-        """Return the address of each chunk's slot."""
-        return (self.arena.address + work.slots * self.arena.slot_nbytes).astype(np.uint64)
-
 
 class DirectMover(Mover):
     """Run by run between page and slot, by the copy engine or by the kernel."""
@@ -93,18 +92,19 @@ class DirectMover(Mover):
         self._kernel = path is Path.KERNEL
 
     def move(self, work: Work, stream: int, after: Mark) -> None:
-        site = self._site
-        runs = site.runs(work, self._direction)
-        slots = site.slots(work)[runs.chunk] + runs.offset
+        self._site.streams.after(stream, after)
+        nbytes = self._site.layout.chunk_nbytes(work.group)
+        for part in work.parts(max(1, CALL_NBYTES // nbytes)):
+            self._site.streams.run(stream, self._step(part))
+
+    def _step(self, part: Work) -> "partial[None]":
+        runs = self._site.runs(part, self._direction)
+        slots = part.slot_addresses(self._site.arena)[runs.chunk] + runs.offset
         ends = (slots, runs.device)
         dst, src = ends if self._direction is Direction.OFFLOAD else ends[::-1]
-        site.streams.after(stream, after)
         if self._kernel:
-            site.streams.run(stream, partial(self._copier.kernel, dst, src, runs.nbytes))
-        else:
-            site.streams.run(
-                stream, partial(self._copier.copy, dst, src, runs.nbytes, self._direction)
-            )
+            return partial(self._copier.kernel, dst, src, runs.nbytes)
+        return partial(self._copier.copy, dst, src, runs.nbytes, self._direction)
 
 
 class StagedMover(Mover):
@@ -154,7 +154,11 @@ class StagedMover(Mover):
         nbytes = site.layout.chunk_nbytes(part.group)
         chunks = (buffer + np.arange(len(part.slots)) * nbytes).astype(np.uint64)
         runs = site.runs(part, self._direction)
-        pages, staged, slots = runs.device, chunks[runs.chunk] + runs.offset, site.slots(part)
+        pages, staged, slots = (
+            runs.device,
+            chunks[runs.chunk] + runs.offset,
+            part.slot_addresses(site.arena),
+        )
         sizes = np.full(len(slots), nbytes, np.uint64)
         if self._direction is Direction.OFFLOAD:
             return (

@@ -1,4 +1,4 @@
-"""Which bytes a transfer moves: from chunks to runs of addresses. Pure: no device, no stream, no tensor.
+"""Which bytes a transfer moves: from chunks to runs of addresses. Pure: no device, no stream.
 
 A run is what lies in one piece at both ends. Pages of blocks that are neighbours on the device and in the
 slot are one run, so that costs are counted in runs, not in pages.
@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from kvtier.arena import Arena
 from kvtier.transfer.engine import ChunkCopy
 
 Addresses = npt.NDArray[np.uint64]
@@ -31,6 +33,10 @@ class Work(NamedTuple):
     group: int
     slots: Numbers  # (n,)
     blocks: Numbers  # (n, blocks_per_chunk), NO_BLOCK where nothing moves
+
+    def slot_addresses(self, arena: Arena) -> Addresses:
+        """Return the address of each chunk's slot."""
+        return (arena.address + self.slots * arena.slot_nbytes).astype(np.uint64)
 
     def parts(self, chunks: int) -> Iterator["Work"]:
         """Cut it into parts of at most so many chunks."""
@@ -76,6 +82,14 @@ class Layout:
         self.planes = {group: tuple(rows) for group, rows in planes.items()}
         self.blocks_per_chunk = blocks_per_chunk
         self._zeros = np.uint64(zeros)
+
+    @classmethod
+    def of(
+        cls, pages: Mapping[int, Sequence[torch.Tensor]], blocks_per_chunk: int, zeros: int
+    ) -> "Layout":
+        """Read it off the tensors that an engine is given."""
+        planes = {g: [_plane(tensor) for tensor in tensors] for g, tensors in pages.items()}
+        return cls(planes, blocks_per_chunk, zeros)
 
     def chunk_nbytes(self, group: int) -> int:
         """Bytes of a chunk in its slot."""
@@ -136,3 +150,7 @@ def _work(group: int, copies: Sequence[ChunkCopy]) -> Work:
     rows = [[NO_BLOCK if b is None else b for b in copy.blocks] for copy in copies]
     slots = np.array([copy.slot for copy in copies], np.int64)
     return Work(group, slots, np.array(rows, np.int64))
+
+
+def _plane(tensor: torch.Tensor) -> Plane:
+    return Plane(tensor.data_ptr(), tensor.stride(0) * tensor.element_size(), tensor.shape[1])

@@ -17,9 +17,7 @@ from kvtier.transfer.line import Line, Start, inline
 from kvtier.transfer.paths import Direction, DirectMover, Mover, Path, Site, StagedMover
 from kvtier.transfer.pinning import Pinning
 from kvtier.transfer.plain import PlainMover
-from kvtier.transfer.plan import Layout, Plane, Work
-
-CACHE = FilePath.home() / ".cache" / "kvtier"
+from kvtier.transfer.plan import Layout, Work
 
 Pages = Mapping[int, Sequence[torch.Tensor]]
 
@@ -37,7 +35,7 @@ class StreamTransferEngine(TransferEngine):
         hardware: Hardware,
         *,
         paths: Sequence[Path] = tuple(Path),
-        cache: FilePath = CACHE,
+        cache: FilePath | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(arena, pages, blocks_per_chunk)
@@ -46,10 +44,11 @@ class StreamTransferEngine(TransferEngine):
         self._closing.callback(self._pinning.close)
         largest = max(t.shape[1] for tensors in self.pages.values() for t in tensors)
         self._zeros = torch.zeros(largest, dtype=torch.int8, device=hardware.device)
-        planes = {g: [_plane(t) for t in tensors] for g, tensors in self.pages.items()}
-        layout = Layout(planes, blocks_per_chunk, self._zeros.data_ptr())
+        layout = Layout.of(self.pages, blocks_per_chunk, self._zeros.data_ptr())
         site = Site(arena, layout, hardware.streams, hardware.copier, hardware.device)
         self.paths = tuple(path for path in hardware.paths(self._pinning.pinned) if path in paths)
+        if not self.paths:
+            raise ValueError(f"none of {', '.join(paths)} works here: {hardware.name}")
         self.calibration = self._calibrate(site, hardware.name, cache)
         self._lines = {
             direction: Line(
@@ -80,7 +79,7 @@ class StreamTransferEngine(TransferEngine):
         self._closing.callback(pool.shutdown)
         return pool.submit
 
-    def _calibrate(self, site: Site, name: str, cache: FilePath) -> Calibration | None:
+    def _calibrate(self, site: Site, name: str, cache: FilePath | None) -> Calibration | None:
         if len(self.paths) == 1:
             return None
         return calibrate(name, cache, self.paths, partial(measure, site, self._movers))
@@ -105,7 +104,3 @@ class StreamTransferEngine(TransferEngine):
         if self.calibration is None:
             return movers[self.paths[0]]
         return movers[self.calibration.best(direction, layout.run_nbytes(work), self.paths)]
-
-
-def _plane(tensor: torch.Tensor) -> Plane:
-    return Plane(tensor.data_ptr(), tensor.stride(0) * tensor.element_size(), tensor.shape[1])

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from kvtier.cli.bench import app, read
+from kvtier.cli.bench import app
+from kvtier.cli.bench_codec import read
 from kvtier.cli.codec_rows import Array, cut, entropy, measure
 from kvtier.codecs.raw import RawCodec
 from kvtier.errors import ConfigError

@@ -204,7 +204,8 @@ class TestDisks:
         assert next(iter(disks.look(Path("/proc/1/x"), 0))).level is Level.FAIL
 
 
-def test_this_machine_is_measured() -> None:
+def test_this_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "_NBYTES", 16 << 20)
     found = list(probes.binding(Patient()))
     assert found
     assert all("GB/s on one core" in each.what for each in found if "are free" not in each.what)
@@ -214,6 +215,7 @@ def test_under_seccomp_it_warns_and_says_what_to_do() -> None:
     text = run_sealed(
         "from kvtier.doctor import probes, software\n"
         "from kvtier.doctor.finding import Patient\n"
+        "probes._NBYTES = 16 << 20\n"
         "for check in (probes.binding, software.kernel):\n"
         "    for f in check(Patient()): print(f.level, f.what, f.advice, sep='|')"
     )

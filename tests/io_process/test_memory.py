@@ -41,6 +41,14 @@ def test_each_tier_holds_its_own_records(io: Rig) -> None:
     assert io.one(OpKind.PROBE).status is io.one(OpKind.PROBE, tier=2).status is OpStatus.OK
 
 
+def test_it_tells_where_its_memory_is(tmp_path: Path) -> None:
+    with rig([memory_tier()]) as io:
+        io.until(lambda: io.client.placed, timeout_s=20)
+        told = io.client.placed
+    assert {(each.rank, each.tier, each.node) for each in told} == {(0, 1, numa_nodes()[0])}
+    assert 0 < told[0].nbytes <= NBYTES
+
+
 def test_a_full_memory_says_so_and_serves_on(io: Rig) -> None:
     io.arena.slot(0)[:] = np.random.default_rng(0).integers(0, 256, io.arena.slot_nbytes)
     statuses = [io.one(OpKind.WRITE, n, slot=0) for n in range(NBYTES // (20480 + 4096) + 1)]

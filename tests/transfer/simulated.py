@@ -87,6 +87,15 @@ class SimulatedStreams(Streams):
         return False
 
 
+class ImmediateStreams(SimulatedStreams):
+    """Starts work when it is given, as a real device does: what it cannot start is told to the giver."""
+
+    def run(self, stream: int, work: Callable[[], None]) -> None:
+        while self.step(1):
+            pass
+        work()
+
+
 class Call(NamedTuple):
     """What the copier was asked for: by the copy engine in a direction, or by the kernel."""
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from kvtier.arena import Arena
-from kvtier.transfer.calibration import Calibration, Rate, calibrate
+from kvtier.transfer.calibration import Calibration, Rate, calibrate, user_folder
 from kvtier.transfer.paths import Direction, Path
 from kvtier.transfer.stream_engine import StreamTransferEngine
 from tests.transfer.contract import pages
-from tests.transfer.simulated import RecordingCopier, hardware
+from tests.transfer.simulated import ImmediateStreams, RecordingCopier, hardware
 
 FAST = (Path.BATCHED, Path.STAGED, Path.KERNEL)
 KIB = 1 << 10
@@ -85,6 +85,16 @@ def test_a_folder_that_cannot_be_written_is_no_harm(tmp_path: FilePath) -> None:
     assert calibrate("d", tmp_path / "file", [Path.BATCHED], lambda: rates).rates == rates
 
 
+def test_a_user_without_a_home_measures_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> FilePath:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(FilePath, "home", homeless)
+    rates = table(batched=(1, 2)).rates
+    assert user_folder() is None
+    assert calibrate("d", user_folder(), FAST, lambda: rates).rates == rates
+
+
 def test_an_engine_measures_every_way_at_the_sizes_that_its_slots_hold(tmp_path: FilePath) -> None:
     arena, copier = Arena(4, 16 * KIB), RecordingCopier()
     tensors = pages([4096])
@@ -103,5 +113,23 @@ def test_an_engine_measures_every_way_at_the_sizes_that_its_slots_hold(tmp_path:
     seen = len(copier.calls)
     StreamTransferEngine(arena, {0: tensors}, 4, hardware(copier=copier), cache=tmp_path).close()
     assert len(copier.calls) == seen
+    engine.close()
+    arena.close()
+
+
+def test_a_way_that_fails_is_left_out_and_said(
+    tmp_path: FilePath, caplog: pytest.LogCaptureFixture
+) -> None:
+    class WithoutKernel(RecordingCopier):
+        def kernel(self, *_: object) -> None:
+            raise OSError(209, "CUDA_ERROR_NO_BINARY_FOR_GPU")
+
+    arena, copier = Arena(4, 16 * KIB), WithoutKernel()
+    device = hardware(ImmediateStreams(), copier=copier)
+    engine = StreamTransferEngine(arena, {0: pages([4096])}, 4, device, cache=tmp_path)
+    assert engine.calibration is not None
+    measured = {rate.path for rate in engine.calibration.rates}
+    assert measured == {Path.BATCHED, Path.PLAIN}
+    assert "offload: kernel does not work here: [Errno 209] CUDA_ERROR_NO_BINARY" in caplog.text
     engine.close()
     arena.close()

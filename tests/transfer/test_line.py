@@ -16,7 +16,7 @@ from kvtier.transfer.engine import ChunkCopy, Transfer, Urgency
 from kvtier.transfer.paths import Direction, Path
 from kvtier.transfer.stream_engine import StreamTransferEngine
 from tests.transfer.contract import BLOCKS, POISON, fill, pages
-from tests.transfer.simulated import RecordingCopier, SimulatedStreams, hardware
+from tests.transfer.simulated import ImmediateStreams, RecordingCopier, SimulatedStreams, hardware
 
 PAGE = 4096
 
@@ -60,8 +60,8 @@ def make() -> Iterator[Make]:
         each.arena.close()
 
 
-def rig(path: Path, seed: int = 3) -> Rig:
-    streams, copier = SimulatedStreams(seed), RecordingCopier()
+def rig(path: Path, seed: int = 3, streams: SimulatedStreams | None = None) -> Rig:
+    streams, copier = streams or SimulatedStreams(seed), RecordingCopier()
     arena, page = Arena(BLOCKS, PAGE), pages([PAGE])[0]
     device = hardware(streams, copier=copier)
     return Rig(
@@ -146,6 +146,20 @@ def test_what_is_computed_later_holds_nothing_up(make: Make, path: Path, urgency
     r.streams.queues[0].popleft()
 
 
+@pytest.mark.parametrize("path", [Path.BATCHED, Path.KERNEL])
+def test_the_device_starts_before_all_is_planned(
+    monkeypatch: pytest.MonkeyPatch, make: Make, path: Path
+) -> None:
+    monkeypatch.setattr(paths, "CALL_NBYTES", 5 * PAGE)
+    r = make(path)
+    before = r.page.clone()
+    assert r.store(0, BLOCKS).result().nbytes == BLOCKS * PAGE
+    assert r.sizes() == [5, 5, 5, 5, 4]
+    r.streams.compute(partial(fill, r.page, POISON))
+    r.load(0, BLOCKS).result()
+    assert torch.equal(r.page, before)
+
+
 @pytest.mark.parametrize("path", [Path.STAGED, Path.PLAIN])
 @pytest.mark.parametrize("stage_pages", [1, 3])
 def test_more_than_the_buffers_hold(
@@ -153,7 +167,7 @@ def test_more_than_the_buffers_hold(
 ) -> None:
     monkeypatch.setattr(paths, "STAGE_NBYTES", stage_pages * PAGE)
     monkeypatch.setattr(plain, "STAGE_NBYTES", stage_pages * PAGE)
-    for seed in range(20):
+    for seed in range(8):
         r = rig(path, seed)
         before = r.page.clone()
         stores = [r.store(0, 11), r.store(11, BLOCKS - 11)]
@@ -179,29 +193,22 @@ def test_a_staged_copy_is_one_large_copy_per_buffer(
     assert [len(call.sizes) for call in engine] == [8, 8]
 
 
-@pytest.mark.parametrize("path", [Path.BATCHED, Path.STAGED, Path.KERNEL, Path.PLAIN])
-def test_a_copy_that_the_driver_refuses_fails_alone(
-    monkeypatch: pytest.MonkeyPatch, path: Path
-) -> None:
-    r = rig(path)
-    mover = r.engine._lines[Direction.ONLOAD]._choose
-    refuse = [True]
-
-    class Refusing(paths.Mover):
-        def move(self, work: object, stream: int, after: object) -> None:
-            raise OSError(700, "cuMemcpyBatchAsync: CUDA_ERROR_ILLEGAL_ADDRESS")
-
-    r.engine._lines[Direction.ONLOAD]._choose = lambda work: (
-        Refusing() if refuse[0] else mover(work)
-    )
-    bad = r.load(0, 4)
-    while not bad.done():
-        pass
-    with pytest.raises(OSError, match="ILLEGAL_ADDRESS"):
-        bad.result()
-    refuse.clear()
-    refuse.append(False)
-    assert r.load(0, 4).result().nbytes == 4 * PAGE
+@pytest.mark.parametrize("path", [Path.BATCHED, Path.STAGED, Path.KERNEL])
+def test_a_copy_that_the_driver_refuses_fails_alone(path: Path) -> None:
+    r = rig(path, streams=ImmediateStreams(3))
+    before = r.page.clone()
+    r.store(0, BLOCKS).result()
+    r.copier.failing = True
+    bad = [r.load(0, 4), r.store(4, 4)]
+    r.copier.failing = False
+    good = r.load(8, 4)
+    for transfer in bad:
+        while not transfer.done():
+            pass
+        with pytest.raises(OSError, match="ILLEGAL_ADDRESS"):
+            transfer.result()
+    assert good.result().nbytes == 4 * PAGE
+    assert torch.equal(r.page, before)
     r.engine.close()
     r.arena.close()
 

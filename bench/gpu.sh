@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one go: contract tests, memory checks, the bench. About 6 minutes.
+# Needs Python with torch for CUDA, CuPy, NumPy, msgspec, pytest, pytest-timeout and hypothesis; neither vLLM nor an
+# installed kvtier.
+#   usage: bench/gpu.sh [OUT]     results: OUT/{tests.log,sanitizer.log,transfer.jsonl}
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=${1:-gpu-results}
+mkdir -p "$out"
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+python=${PYTHON:-python3}
+failed=0
+
+"$python" -c 'import cupy, msgspec, torch; torch.zeros(1, device="cuda")' || exit 2
+
+# Warnings of libraries in other versions than the pinned ones must not cost the machine's time: -W default.
+timeout 200 "$python" -m pytest -q -W default -p no:cacheprovider -m gpu tests/transfer 2>&1 | tee "$out/tests.log" || failed=1
+
+# The calibration and the ordering tests take too long under the checker.
+if command -v compute-sanitizer >/dev/null; then
+  timeout 150 compute-sanitizer --tool memcheck --error-exitcode 9 \
+    "$python" -m pytest -q -W default -p no:cacheprovider -m gpu tests/transfer/test_cuda.py \
+    -k "TestCuda and (left or groups)" 2>&1 | tee "$out/sanitizer.log" || failed=1
+else
+  echo "compute-sanitizer is missing: not checked" | tee "$out/sanitizer.log"
+fi
+
+timeout 230 "$python" bench/transfer.py "${@:2}" 2>&1 | tee "$out/transfer.jsonl" || failed=1
+exit $failed

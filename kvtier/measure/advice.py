@@ -1,0 +1,45 @@
+"""From what was measured to what to configure: the least that gives nearly the most."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from kvtier.measure.tiers import Point
+
+_NEARLY = 0.95
+_NEARLY_CHUNK = 0.9  # a larger chunk is hit less often: it has to be worth it
+
+
+class Advice(NamedTuple):
+    """What one tier wants."""
+
+    tier: str
+    threads: int
+    depth: int
+    chunk_nbytes: int
+    read_gb_s: float
+    latency_s: float  # of one read alone
+
+
+def advise(points: Sequence[Point], threads: int) -> Advice:
+    """Choose for one tier that runs with `threads` now, by its reads: writes go behind, nobody waits for them."""
+    reads = [point for point in points if point.way == "read"]
+    as_now = [point for point in reads if point.threads == threads]
+    chunk_nbytes = _least(as_now, "chunk_nbytes", _NEARLY_CHUNK)
+    depth = _least([p for p in as_now if p.chunk_nbytes == chunk_nbytes], "depth", _NEARLY)
+    alone = min(as_now, key=lambda p: (p.depth, abs(p.chunk_nbytes - chunk_nbytes)))
+    deepest = max(point.depth for point in reads)
+    swept = {point.chunk_nbytes for point in reads if point.threads != threads}
+    deep = [p for p in reads if p.depth == deepest and (not swept or p.chunk_nbytes in swept)]
+    best = max(point.gb_s for point in reads)
+    wanted = _least(deep, "threads", _NEARLY)
+    return Advice(reads[0].tier, wanted, depth, chunk_nbytes, best, alone.median_s)
+
+
+def _least(reads: Sequence[Point], field: str, share: float) -> int:
+    """Return the smallest value of `field` whose best read is this share of the best of all."""
+    best: dict[int, float] = {}
+    for point in reads:
+        value: int = getattr(point, field)
+        best[value] = max(best.get(value, 0.0), point.gb_s)
+    enough = share * max(best.values())
+    return min(value for value, gb_s in best.items() if gb_s >= enough)

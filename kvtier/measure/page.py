@@ -1,0 +1,61 @@
+"""One HTML file: the tiers as a table, fio's cells as heat maps. Nothing is loaded from anywhere."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from kvtier.measure.fio import Cell
+from kvtier.measure.tiers import Point
+from kvtier.units import format_nbytes
+
+_STYLE = """
+:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;
+padding:0 1rem}table{border-collapse:collapse;font-variant-numeric:tabular-nums;margin:.6rem 0 1.6rem}
+th,td{padding:.3rem .7rem;text-align:right;border:1px solid #8884}th{font-weight:600}
+h2{font-size:1.1rem}.soft{opacity:.7}
+"""
+
+
+def render(points: Sequence[Point], disks: Mapping[str, Sequence[Cell]], machine: str) -> str:
+    """Write the page: `disks` are fio's cells by tier."""
+    maps = "".join(
+        f"<h2>{escape(tier)}: fio, {engine}, {mix}</h2>{_heat_map(cells, engine, mix)}"
+        for tier, cells in disks.items()
+        for engine, mix in dict.fromkeys((cell.engine, cell.mix) for cell in cells)
+    )
+    return (
+        f"<!doctype html><meta charset=utf-8><title>kvtier bench tiers</title><style>{_STYLE}</style>"
+        f"<h1>Tiers</h1><p class=soft>{escape(machine)}</p>{_table(points)}{maps}"
+    )
+
+
+def _table(points: Sequence[Point]) -> str:
+    head = "".join(
+        f"<th>{name}</th>"
+        for name in ("tier", "chunk", "threads", "depth", "way", "GB/s", "median ms", "p99 ms")
+    )
+    rows = "".join(
+        f"<tr><td>{escape(p.tier)}<td>{format_nbytes(p.chunk_nbytes)}<td>{p.threads}<td>{p.depth}"
+        f"<td>{p.way}<td>{p.gb_s:.2f}<td>{p.median_s * 1e3:.2f}<td>{p.p99_s * 1e3:.2f}</tr>"
+        for p in points
+    )
+    return f"<table><tr>{head}</tr>{rows}</table>"
+
+
+def _heat_map(cells: Sequence[Cell], engine: str, mix: str) -> str:
+    """Block sizes down, depths across; the warmer, the closer to the best of this map."""
+    shown = {(c.block_nbytes, c.depth): c for c in cells if (c.engine, c.mix) == (engine, mix)}
+    best = max(cell.gb_s for cell in shown.values()) or 1.0
+    blocks, depths = (sorted({key[i] for key in shown}) for i in (0, 1))
+    head = "".join(f"<th>depth {depth}</th>" for depth in depths)
+    rows = ""
+    for block in blocks:
+        found = (shown.get((block, depth)) for depth in depths)
+        rows += f"<tr><th>{format_nbytes(block)}</th>{''.join(_cell(c, best) for c in found)}</tr>"
+    return f"<table><tr><th>block</th>{head}</tr>{rows}</table>"
+
+
+def _cell(cell: Cell | None, best: float) -> str:
+    if cell is None:
+        return "<td>-</td>"
+    heat = f"background:rgb(213 94 0/{0.08 + 0.72 * cell.gb_s / best:.2f})"
+    return f'<td style="{heat}" title="p99 {cell.p99_s * 1e3:.2f} ms">{cell.gb_s:.2f}</td>'

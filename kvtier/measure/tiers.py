@@ -1,0 +1,173 @@
+"""Write and read chunks of one tier through a real I/O process, some of them at a time."""
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from kvtier.arena import Arena
+from kvtier.config import TierConfig, to_builtins
+from kvtier.errors import TierError
+from kvtier.io_process.client import IoClient, IoSetup
+from kvtier.io_process.record import namespace_of
+from kvtier.region import Bytes, Region
+from kvtier.tiers import directory
+from kvtier.types import OpKind, OpResult, OpStatus, TierOp
+
+MANIFEST = '{"kvtier": "bench tiers"}'
+PAGE = 4096
+_START_S = 30.0
+_POLL_S = 0.00005
+_LEAST = 8  # chunks of each point
+
+
+class Point(NamedTuple):
+    """One tier at one chunk size, with so many operations under way."""
+
+    tier: str
+    chunk_nbytes: int
+    threads: int
+    depth: int
+    way: str  # write or read
+    gb_s: float
+    median_s: float  # from its submission to its answer
+    p99_s: float
+
+
+class _Bench:
+    """One I/O process over one tier."""
+
+    def __init__(self, client: IoClient, threads: int, tier: str, chunk_nbytes: int) -> None:
+        self._client = client
+        self._threads = threads
+        self._tier = tier
+        self._chunk_nbytes = chunk_nbytes
+        self._ids = itertools.count(1)
+
+    def point(self, kind: OpKind, chunks: int, depth: int) -> Point:
+        """Measure one way."""
+        seconds, each = self.run(kind, chunks, depth)
+        each.sort()
+        return Point(
+            self._tier,
+            self._chunk_nbytes,
+            self._threads,
+            depth,
+            kind.name.lower(),
+            chunks * self._chunk_nbytes / seconds / 1e9,
+            each[len(each) // 2],
+            each[len(each) * 99 // 100],
+        )
+
+    def run(self, kind: OpKind, chunks: int, depth: int) -> tuple[float, list[float]]:
+        """Run one operation per chunk, `depth` at a time; return seconds in all and of each."""
+        begun: dict[int, float] = {}
+        each: list[float] = []
+        started = time.perf_counter()
+        queued = 0
+        while len(each) < chunks:
+            while queued < chunks and len(begun) < depth:
+                op = self._op(kind, queued, queued % depth)
+                begun[op.op] = time.perf_counter()
+                self._client.submit([op])
+                queued += 1
+            each += self._ended(begun)
+        return time.perf_counter() - started, each
+
+    def open(self) -> None:
+        """Open the tier under a namespace of its own."""
+        self._client.submit([op := TierOp(next(self._ids), OpKind.OPEN, 1, text=MANIFEST)])
+        begun = {op.op: 0.0}
+        while begun:
+            self._ended(begun)
+
+    def _op(self, kind: OpKind, number: int, slot: int) -> TierOp:
+        key = number.to_bytes(36, "little")
+        return TierOp(next(self._ids), kind, 1, key, slot, deadline_s=600.0)
+
+    def _ended(self, begun: dict[int, float]) -> list[float]:
+        ended = []
+        for result in self._client.poll():
+            if isinstance(result, OpResult) and result.op in begun:
+                if result.status is not OpStatus.OK:
+                    raise TierError(self._tier, "bench", f"{result.status}: {result.error}")
+                ended.append(time.perf_counter() - begun.pop(result.op))
+        if not ended:
+            time.sleep(_POLL_S)
+        return ended
+
+
+def measure(
+    tier: TierConfig, chunk_nbytes: int, *, threads: int, depths: Sequence[int], nbytes: int
+) -> list[Point]:
+    """Write, read and remove about `nbytes` at each depth.
+
+    Raises:
+        ConfigError: the tier cannot be opened: an engine uses it, for example.
+        TierError: an operation failed.
+    """
+    assert tier.capacity is not None
+    records = tier.capacity // 2 // (chunk_nbytes + PAGE)
+    chunks = max(1, min(records, max(_LEAST, *depths, nbytes // chunk_nbytes)))
+    found = []
+    with _bench(tier, chunk_nbytes, threads, max(depths)) as bench:
+        bench.open()
+        for depth in depths:
+            found += [bench.point(kind, chunks, depth) for kind in (OpKind.WRITE, OpKind.READ)]
+            bench.run(OpKind.REMOVE, chunks, max(depths))
+    return found
+
+
+def measure_dram(tier: TierConfig, chunk_nbytes: int, nbytes: int) -> list[Point]:
+    """Copy chunks into and out of memory bound as the arena would be, on one core."""
+    region = Region(max(nbytes, chunk_nbytes), tier.numa or (), shared=True)
+    slots = [
+        region.bytes[at : at + chunk_nbytes]
+        for at in range(0, len(region.bytes) - chunk_nbytes + 1, chunk_nbytes)
+    ]
+    chunk = np.ones(chunk_nbytes, np.uint8)
+    points = []
+    for way in ("touch", "write", "read"):  # the first pass takes the pages from the system
+        each = sorted(_copy_s(slot, chunk, way) for slot in slots)
+        gb_s = len(each) * chunk_nbytes / sum(each) / 1e9
+        half, most = each[len(each) // 2], each[len(each) * 99 // 100]
+        points.append(Point(tier.name, chunk_nbytes, 1, 1, way, gb_s, half, most))
+    region.close()
+    return points[1:]
+
+
+def _copy_s(slot: Bytes, chunk: Bytes, way: str) -> float:
+    target, source = (chunk, slot) if way == "read" else (slot, chunk)
+    started = time.perf_counter()
+    np.copyto(target, source)
+    return time.perf_counter() - started
+
+
+@contextmanager
+def _bench(tier: TierConfig, chunk_nbytes: int, threads: int, slots: int) -> Iterator[_Bench]:
+    arena = Arena(slots, -(-chunk_nbytes // PAGE) * PAGE)
+    for slot in range(slots):  # shrinks to about half, as KV does under a fast codec at best
+        random = np.random.default_rng(slot)
+        arena.slot(slot)[:] = random.integers(0, 16, arena.slot_nbytes, dtype=np.uint8)
+    setup = IoSetup(
+        arena_nbytes=arena.nbytes,
+        slot_nbytes=arena.slot_nbytes,
+        group_nbytes={0: chunk_nbytes},
+        tiers=[to_builtins(tier)],
+        threads=threads,
+        log_level="WARNING",
+    )
+    client = IoClient(setup, arena.fd)
+    try:
+        client.wait_ready(_START_S)
+        yield _Bench(client, threads, tier.name, chunk_nbytes)
+    finally:
+        client.close(10.0)
+        arena.close()
+        path = tier.options.get("path")
+        if tier.kind == "file" and isinstance(path, str):
+            directory.discard(Path(path) / namespace_of(MANIFEST))
