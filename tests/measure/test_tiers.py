@@ -7,7 +7,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from kvtier.cli import bench
+from kvtier.cli import bench_tiers
 from kvtier.cli.main import build
 from kvtier.config import load
 from kvtier.errors import ConfigError
@@ -100,8 +100,8 @@ def test_the_page_has_a_heat_map_per_engine_and_mix() -> None:
 def test_the_command_writes_back_what_it_recommends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "_CHUNKS", (65536,))
-    monkeypatch.setattr(bench, "_THREADS", (2, 8))
+    monkeypatch.setattr(bench_tiers, "_CHUNKS", (65536,))
+    monkeypatch.setattr(bench_tiers, "_THREADS", (2, 8))
     model = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 128}
     (tmp_path / "config.json").write_text(json.dumps({**model, "torch_dtype": "bfloat16"}))
     file, out = tmp_path / "kvtier.yaml", tmp_path / "tuned.yaml"
