@@ -53,7 +53,7 @@ layers: setup
 	$(BIN)/lint-imports
 
 unit: setup
-	$(BIN)/python -m pytest -q -m "not engine and not gpu and not wheel"
+	$(BIN)/python -m pytest -q -m "not engine and not gpu and not wheel and not numa"
 
 # What fails on the real engine is run once more, alone: deadlines pass by chance where other work shares
 # the cores. What fails twice has failed.

@@ -38,6 +38,7 @@ def worker() -> Iterator[KVTierWorker]:
         extra_config={"kvtier": {"tiers": TIERS}},
         cache=SimpleNamespace(blocks_per_chunk=2),
         groups=[SimpleNamespace(group_id=0)],
+        model=SimpleNamespace(dtype="bfloat16"),
         parallel=SimpleNamespace(rank=1, world_size=2, data_parallel_index=0, data_parallel_size=1),
     )
     worker = KVTierWorker(config, caches)
