@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
 
 CHUNK = 128
-SCORED = 384  # tokens of each document before those that are scored
+REUSED = 384  # tokens of each document that come from the tier
 ASKED = 448  # tokens before the greedy continuation
 ANSWER = 64
 GREEDY = 16  # documents that are continued
@@ -32,9 +32,10 @@ def main(setup_path: str, out_path: str) -> None:
         setup = json.load(file)
     documents: Tokens = setup["documents"]
     llm = engine(setup, blocks=12)  # two documents
-    reused = setup["reused"]
+    reused = 0
     if setup["kvtier"] is not None:
-        ask(llm, [each[: reused + 1] for each in documents], max_tokens=1)
+        reused = REUSED
+        ask(llm, [each[: REUSED + 1] for each in documents], max_tokens=1)
     scored = ask(
         llm,
         documents,
@@ -94,7 +95,7 @@ def _distributions(output: "RequestOutput") -> npt.NDArray[np.float32]:
     """Return the log-probabilities (position, token) of every scored token."""
     flat: Any = output.prompt_logprobs
     rows = []
-    for position in range(SCORED + 1, len(flat)):
+    for position in range(REUSED + 1, len(flat)):
         piece = slice(flat.start_indices[position], flat.end_indices[position])
         ids, values = np.array(flat.token_ids[piece]), np.array(flat.logprobs[piece])
         row = np.full(len(set(ids.tolist())), -np.inf, np.float32)

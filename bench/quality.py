@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from _quality import ANSWER, CHUNK, SCORED
+from _quality import ANSWER, CHUNK, REUSED
 from _report import machine, report
 
 from kvtier.demo import svg
 
 MODEL = Path(__file__).parents[2] / "shared/models/tiny-code-llama"
 DOCUMENTS = 32
-TOKENS = SCORED + CHUNK
+TOKENS = REUSED + CHUNK
 SLOTS = 24  # of DRAM: eight documents
 TEXTS = ("rich", "typer", "yaml")  # packages that are always there and not in the standard library
 
@@ -41,8 +41,6 @@ QUANTISERS: dict[str, dict[str, object]] = {
 SETTINGS: dict[str, object] = {"raw": "raw", "lossless": "lossless"} | {
     name: [{"kind": "quantise", **options}, "zstd"] for name, options in QUANTISERS.items()
 }
-TAIL = {"int4, last 128 computed": "int4"}
-"""What it would be worth to keep the last tokens of a prompt: here the engine computes them itself."""
 PERPLEXITY_TARGETS = {"int8": 0.1, "int4": 1.0}
 RATIO_TARGETS = {"int8": 1.9, "int4": 3.6}
 
@@ -63,7 +61,7 @@ class Quality(NamedTuple):
 def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("settings", nargs="*", choices=[[], *SETTINGS, *TAIL])
+    parser.add_argument("settings", nargs="*", choices=[[], *SETTINGS])
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     machine()
@@ -73,14 +71,9 @@ def main() -> None:
     documents = list(held_out(DOCUMENTS, TOKENS))[:DOCUMENTS]
     measured: dict[str, Quality] = {}
     with tempfile.TemporaryDirectory(prefix="kvtier-bench-") as folder:
-        alone = run(Path(folder), documents, None, reused=0)
-        for name in options.settings or [*SETTINGS, *TAIL]:
-            found = run(
-                Path(folder),
-                documents,
-                TAIL.get(name) or SETTINGS[name],
-                reused=SCORED - CHUNK * (name in TAIL),
-            )
+        alone = run(Path(folder), documents, None)
+        for name in options.settings or SETTINGS:
+            found = run(Path(folder), documents, SETTINGS[name])
             measured[name] = compare(found, alone, documents)
             tell(name, measured[name])
     if options.plot:
@@ -103,7 +96,7 @@ def held_out(count: int, length: int) -> Iterator[list[int]]:
                     taken += 1
 
 
-def run(folder: Path, documents: list[list[int]], codec: object, *, reused: int) -> Arrays:
+def run(folder: Path, documents: list[list[int]], codec: object) -> Arrays:
     """Run one engine; no codec: vLLM alone."""
     cold = {
         "name": "cold",
@@ -116,7 +109,7 @@ def run(folder: Path, documents: list[list[int]], codec: object, *, reused: int)
     }
     tiers = [{"kind": "dram", "capacity": SLOTS * CHUNK * 4096}, cold]
     kvtier = {"chunk_tokens": CHUNK, "load": "always", "tiers": tiers} if codec else None
-    setup = {"kvtier": kvtier, "reused": reused, "documents": documents, "tokens": TOKENS + CHUNK}
+    setup = {"kvtier": kvtier, "documents": documents, "tokens": TOKENS + CHUNK}
     with np.load(run_child(Path(__file__).with_name("_quality.py"), setup, folder)) as saved:
         return dict(saved)
 
@@ -140,9 +133,9 @@ def run_child(script: Path, setup: dict[str, object], folder: Path) -> Path:
 
 def compare(found: Arrays, alone: Arrays, documents: list[list[int]]) -> Quality:
     """Hold one engine's answers against vLLM's alone."""
-    if found["tier_reads"] < DOCUMENTS * (SCORED - CHUNK) // CHUNK:
+    if found["tier_reads"] < DOCUMENTS * REUSED // CHUNK:
         raise RuntimeError(f"only {found['tier_reads']} chunks came from the tier")
-    targets = np.array(documents)[:, SCORED + 1 :, None]
+    targets = np.array(documents)[:, REUSED + 1 :, None]
     ours, theirs = found["logprobs"].astype(np.float64), alone["logprobs"].astype(np.float64)
     more = -np.take_along_axis(ours - theirs, targets, 2).mean(axis=(1, 2))  # nats, per document
     same = found["answers"] == alone["answers"]
