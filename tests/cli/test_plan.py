@@ -30,7 +30,12 @@ MLA: dict[str, object] = {
     "kv_lora_rank": 512,
     "qk_rope_head_dim": 64,
 }
-SLIDING: dict[str, object] = {**GQA, "num_hidden_layers": 48, "sliding_window": 1024, "sliding_window_pattern": 6}
+SLIDING: dict[str, object] = {
+    **GQA,
+    "num_hidden_layers": 48,
+    "sliding_window": 1024,
+    "sliding_window_pattern": 6,
+}
 run = CliRunner()
 
 
