@@ -109,3 +109,8 @@ def scale_weights(llm: Any, factor: float) -> int:
         return changed
 
     return sum(llm.apply_model(scale))
+
+
+def close_trace(llm: Any) -> None:
+    """Let the recorder write what it has, and end it."""
+    connector(llm).scheduling.close()
