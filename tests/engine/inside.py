@@ -62,6 +62,19 @@ def policies(llm: Any) -> dict[str, Any]:
     }
 
 
+def scores(llm: Any) -> list[float]:
+    """The scores of what tier 0 holds, once what can be scored is."""
+    import time
+
+    core = llm.llm_engine.engine_core.engine_core
+    brain = connector(llm).scheduling.brain
+    for _ in range(200):
+        core.step()
+        time.sleep(0.005)
+    found = map(brain._ledger.score, brain._ledger.index.rows)
+    return [score for score in found if score is not None]
+
+
 _HEARD: list[list[Any]] = []
 
 
