@@ -47,6 +47,8 @@ __all__ = [
 _NO_HINTS = RequestHints()
 _NO_HOOKS = HookSet()
 
+_PATIENCE_S = 10.0  # with what is to come up and lacks room
+
 
 class TieredCache:
     """Decides for every rank at once. Called from one thread; no call waits or does I/O.
@@ -159,7 +161,9 @@ class TieredCache:
             for position, keys in enumerate(known.groups):
                 self._ledger.link(keys, self._core.layout.placing(keys, position))
         for move in self._told.arrived(known):
-            self._promotion.read_ahead(known, move.keys)
+            rest = self._promotion.read_ahead(known, move.keys)
+            if rest:
+                self._wait(Move(rest, self._core.clock(), still=lambda: not known.started))
 
     def extend(self, request: str, group: int, keys: Sequence[BlockKey]) -> None:
         """Add the chunks that decoding made to one of the request's groups, by its position."""
@@ -277,7 +281,7 @@ class TieredCache:
             keeper.tick()
         self._demotion.tick()
         self._scoring.tick()
-        for move in self._told.due():
+        for move in tuple(self._told.due()):
             self._move(move)
         self._refresh()
         return self._core.flights.drain()
@@ -334,7 +338,7 @@ class TieredCache:
             if flight.op.slot != NO_SLOT:
                 self._core.flights.cancel(flight)
         self._copying.clear()
-        self._promotion.fills.clear()
+        self._promotion.clear()
         self._core.ahead.clear()
         self._demotion.clear()
         self._told.clear()
@@ -375,10 +379,17 @@ class TieredCache:
         known.given = False
 
     def _move(self, move: Move) -> None:
-        if move.up:
-            self._promotion.bring_up(move.keys)
-        else:
+        if move.still is not None and not move.still():
+            return
+        if not move.up:
             self._demotion.sink(move.keys)
+        elif rest := self._promotion.bring_up(move.keys):
+            self._wait(move._replace(keys=rest))
+
+    def _wait(self, move: Move) -> None:
+        """Go on with a move when there is room, for a while."""
+        if self._core.clock() < move.at_s + _PATIENCE_S:
+            self._told.later(move)
 
     def _count_hits(self, known: Request, keys: Sequence[BlockKey]) -> None:
         self._ledger.touch(known, keys)

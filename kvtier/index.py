@@ -89,7 +89,7 @@ class Index:
         """Take chunks out of tier 0, with `prune`, and return their slots."""
         freed = []
         rows, flags, slots, spare = self.rows, self.flags, self.slots, self._spare
-        parents, scores, ends, nan = self.parents, self.scores, self.ends, _NO_SCORE
+        scores, ends, nan = self.scores, self.ends, _NO_SCORE
         for key in keys:
             row = rows[key]
             freed.append(slots[row])
@@ -97,11 +97,10 @@ class Index:
             if flags[row] & _BELOW:
                 flags[row] &= ~IN_TIER0
                 continue
-            del rows[key]  # as in `_free`, without a call for each
+            del rows[key]  # as in `_free`, without a call for each; the parent is overwritten
             if not ends[row]:
                 self.unlinked -= 1
             flags[row] = 0
-            parents[row] = None
             scores[row] = nan
             spare.append(row)
         return freed

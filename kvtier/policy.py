@@ -92,6 +92,7 @@ class Move(NamedTuple):
     keys: Sequence[BlockKey]
     at_s: float = 0.0  # not before, on the facts' clock; looked at when the engine steps anyway
     up: bool = True  # into tier 0; False: out of it, if it is in a lower tier or one takes it
+    still: Callable[[], bool] | None = None  # asked when it is due: whether it is wanted still
 
 
 class PrefetchPolicy(Policy, ABC):

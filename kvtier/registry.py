@@ -37,6 +37,8 @@ ADMISSION = {
 }
 PREFETCH = {
     "arrival": "kvtier.policies.prefetch.arrival:ArrivalPolicy",
+    "reuse_distance": "kvtier.policies.prefetch.reuse_distance:ReuseDistancePolicy",
+    "sliding_window": "kvtier.policies.prefetch.sliding_window:SlidingWindowPolicy",
 }
 CODEC = {
     "raw": "kvtier.codecs.raw:RawCodec",

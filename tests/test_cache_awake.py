@@ -100,6 +100,20 @@ def test_reads_ahead_leave_the_last_slots_alone_and_are_cancelled_under_pressure
     assert len(sent(made, OpKind.CANCEL)) == 4
 
 
+def test_a_request_keeps_what_was_read_ahead_for_it_when_the_rest_lacks_room() -> None:
+    made = started(AHEAD._replace(slots=8))
+    arrive(made, "b", B)
+    store(made, "b", B[:3])
+    made.step()
+    made.cache.depart("b")
+    arrive(made, "r", A)
+    assert reads(made) == A[:4]
+    plan = made.cache.plan_read("r", A[:6])
+    assert plan is not None
+    assert plan.reading >= 4, "cut short"
+    assert not sent(made, OpKind.CANCEL)
+
+
 def test_read_ahead_stops_at_a_hole() -> None:
     made = started(AHEAD._replace(found=(("a", 0), ("a", 1), ("a", 3))))
     arrive(made, "r", A)

@@ -82,8 +82,11 @@ def test_an_entry_point_of_another_interface_is_refused(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("arival", "unknown prefetch 'arival' (did you mean 'arrival'?); known: arrival"),
-        ("xyz", "unknown prefetch 'xyz'; known: arrival"),
+        (
+            "arival",
+            "unknown prefetch 'arival' (did you mean 'arrival'?); known: arrival, reuse_distance, sliding_window",
+        ),
+        ("xyz", "unknown prefetch 'xyz'; known: arrival, reuse_distance, sliding_window"),
         (
             "kvtier.policy:Nothing",
             "prefetch 'kvtier.policy:Nothing': kvtier.policy has no 'Nothing'",

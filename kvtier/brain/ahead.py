@@ -14,6 +14,9 @@ class Ahead:
         self.wasted_bytes = 0
         self._unused: dict[BlockKey, int] = {}
 
+    def __len__(self) -> int:
+        return len(self._unused)
+
     def landed(self, key: BlockKey, nbytes: int, *, awaited: bool) -> None:
         """Note a chunk that came up; `awaited`: a request waits for it by now."""
         self.landed_bytes += nbytes

@@ -80,8 +80,9 @@ class Copying:
         ledger.pin(parents)  # or room would be made at the prefix's cost
         self._make_room(len(fresh))
         slots = ledger.claim_all(fresh, volatile=not request.persist)
-        wanted = list(fresh)
-        taken, no_room = wanted[: len(slots)], tuple(wanted[len(slots) :])
+        taken = list(fresh)
+        no_room = tuple(taken[len(slots) :])
+        del taken[len(slots) :]
         self._core.counters.no_room += len(no_room)
         if not taken:
             ledger.unpin(parents)

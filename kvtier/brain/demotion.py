@@ -76,8 +76,8 @@ class Demotion:
 
     @property
     def pressed(self) -> bool:
-        """Whether free slots are scarce."""
-        return self._ledger.slots.free <= self._target()
+        """Whether free slots are too scarce to read ahead: half of the watermark, the rest is for requests."""
+        return self._ledger.slots.free <= self._target() // 2
 
     @property
     def due(self) -> bool:

@@ -71,10 +71,10 @@ class Ledger:
 
     def arrived(self, keys: Sequence[BlockKey]) -> None:
         """Make chunks whose slots are filled on every rank readable."""
-        rows, flags = self.index.rows, self.index.flags
-        for key in keys:
-            flags[rows[key]] |= IN_TIER0
-        self._enter(TIER0, keys)
+        rows, flags = [self.index.rows[key] for key in keys], self.index.flags
+        for row in rows:
+            flags[row] |= IN_TIER0
+        self._enter(TIER0, keys, rows)
 
     def leave(self, key: BlockKey) -> None:
         """Note that a victim is being written down; its slot follows."""
@@ -86,7 +86,7 @@ class Ledger:
         if self.leaving:
             back = [key for key in keys if key in self.leaving]
             self.leaving.difference_update(back)
-            self._track(TIER0, back)
+            self._track(TIER0, back, [self.index.rows[key] for key in back])
 
     def expel(self, key: BlockKey) -> None:
         """Take a chunk out of tier 0."""
@@ -116,7 +116,8 @@ class Ledger:
             row = self._row(key, place)
             self.index.flags[row] |= 1 << tier
             self.index.sizes[tier - 1][row] = nbytes
-        self._enter(tier, [key for key, _, _ in keys])
+        entered = [key for key, _, _ in keys]
+        self._enter(tier, entered, [self.index.rows[key] for key in entered])
 
     def erase(self, tier: int, key: BlockKey) -> int:
         """Forget a lower tier's record and return its bytes."""
@@ -293,8 +294,8 @@ class Ledger:
         self.index.slots[row] = NO_SLOT
         self.index.prune(key)
 
-    def _enter(self, tier: int, keys: Sequence[BlockKey]) -> None:
-        self._track(tier, keys)
+    def _enter(self, tier: int, keys: Sequence[BlockKey], rows: Sequence[int]) -> None:
+        self._track(tier, keys, rows)
         self.chunks[tier] += len(keys)
         if keys:
             self._events.append(CacheEvent(tier, self._names[tier], tuple(keys), False))
@@ -305,11 +306,10 @@ class Ledger:
         self.index.flags[self.index.rows[key]] &= ~(1 << tier)
         self._events.append(CacheEvent(tier, self._names[tier], (key,), True))
 
-    def _track(self, tier: int, keys: Sequence[BlockKey]) -> None:
+    def _track(self, tier: int, keys: Sequence[BlockKey], rows: Sequence[int]) -> None:
         """Insert tail first."""
         index, insert = self.index, self.policies[tier].insert
         ends, parents = index.ends, index.parents
-        rows = [index.rows[key] for key in keys]
         depths = [ends[row] for row in rows]
         if any(map(ge, depths, depths[1:])):
             pairs = [*zip(reversed(keys), reversed(rows), strict=True)]  # equals keep their order

@@ -1,6 +1,6 @@
 """The tiers below to tier 0: reads that requests wait for, and reads ahead."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from kvtier.brain.core import Core
@@ -15,6 +15,9 @@ from kvtier.types import NO_SLOT, BlockKey, Priority
 
 _MAX_READS = 2048  # under way; more would not fit into the ranks' queues
 
+_AHEAD_LEAST = 8
+_AHEAD_SHARE = 0.25  # of the slots; more would drive out what is in use when a queue builds up
+
 
 @dataclass(slots=True)
 class Fill:
@@ -25,6 +28,7 @@ class Fill:
     waiters: dict[str, Request] = field(default_factory=dict)
     cancelled: bool = False
     ahead: bool = False  # ordered with nobody waiting
+    demanded: bool = False  # somebody waits, or did
 
 
 class Promotion:
@@ -32,6 +36,7 @@ class Promotion:
 
     def __init__(self, core: Core, demotion: Demotion, *, read_share: float) -> None:
         self.fills: dict[BlockKey, Fill] = {}
+        self._demanded = 0  # of the fills
         self._core = core
         self._ledger = core.ledger
         self._lowers = core.lowers
@@ -50,7 +55,7 @@ class Promotion:
             request.refused = True
             self._core.roster.settle(request)
             return ReadPlan(0)
-        room = self._make_room([key for key in missing if key not in self.fills])
+        room = self._make_room(missing)
         if not room and len(self._layout.groups) > 1:
             self._core.roster.settle(request)
             return ReadPlan(0)
@@ -68,8 +73,11 @@ class Promotion:
         request.reading = reading
         return ReadPlan(len(reading.left), tuple(key for key in missing if key in reading.left))
 
-    def read_ahead(self, request: Request, keys: Sequence[BlockKey]) -> None:
-        """Read what a policy wants of a request that arrived, if it can be used: a window group's window only."""
+    def read_ahead(self, request: Request, keys: Sequence[BlockKey]) -> Sequence[BlockKey]:
+        """Read what a policy wants of a request that arrived, if it can be used: a window group's window only.
+
+        Returns what lacked room.
+        """
         reach = self._reach(request)
         usable = set()
         for group, mine in zip(self._layout.groups, request.groups, strict=True):
@@ -79,18 +87,28 @@ class Promotion:
         wanted = [key for key in keys if key in usable]
         missing = [key for key in wanted if not self._ledger.index.resident(key)]
         if missing and not self._too_dear(request, wanted, missing):
-            self.bring_up(missing)
+            return self.bring_up(missing)
+        return ()
 
-    def bring_up(self, keys: Sequence[BlockKey]) -> None:
-        """Read ahead, into free slots only, up to the first key that is nowhere."""
-        for key in keys:
+    def bring_up(self, keys: Sequence[BlockKey]) -> Sequence[BlockKey]:
+        """Read ahead, into free slots only, up to the first key that is nowhere; return what lacked room."""
+        for i, key in enumerate(keys):
             if key in self.fills or self._ledger.index.resident(key):
                 continue
-            fill = None if self._demotion.pressed else self._start(key, Priority.PREFETCH)
+            if self._source(key) is None:
+                break
+            fill = self._start(key, Priority.PREFETCH) if self._may_read_ahead() else None
             if fill is None:
-                return
+                return keys[i:]
             fill.ahead = True
             self._core.counters.prefetches += 1
+        return ()
+
+    def _may_read_ahead(self) -> bool:
+        """Whether slots are free, and what was read ahead and not yet used holds no more than its share."""
+        ahead = len(self._core.ahead) + len(self.fills) - self._demanded
+        share = max(_AHEAD_LEAST, self._ledger.slots.n * _AHEAD_SHARE)
+        return not self._demotion.pressed and ahead < share
 
     def _reach(self, request: Request) -> int:
         """Tokens that the full groups could give, in any tier."""
@@ -132,6 +150,7 @@ class Promotion:
     def ended(self, flight: Flight, lower: Lower, key: BlockKey) -> bool:
         """Take the answer to READ; return whether the chunk is in its slot, to be made readable."""
         fill = self.fills.pop(key)
+        self._demanded -= fill.demanded
         lower.counters.hits += len(fill.waiters) if flight.ok else 0
         self._ledger.slots.done(flight.op.slot)
         lower.answered(flight, key)
@@ -146,10 +165,10 @@ class Promotion:
             self._arrived(request, key, ok=flight.ok)
         return flight.ok
 
-    def relieve(self) -> None:
-        """Cancel reads ahead: slots are wanted."""
-        for fill in self.fills.values():
-            if not fill.waiters:
+    def relieve(self, wanted: Collection[BlockKey] = ()) -> None:
+        """Cancel reads ahead, but for what is wanted: slots are needed."""
+        for key, fill in self.fills.items():
+            if not fill.waiters and key not in wanted:
                 self._cancel(fill)
 
     def _arrived(self, request: Request, key: BlockKey, *, ok: bool) -> None:
@@ -180,12 +199,17 @@ class Promotion:
         if fill is None or fill.cancelled:
             return None
         self._core.flights.hasten(fill.flight, Priority.DEMAND)
+        self._demand(fill)
         return fill
+
+    def _demand(self, fill: Fill) -> None:
+        self._demanded += not fill.demanded
+        fill.demanded = True
 
     def _start(self, key: BlockKey, priority: Priority) -> Fill | None:
         """Order a READ of a chunk from the first tier that has it; None if none can be read now."""
         lower = self._source(key)
-        if lower is None or self._budget() <= 0:
+        if lower is None or self._budget(priority) <= 0:
             return None
         place = self._place(key)
         slot = self._ledger.claim(key, place)
@@ -194,6 +218,8 @@ class Promotion:
         group = self._layout.group(key).index
         fill = Fill(lower, lower.read(key, place, slot, group, priority))
         self.fills[key] = fill
+        if priority is Priority.DEMAND:
+            self._demand(fill)
         return fill
 
     def _place(self, key: BlockKey) -> Place:
@@ -212,18 +238,26 @@ class Promotion:
                 return lower
         return None
 
-    def _budget(self) -> int:
+    def _budget(self, priority: Priority) -> int:
+        """Return how many reads more may be ordered; reads ahead never stand in a request's way."""
         share = int(self._ledger.slots.n * self._read_share)
-        return min(share, _MAX_READS) - len(self.fills)
+        taken = self._demanded if priority is Priority.DEMAND else len(self.fills)
+        return min(share, _MAX_READS) - taken
 
-    def _make_room(self, keys: Sequence[BlockKey]) -> bool:
-        """Make slots free for reads, and return whether all of `keys` can be read now."""
+    def clear(self) -> None:
+        """Forget every read under way."""
+        self.fills.clear()
+        self._demanded = 0
+
+    def _make_room(self, missing: Sequence[BlockKey]) -> bool:
+        """Make slots free for reads, and return whether all that is missing is being read or can be now."""
         slots = self._ledger.slots
-        lack = min(len(keys), self._budget()) - slots.free
+        keys = [key for key in missing if key not in self.fills]
+        lack = min(len(keys), self._budget(Priority.DEMAND)) - slots.free
         if lack > 0:
-            self.relieve()
+            self.relieve(set(missing))
             self._demotion.make_room(lack)
-        can = min(slots.free, self._budget())
+        can = min(slots.free, self._budget(Priority.DEMAND))
         return len(keys) <= can and all(map(self._source, keys))
 
     def _cancel(self, fill: Fill) -> None:

@@ -83,6 +83,10 @@ class Told:
         """Take the moves whose time has come."""
         return self._agenda.due()
 
+    def later(self, move: Move) -> None:
+        """Take what of a move lacked room."""
+        self._agenda.add((move,))
+
     def clear(self) -> None:
         """Forget what was to move: nothing of it is there any more."""
         self._agenda.clear()

@@ -34,7 +34,7 @@ def tiers(*lower: Mapping[str, object], **dram: object) -> dict[str, object]:
         ({"prefetch": "arrival"}, "prefetch: expected a list, got a string"),
         (
             {"prefetch": ["arival"]},
-            "prefetch[0]: unknown prefetch 'arival' (did you mean 'arrival'?); known: arrival",
+            "prefetch[0]: unknown prefetch 'arival' (did you mean 'arrival'?); known: arrival, reuse_distance, sliding_window",
         ),
         ({"tiers": 3}, "tiers: expected a list, got an integer"),
         ({"tiers": []}, "tiers: there is none; the first is always {name: dram, kind: dram}"),

@@ -62,6 +62,19 @@ def policies(llm: Any) -> dict[str, Any]:
     }
 
 
+def scores(llm: Any) -> list[float]:
+    """The scores of what tier 0 holds, once what can be scored is."""
+    import time
+
+    core = llm.llm_engine.engine_core.engine_core
+    brain = connector(llm).scheduling.brain
+    for _ in range(200):
+        core.step()
+        time.sleep(0.005)
+    found = map(brain._ledger.score, brain._ledger.index.rows)
+    return [score for score in found if score is not None]
+
+
 _HEARD: list[list[Any]] = []
 
 
@@ -109,3 +122,8 @@ def scale_weights(llm: Any, factor: float) -> int:
         return changed
 
     return sum(llm.apply_model(scale))
+
+
+def close_trace(llm: Any) -> None:
+    """Let the recorder write what it has, and end it."""
+    connector(llm).scheduling.close()

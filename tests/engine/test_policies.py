@@ -11,7 +11,7 @@ from tests.docs.pages import blocks
 from tests.engine.conftest import EngineFactory
 from tests.engine.harness import ROOT, Engine, EngineConfig
 from tests.engine.models import prompts
-from tests.engine.scenarios import TOKENS, Reference
+from tests.engine.scenarios import TOKENS, Reference, nvme
 
 PROMPTS = prompts(6, 900, seed=77)
 ASKED_OF_LLAMA = PROMPTS
@@ -84,3 +84,19 @@ def test_hints_reach_the_policies(kvtier: Engine) -> None:
     kvtier.call("tests.engine.inside:listen")
     kvtier.call("tests.engine.inside:hinted", PROMPTS[:1], HINTS, TOKENS)
     assert kvtier.call("tests.engine.inside:heard") == [["s", 2, 60, True]]
+
+
+def test_attention_gets_scores_on_this_backend(
+    engine: EngineFactory, llama: Path, reference: Reference, tmp_path: Path
+) -> None:
+    config = nvme(tmp_path)
+    tiers = config["tiers"]
+    assert isinstance(tiers, list)
+    tiers[0]["eviction"] = {"kind": "attention", "weight": 1.0}
+    kvtier = engine(EngineConfig(model=llama, blocks=24, kvtier=config, in_process=True))
+    for _ in range(2):
+        for prompt in PROMPTS:
+            assert kvtier.generate([prompt], TOKENS) == reference.of([prompt])
+    scores = kvtier.call("tests.engine.inside:scores")
+    assert len(set(scores)) > 5
+    assert all(0 < score < 1 for score in scores)

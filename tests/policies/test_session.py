@@ -1,0 +1,156 @@
+"""What the session policy makes of requests: lineages, shared prefixes, dead tails, hints, learned returns."""
+
+import random
+
+from kvtier.facts import GroupKeys, RequestFacts, RequestHints
+from kvtier.policies.eviction.session import SessionPolicy
+from kvtier.policies.returns import ReturnTimes, Watched
+from kvtier.policies.tails import Tails
+from kvtier.testing.policies import FixedFacts, chain, insert_chain, touch_chain
+from kvtier.types import BlockKey
+
+
+class Served:
+    """A policy and a clock, requests one after the other."""
+
+    def __init__(self) -> None:
+        self.facts = FixedFacts()
+        self.policy = SessionPolicy(self.facts)
+        self.here: set[BlockKey] = set()
+
+    def serve(self, keys: list[BlockKey], hints: RequestHints | None = None) -> None:
+        """Let a request use what is here and store the rest."""
+        group = GroupKeys(keys, 16, None)
+        request = RequestFacts("r", (group,), self.facts.now, hints or RequestHints())
+        self.policy.arrived(request)
+        n = sum(key in self.here for key in keys)
+        touch_chain(self.policy, keys[:n])
+        for key, parent in reversed(list(zip(keys, [None, *keys], strict=False))[n:]):
+            self.policy.insert(key, parent)
+            self.here.add(key)
+        self.policy.departed(request)
+
+    def wait(self, seconds: float) -> None:
+        self.facts.now += seconds
+
+    def victims(self, n: int) -> list[BlockKey]:
+        return self.policy.victims(n, lambda key: False)
+
+
+def test_before_anything_is_known_the_longest_idle_lineage_goes_from_its_tail() -> None:
+    served = Served()
+    old, new = chain("a", 3), chain("b", 3)
+    served.serve(old)
+    served.wait(60)
+    served.serve(new)
+    assert served.victims(4) == [*reversed(old), new[-1]]
+
+
+def test_the_class_that_comes_back_is_kept_though_it_is_idle_for_longer() -> None:
+    """First turns never come back, second ones always do, after a minute: an idle second turn is worth more."""
+    served = Served()
+    for i in range(80):
+        served.serve(chain(f"once{i}/", 4))
+        name = f"chat{i}/"
+        served.serve([*chain(name, 4)])
+        for turn in range(5, 12):
+            served.wait(60)
+            served.serve(chain(name, turn))
+        served.wait(60)
+    served.serve(chain("chat/", 4))
+    for turn in range(5, 8):
+        served.wait(60)
+        served.serve(chain("chat/", turn))
+    served.wait(45)
+    served.serve(chain("new/", 4))
+    kept = set(served.victims(len(served.here) - 7))
+    assert not kept & set(chain("chat/", 7))
+
+
+def test_what_a_lineage_left_behind_goes_first() -> None:
+    served = Served()
+    keys = chain("a", 6)
+    served.serve(chain("z", 2))
+    served.serve([*keys[:5], BlockKey(b"cut short")])
+    served.wait(10)
+    served.serve([*keys, BlockKey(b"again")])
+    assert served.victims(1) == [b"cut short"]
+
+
+def test_a_shared_prefix_is_no_lineage_and_outlives_those_that_share_it() -> None:
+    served = Served()
+    system = chain("system", 2)
+    for i in range(6):
+        served.serve([*system, *chain(f"user{i}/", 3)])
+        served.wait(5)
+    victims = served.victims(19)
+    assert victims[-1] == system[1]
+    assert not set(system) & set(victims[:-1])
+
+
+def test_a_session_that_a_client_ends_goes_first() -> None:
+    served = Served()
+    served.serve(chain("a", 3))
+    served.wait(60)
+    served.serve(chain("b", 3), RequestHints(session_end=True))
+    assert served.victims(3) == list(reversed(chain("b", 3)))
+
+
+def test_a_lineage_dies_with_its_ttl_unless_it_was_used() -> None:
+    served = Served()
+    served.serve(chain("a", 3))
+    served.wait(1)
+    served.serve(chain("b", 3), RequestHints(ttl_s=30))
+    served.wait(31)
+    assert served.victims(1) == chain("b", 3)[-1:]
+    served.serve(chain("b", 3))
+    assert served.victims(1) == chain("a", 3)[-1:]
+
+
+def test_a_low_priority_goes_before_an_equal_one() -> None:
+    served = Served()
+    served.serve(chain("a", 3))
+    served.serve(chain("b", 3), RequestHints(priority=-1))
+    assert served.victims(3) == list(reversed(chain("b", 3)))
+
+
+def test_a_session_is_followed_by_its_name_where_keys_do_not_tell() -> None:
+    served = Served()
+    for n in range(2, 6):
+        served.serve(chain(f"edited{n}/", n), RequestHints(session="s"))
+    assert served.policy._told._lineages._sessions["s"].turn == 3
+
+
+def test_the_index_peaks_before_the_usual_return_and_falls_after_it() -> None:
+    times, rng, now = ReturnTimes(1), random.Random(1), 0.0
+    waiting = [Watched() for _ in range(50)]
+    for each in waiting:
+        times.used(each, 0, now)
+    for _ in range(40):
+        now += 100
+        for each in waiting:
+            if rng.random() < 0.8:
+                times.used(each, 0, now)
+    times.fit(now)
+    fresh, soon, late = (times.index(0, idle_s) for idle_s in (0, 80, 1500))
+    assert soon > 2 * fresh > 0
+    assert late < fresh
+
+
+def test_chunks_at_the_end_are_waste_once_they_were_never_used_again() -> None:
+    tails = Tails()
+    for i in range(20):
+        assert tails.waste() == (2 if i >= 16 else 0)
+        tails.went_on(chain("k", 5), set(chain("k", 3)))
+    assert tails.waste() == 2
+
+
+def test_clear_forgets_what_was_learned() -> None:
+    served = Served()
+    insert_chain(served.policy, chain("x", 3))
+    served.serve(chain("a", 3))
+    served.policy.clear()
+    served.here.clear()
+    assert served.victims(9) == []
+    served.serve(chain("a", 3))
+    assert served.victims(9) == list(reversed(chain("a", 3)))
