@@ -58,12 +58,20 @@ class Disk:
         return [path for path in self.path.rglob("*partial*") if not path.is_dir()]
 
     def weigh(self) -> int:
-        """Sum the bytes of all records, whole or half written."""
-        nbytes = 0
+        """Sum the bytes of all records, whole or half written, at one moment: two looks in a row agree."""
+        before, now = None, self._sizes()
+        while now != before:
+            before, now = now, self._sizes()
+        return sum(now.values())
+
+    def _sizes(self) -> dict[int, int]:
+        """List bytes by inode: a record that is renamed meanwhile is one."""
+        sizes = {}
         for path in self.path.glob("*/r0/*/*"):
             with suppress(FileNotFoundError):
-                nbytes += path.stat().st_size
-        return nbytes
+                found = path.stat()
+                sizes[found.st_ino] = found.st_size
+        return sizes
 
     def leave_partial(self) -> None:
         """Leave what a process leaves that dies inside a write."""
