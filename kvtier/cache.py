@@ -157,9 +157,7 @@ class TieredCache:
         self._requests[request] = known
         for keys in known.groups:
             known.places.update(zip(keys, range(len(keys)), strict=True))
-        if self._ledger.index.unlinked:
-            for position, keys in enumerate(known.groups):
-                self._ledger.link(keys, self._core.layout.placing(keys, position))
+        self._promotion.link(known)
         for move in self._told.arrived(known):
             rest = self._promotion.read_ahead(known, move.keys)
             if rest:
@@ -281,7 +279,7 @@ class TieredCache:
             keeper.tick()
         self._demotion.tick()
         self._scoring.tick()
-        for move in tuple(self._told.due()):
+        for move in self._told.due():
             self._move(move)
         self._refresh()
         return self._core.flights.drain()
@@ -377,6 +375,12 @@ class TieredCache:
         self._ledger.unpin(known.held)
         known.held = keys
         known.given = False
+
+    def started(self, request: str) -> None:
+        """Note that a request was scheduled, where neither its load nor its store says so."""
+        known = self._requests.get(request)
+        if known is not None:
+            self._told.started(known)
 
     def _move(self, move: Move) -> None:
         if move.still is not None and not move.still():

@@ -1,13 +1,14 @@
 """What a request may say about itself in `kv_transfer_params`: `{"kvtier": {"store": false, ...}}`."""
 
 import logging
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from kvtier.facts import RequestHints
 
 logger = logging.getLogger(__name__)
+
+_LONGEST_S = 1e9
 
 
 class Hints(NamedTuple):
@@ -58,7 +59,7 @@ def _is_whole(value: object) -> bool:
 def _is_seconds(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return math.isfinite(value) and value >= 0
+    return 0 <= value <= _LONGEST_S
 
 
 _KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {

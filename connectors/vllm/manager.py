@@ -177,6 +177,8 @@ class TieredCacheManager(OffloadingManager):
 
     def _store(self, keys: Collection[OffloadKey], request: str) -> PrepareStoreOutput:
         if self.brain is None or not self.storing or request in self._unstored:
+            if self.brain is not None:
+                self.brain.started(request)
             return PrepareStoreOutput([], SlotSpec(None, ()), [])
         self.sync(request)
         plan = self.brain.plan_store(request, [BlockKey(key) for key in keys])

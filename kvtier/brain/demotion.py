@@ -27,6 +27,7 @@ class Demotion:
         self._counters = core.counters
         self._low_watermark = low_watermark
         self._backlog: dict[int, deque[BlockKey]] = {}  # writes to come, per tier
+        self._spared: tuple[int, ...] | None = None  # when the last search found too few
 
     def open(self) -> None:
         """Size what depends on the number of slots; the oldest write falls out of a full queue."""
@@ -66,13 +67,24 @@ class Demotion:
             self._evict(key, needed=True)
 
     def sink(self, keys: Sequence[BlockKey]) -> None:
-        """Send chunks of one prefix down, tail first, up to one that is needed; what no tier takes stays."""
+        """Send chunks of one prefix down, tail first, up to one that is needed; what no tier takes stays.
+
+        What a live request has in its prefix is needed.
+        """
         ledger = self._ledger
+        live = [request.places for request in self._core.roster.requests.values()]
         for key in reversed(keys):
-            if key in ledger.pins or key in ledger.awaited:
+            if key in ledger.pins or any(key in places for places in live):
                 return
             if ledger.index.resident(key) and key not in ledger.leaving:
-                self._evict(key, needed=False)
+                self._sink(key)
+
+    def _sink(self, key: BlockKey) -> None:
+        flags = self._ledger.index.flags_of(key)
+        if any(lower.serving and flags >> lower.tier & 1 for lower in self._lowers):
+            self._expel(key)
+        elif self._save(key):
+            self._ledger.leave(key)
 
     @property
     def pressed(self) -> bool:
@@ -207,11 +219,15 @@ class Demotion:
 
     def _to_watermark(self) -> None:
         ledger = self._ledger
-        lack = self._target() - ledger.slots.free - len(ledger.leaving)
-        if lack > 0:
-            n = min(lack, _BATCH)
-            for key in ledger.victims(TIER0, n, ledger.pins, needed=False):
-                self._evict(key, needed=False)
+        n = min(self._target() - ledger.slots.free - len(ledger.leaving), _BATCH)
+        held = ledger.chunks[TIER0]
+        spared = (held, len(ledger.awaited), len(ledger.pins), len(ledger.leaving))
+        if n <= 0 or spared == self._spared:
+            return  # a search among chunks that are all spared looks at every one
+        victims = ledger.victims(TIER0, n, ledger.pins, needed=False)
+        self._spared = spared if len(victims) < n else None
+        for key in victims:
+            self._evict(key, needed=False)
 
 
 def worst_case(nbytes: int) -> int:

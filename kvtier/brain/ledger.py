@@ -179,7 +179,9 @@ class Ledger:
                 parent, end = place(i)
                 index.link(row, parent, end)
                 for tier, policy in enumerate(self.policies):
-                    if index.flags[row] >> tier & 1:
+                    if index.flags[row] >> tier & 1 and (
+                        tier != TIER0 or keys[i] not in self.leaving
+                    ):
                         policy.remove(keys[i])
                         policy.insert(keys[i], parent)
 
@@ -231,12 +233,13 @@ class Ledger:
         row = self.index.rows.get(key)
         return 0 if row is None else self.index.ends[row]
 
-    def rate(self, key: BlockKey, slot: int, score: float) -> None:
-        """Note the score of a chunk, if it is still in the slot in which it was sampled."""
-        if self.index.resident(key):
-            row = self.index.rows[key]
-            if self.index.slots[row] == slot:
-                self.index.scores[row] = score
+    def occupies(self, key: BlockKey, slot: int) -> bool:
+        """Whether a chunk is readable in this very slot."""
+        return self.index.resident(key) and self.index.slots[self.index.rows[key]] == slot
+
+    def rate(self, key: BlockKey, score: float) -> None:
+        """Note the score of a chunk that is here."""
+        self.index.scores[self.index.rows[key]] = score
 
     def score(self, key: BlockKey) -> float | None:
         """Return a chunk's score, None if it has none."""

@@ -14,6 +14,7 @@ from kvtier.index import TIERS
 from kvtier.types import NO_SLOT, BlockKey, Priority
 
 _MAX_READS = 2048  # under way; more would not fit into the ranks' queues
+_MAX_AHEAD = 512  # under way beside them
 
 _AHEAD_LEAST = 8
 _AHEAD_SHARE = 0.25  # of the slots; more would drive out what is in use when a queue builds up
@@ -49,6 +50,7 @@ class Promotion:
 
         With several KV-cache groups all or nothing: a part of one group is no hit.
         """
+        self.link(request)
         missing = [key for key in wanted if not self._ledger.index.resident(key)]
         if self._too_dear(request, wanted, missing):
             self._core.counters.refused_reads += 1
@@ -72,6 +74,12 @@ class Promotion:
             return ReadPlan(0)
         request.reading = reading
         return ReadPlan(len(reading.left), tuple(key for key in missing if key in reading.left))
+
+    def link(self, request: Request) -> None:
+        """Give what a scan found of a request's prefix its place."""
+        if self._ledger.index.unlinked:
+            for position, keys in enumerate(request.groups):
+                self._ledger.link(keys, self._layout.placing(keys, position))
 
     def read_ahead(self, request: Request, keys: Sequence[BlockKey]) -> Sequence[BlockKey]:
         """Read what a policy wants of a request that arrived, if it can be used: a window group's window only.
@@ -241,8 +249,9 @@ class Promotion:
     def _budget(self, priority: Priority) -> int:
         """Return how many reads more may be ordered; reads ahead never stand in a request's way."""
         share = int(self._ledger.slots.n * self._read_share)
-        taken = self._demanded if priority is Priority.DEMAND else len(self.fills)
-        return min(share, _MAX_READS) - taken
+        if priority is Priority.DEMAND:
+            return min(share, _MAX_READS) - self._demanded
+        return min(share, _MAX_AHEAD) - len(self.fills)
 
     def clear(self) -> None:
         """Forget every read under way."""

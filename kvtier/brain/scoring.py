@@ -65,7 +65,8 @@ class Scoring:
         """Take the answer: a score, or that there will never be one."""
         self._under_way -= 1
         if flight.ok:
-            self._ledger.rate(key, flight.op.target, self._share_above(flight.score))
+            if math.isfinite(flight.score) and self._ledger.occupies(key, flight.op.target):
+                self._ledger.rate(key, self._share_above(flight.score))
         elif flight.status is OpStatus.MISSING:
             self._turn_off()
 

@@ -1,6 +1,6 @@
 """The policies of one brain: made with the facts of their tiers, and told of every request."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from kvtier.brain.agenda import Agenda
 from kvtier.brain.core import Core
@@ -73,14 +73,15 @@ class Told:
 
     def departed(self, request: Request) -> None:
         """Tell that a request is over."""
+        request.started = True
         self._waiting.start(request)
         for policy in self._policies:
             policy.departed(request.facts)
         for prefetch in self._prefetch:
             self._agenda.add(prefetch.departed(request.facts))
 
-    def due(self) -> Iterator[Move]:
-        """Take the moves whose time has come."""
+    def due(self) -> Sequence[Move]:
+        """Take the moves whose time has come, a few."""
         return self._agenda.due()
 
     def later(self, move: Move) -> None:
