@@ -103,6 +103,8 @@ class PrefixPolicy(EvictionPolicy, ABC):
 
     def insert(self, key: BlockKey, parent: BlockKey | None) -> None:
         row = self._row(key)
+        if self.queue[row] != _NOWHERE:
+            return
         if parent is not None:
             above = self._row(parent)
             self._parents[row] = above

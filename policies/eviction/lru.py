@@ -21,6 +21,8 @@ class LruPolicy(EvictionPolicy):
         self._owed: BlockKey | None = None
 
     def insert(self, key: BlockKey, parent: BlockKey | None) -> None:
+        if key in self._parents:
+            return
         if key != self._owed:
             self._pay()
         self._parents[key] = parent

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kvtier.config import Plugin
 from kvtier.policy import EvictionPolicy
 from kvtier.registry import EVICTION, build
-from kvtier.testing.policies import FixedFacts, PolicyContract, chain
+from kvtier.testing.policies import FixedFacts, PolicyContract, chain, insert_chain, never
 from kvtier.types import BlockKey
 from tests.policies.conversations import facts, misses
 
@@ -46,6 +46,19 @@ def test_golden_misses(name: str) -> None:
 @pytest.mark.parametrize("name", EVERY)
 def test_asking_often_is_the_same_as_asking_once(name: str) -> None:
     assert misses(make(name), 60, peeks=1) == misses(make(name), 60, peeks=20)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_inserting_again_what_is_here_changes_nothing(name: str) -> None:
+    policy, keys = make(name), chain("a", 4)
+    for key, parent in zip(keys, [None, *keys], strict=False):
+        policy.insert(key, parent)
+    insert_chain(policy, keys)
+    policy.insert(keys[3], BlockKey(b"another"))
+    for key in reversed(keys):
+        assert policy.victims(1, never) == [key]
+        policy.remove(key)
+    assert policy.victims(9, never) == []
 
 
 class Tier:

@@ -82,6 +82,14 @@ class TestLru(PolicyContract):
         policy.touch(old[0])
         assert policy.victims(4, never) == [young[0], old[0], head[1], head[0]]
 
+    def test_inserting_again_a_parent_that_is_owed_a_use_leaves_no_hole(self) -> None:
+        policy = self.make()
+        head, tail = chain("a", 2)
+        policy.insert(head, None)
+        policy.insert(tail, head)
+        policy.insert(head, None)
+        assert policy.victims(1, never) == [tail]
+
     def test_a_prefix_used_tail_first_costs_one_move_per_chunk(self) -> None:
         policy = self.make()
         keys = chain("a", 500)
