@@ -28,6 +28,9 @@ class Site(NamedTuple):
     dp_size: int = 1
     capacity: int = 0  # bytes of this rank's share
     nodes: tuple[int, ...] = ()  # NUMA nodes that the configuration names
+    restarted: bool = (
+        False  # whether the engine runs already: what it was started with is not refused now
+    )
 
 
 class Tier(ABC):

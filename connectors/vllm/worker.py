@@ -69,7 +69,13 @@ class KVTierWorker(OffloadingWorker):
         nodes = placing.nodes_for(dram.numa, self.node)
         self.arena = Arena(dram_share(self._config, ranks) // slot_nbytes, slot_nbytes, nodes)
         # What nobody asked for by name is not taken before it is needed.
-        placing.settle(self.arena, nodes, ranks, fill=dram.capacity is not None)
+        placing.settle(
+            self.arena,
+            nodes,
+            ranks,
+            fill=dram.capacity is not None,
+            lower_nbytes=memory_share(self._config, ranks),
+        )
         self._engine = _transfer_engine(self.arena, pages, self.blocks_per_chunk)
         layouts = {g: self._layout(layout.get(g, "the pages were not looked at"), g) for g in pages}
         self.io = _start_io(self._config, config, self.arena, self.group_nbytes, layouts, self.node)
@@ -236,6 +242,11 @@ def dram_share(config: Config, ranks: int) -> int:
     """Bytes of tier 0 that one rank may take."""
     capacity = config.tiers[0].capacity
     return default_dram_nbytes(ranks) if capacity is None else capacity // ranks
+
+
+def memory_share(config: Config, ranks: int) -> int:
+    """Bytes of memory that one rank's lower tiers may take."""
+    return sum((tier.capacity or 0) // ranks for tier in config.tiers[1:] if tier.kind == "memory")
 
 
 def _group_tensors(caches: CanonicalKVCaches, position: int) -> list[torch.Tensor]:

@@ -136,6 +136,7 @@ def open_tiers(setup: IoSetup, arena_fd: int) -> list[LowerTier]:
             setup.dp_size,
             tier.capacity,
             tier.numa or (),
+            setup.restarted,
         )
         codec = make_codec(tier.codec)
         check_facts(tier.name, codec, setup)

@@ -49,6 +49,7 @@ class IoSetup(msgspec.Struct, frozen=True, kw_only=True):
     queue: int = 4096  # operations pending at once; more are refused
     log_level: str = "INFO"
     numa_node: int | None = None
+    restarted: bool = False  # whether this process takes the place of one that died
 
     def facts(self, group: int) -> ChunkFacts:
         """Say what is known of a group's chunks."""

@@ -60,9 +60,13 @@ class MemoryTier(Tier):
         self._records: dict[bytes, _Record] = {}
         self._namespace = ""
         self._extents = Extents(site.capacity // PAGE)
-        self._region = _mapped(site)
+        free = topology.free_nbytes()
+        self._region = _mapped(site, free)
         self._pages: Bytes = self._region.bytes
-        self._prefault = Prefault(self._region, _PREFAULT_THREADS) if config.prefault else None
+        # Every rank of this node fills its own in at the same time, and they are at most so many.
+        room = len(self._pages) * site.world_size <= free
+        fill = config.prefault and room
+        self._prefault = Prefault(self._region, _PREFAULT_THREADS) if fill else None
 
     @property
     def pieces(self) -> float:
@@ -180,15 +184,15 @@ def _pairs(first: Sequence[Bytes], second: Sequence[Bytes]) -> Iterator[tuple[By
             rest, other = rest[n:], other[n:]
 
 
-def _mapped(site: Site) -> Region:
+def _mapped(site: Site, free: int) -> Region:
     """Map and bind the rank's share.
 
     Raises:
-        ConfigError: there is not so much memory.
+        ConfigError: at the start of the engine there is not so much memory. Later the arena has taken its
+            part, and what was free at the start cannot be asked for again.
     """
-    free = topology.free_nbytes()
     nbytes = site.capacity // PAGE * PAGE
-    if not 0 < nbytes <= free:
+    if nbytes <= 0 or (nbytes > free and not site.restarted):
         raise ConfigError(
             f"tier {site.name!r}: capacity: {format_nbytes(nbytes)} per rank, and {format_nbytes(free)} "
             "of memory are free"

@@ -48,6 +48,20 @@ def test_what_is_not_bound_is_said_and_what_has_room_is_filled_in(
     arena.close()
 
 
+@pytest.mark.parametrize(
+    ("lower_mib", "free_mib", "filled"),
+    [(0, 32, True), (0, 31, False), (2, 48, True), (2, 47, False)],
+)
+def test_there_must_be_room_for_every_rank(
+    lower_mib: int, free_mib: int, filled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topology, "free_nbytes", lambda: free_mib << 20)
+    arena = Arena(4, 1 << 20)
+    placing.settle(arena, (), 8, fill=True, lower_nbytes=lower_mib << 20)
+    assert (arena._prefault is not None) == filled
+    arena.close()
+
+
 @pytest.mark.parametrize(("fill", "free"), [(False, 1 << 40), (True, 0)])
 def test_memory_that_is_not_there_or_was_not_asked_for_is_not_taken(
     fill: bool, free: int, monkeypatch: pytest.MonkeyPatch

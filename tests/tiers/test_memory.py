@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvtier import topology
 from kvtier.errors import ConfigError, TierError
 from kvtier.testing.tiers import FIRST, PAGE, SECOND, TierContract, pages
 from kvtier.tier import Site
@@ -125,6 +126,28 @@ class TestCapacity(MemoryMedium):
 def test_a_capacity_that_cannot_be_is_refused_in_words(capacity: int) -> None:
     with pytest.raises(ConfigError, match=r"tier 'far': capacity: .* of memory are free"):
         MemoryTier(MemoryConfig(), Site("far", capacity=capacity))
+
+
+@pytest.mark.parametrize(("world_size", "filled"), [(1, True), (2, True), (3, False)])
+def test_it_is_filled_in_where_there_is_room_for_every_rank(
+    world_size: int, filled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topology, "free_nbytes", lambda: 2 * CAPACITY)
+    tier = MemoryTier(MemoryConfig(), Site("far", world_size=world_size, capacity=CAPACITY))
+    assert (tier._prefault is not None) == filled
+    tier.close()
+
+
+def test_after_a_death_less_free_memory_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topology, "free_nbytes", lambda: CAPACITY - 1)
+    site = Site("far", capacity=CAPACITY)
+    with pytest.raises(ConfigError):
+        MemoryTier(MemoryConfig(), site)
+    tier = MemoryTier(MemoryConfig(), site._replace(restarted=True))
+    tier.open(FIRST, "{}")
+    assert tier._prefault is None
+    assert tier.write(b"k", [pages(3)]) == 3 * PAGE
+    tier.close()
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 90)), max_size=80))
