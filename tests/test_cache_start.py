@@ -118,6 +118,21 @@ def test_a_request_shows_the_parents_of_scanned_records() -> None:
     made.verify()
 
 
+def test_a_record_that_is_found_after_its_request_has_a_place_when_it_comes_up() -> None:
+    made = scanning(ranks=1)
+    put(made, 0, A[:3])
+    arrive(made, "r", A)
+    made.cache.scanned(batch(0, A[:3]))
+    made.ranks.drain()
+    made.cache.plan_read("r", A[:3])
+    made.ranks.settle()
+    index = made.cache._ledger.index
+    assert [index.parents[index.rows[key]] for key in A[:3]] == [None, A[0], A[1]]
+    made.cache.depart("r")
+    assert made.cache._ledger.policies[0].victims(9, lambda key: False) == [A[2], A[1], A[0]]
+    made.verify()
+
+
 def test_a_scan_keeps_the_engine_awake_while_it_moves() -> None:
     made = scanning(ranks=1)
     made.cache.scanned(batch(0, A[:3], done=False))

@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from kvtier.brain.agenda import Agenda
 from kvtier.cache import LowerTier, TieredCache, WriteMode
 from kvtier.facts import RequestFacts, RequestHints, TierFacts
 from kvtier.policies.admission.second_use import SecondUsePolicy
 from kvtier.policies.eviction.lru import LruPolicy
+from kvtier.policies.prefetch.arrival import ArrivalPolicy
 from kvtier.policy import AdmissionPolicy, Move, PrefetchPolicy
 from kvtier.sim.blocks import serve
 from kvtier.types import BlockKey, OpKind, OpResult, OpStatus, Priority, TierOp
@@ -190,6 +192,74 @@ def test_a_move_waits_for_its_time_and_keeps_nobody_awake() -> None:
     made.check()
 
 
+def test_what_a_live_request_has_in_its_prefix_does_not_sink() -> None:
+    made, ranks, _ = two_tiers(16, Later)
+    ranks.settle()
+    ranks.list_all(1, 0)
+    ours, theirs = chain("s", 4), [*chain("s", 2), *chain("t", 2)]
+    for name, keys in (("ours", ours), ("theirs", theirs)):
+        made.arrive(name, [keys])
+        ranks.finish(ranks.stored(made.plan_store(name, keys)).plan_id)
+    made.depart("ours")
+    ranks.settle()
+    assert [made._ledger.index.resident(key) for key in ours] == [True, True, False, False]
+    assert all(made._ledger.index.resident(key) for key in theirs)
+    made.check()
+
+
+def test_nothing_sinks_onto_a_tier_that_rests() -> None:
+    made, ranks, _ = two_tiers(8, Later)
+    ranks.settle()
+    ranks.list_all(1, 0)
+    made.arrive("r", [A])
+    ranks.finish(ranks.stored(made.plan_store("r", A)).plan_id)
+    assert made._demotion._save(A[0])
+    ranks.settle()  # it has a record, and is still here
+    for _ in range(5):
+        made._core.lowers[0].breaker.failed()
+    assert not made._core.lowers[0].serving
+    made.depart("r")
+    ranks.drain()
+    assert made._ledger.index.resident(A[0])
+    made.check()
+
+
+def test_a_request_that_left_moves_nothing_any_more() -> None:
+    made, _, _ = two_tiers(4, ArrivalPolicy)
+    made.arrive("r", [A])
+    known = made._requests["r"]
+    assert not known.started
+    made.depart("r")
+    assert known.started
+
+
+def test_of_too_many_moves_the_nearest_stay_and_a_few_are_due_at_once() -> None:
+    clock = Clock()
+    agenda = Agenda(clock)
+    agenda.add(Move(A, at_s=clock() + 1 + n % 7000) for n in range(0, 7000 * 3, 3))
+    assert len(agenda) <= 4096
+    clock.now += 1e6
+    due = agenda.due()
+    assert 0 < len(due) < 100
+    assert [move.at_s for move in due] == sorted(move.at_s for move in due)
+    assert due[0].at_s == min(move.at_s for move in due) == agenda_start(clock)
+
+
+def agenda_start(clock: Clock) -> float:
+    return clock() - 1e6 + 1
+
+
+def test_a_request_that_stores_nothing_says_that_it_runs() -> None:
+    made, policy = one_tier(4)
+    serve(made, "first", A)
+    made.arrive("r", [A])
+    assert made._ledger.awaited
+    made.started("r")
+    assert not made._ledger.awaited
+    assert policy.heard[-1][0] == "started"
+    made.started("unknown")
+
+
 class Scored(LruPolicy):
     """LRU that would like scores."""
 
@@ -245,6 +315,16 @@ def test_a_score_of_a_slot_that_changed_hands_is_thrown_away() -> None:
     made.complete([OpResult(0, op.op, OpStatus.OK, score=1.0) for op in ops])
     assert made._ledger.score(A[0]) is None
     made.check()
+
+
+@pytest.mark.parametrize("norm", [float("inf"), float("nan")])
+def test_a_norm_that_is_no_number_spoils_no_other_score(norm: float) -> None:
+    made, ops = scoring()
+    norms = [norm, 2.0, 3.0]
+    answers = [OpResult(0, op.op, OpStatus.OK, score=n) for op, n in zip(ops, norms, strict=True)]
+    made.complete(answers)
+    assert made._ledger.score(A[0]) is None
+    assert made._ledger.score(A[2]) is not None
 
 
 def test_no_layout_no_more_scores(caplog: pytest.LogCaptureFixture) -> None:

@@ -104,7 +104,7 @@ class Flights:
         flight.nbytes = max(flight.nbytes, result.nbytes)
         flight.seconds = max(flight.seconds, result.seconds)
         flight.codec = result.codec or flight.codec
-        flight.score = max(flight.score, result.score)
+        flight.score = max(result.score, flight.score)  # a NaN stays one
         if _SEVERITY[result.status] > _SEVERITY[flight.status]:
             flight.status = result.status
         if _keeps_awake(flight):
