@@ -8,6 +8,7 @@ into a column: a heap learns of a risen rank when the chunk comes to its top.
 import heapq
 from abc import ABC, abstractmethod
 from array import array
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from kvtier.types import BlockKey
 
 _NOWHERE = 255  # the queue of a chunk that is not here, but named as a parent
 _NO_ROW = -1
+_LEFT = 1 << 16  # removed chunks that `evicted` may still name; the first to leave is forgotten
 
 
 class Leaf(NamedTuple):
@@ -27,11 +29,18 @@ class Leaf(NamedTuple):
     row: int
 
 
+class Gone(NamedTuple):
+    """Where a chunk was when it was removed."""
+
+    queue: int
+    rank: float
+
+
 class PrefixPolicy(EvictionPolicy, ABC):
     """Chunks in rows, each in one of a few queues with a rank; lower ranks leave first.
 
     A subclass says what a use means (`entered`, `used`: call `place`) and, if it has several queues, from
-    which the next victim comes (`pick`). `gone` is what left last, for `evicted`.
+    which the next victim comes (`pick`). `left` tells `evicted` where a chunk was.
     """
 
     queues = 1
@@ -39,7 +48,7 @@ class PrefixPolicy(EvictionPolicy, ABC):
     def __init__(self, facts: TierFacts) -> None:
         super().__init__(facts)
         self.tick = 0.0  # counts uses: a rank for recency
-        self.gone: tuple[BlockKey, int, float] | None = None  # key, queue, rank
+        self._asks = type(self).evicted is not EvictionPolicy.evicted
         self._columns: list[array[int] | array[float]] = []
         self._forget()
 
@@ -96,6 +105,10 @@ class PrefixPolicy(EvictionPolicy, ABC):
         row = self._rows.get(key)
         return None if row is None or self.queue[row] == _NOWHERE else row
 
+    def left(self, key: BlockKey) -> Gone | None:
+        """Return, once, where a chunk was when it was removed; others may have been since, by the batch."""
+        return self._left.pop(key, None)
+
     def above(self, row: int) -> Iterator[int]:
         """Walk a chunk's ancestors that are here, nearest first."""
         while (row := self._parents[row]) != _NO_ROW and self.queue[row] != _NOWHERE:
@@ -105,6 +118,7 @@ class PrefixPolicy(EvictionPolicy, ABC):
         row = self._row(key)
         if self.queue[row] != _NOWHERE:
             return
+        self._left.pop(key, None)
         if parent is not None:
             above = self._row(parent)
             self._parents[row] = above
@@ -124,7 +138,10 @@ class PrefixPolicy(EvictionPolicy, ABC):
         row = self._rows.get(key)
         if row is None or self.queue[row] == _NOWHERE:
             return
-        self.gone = (key, self.queue[row], self.ranks[row])
+        if self._asks:
+            self._left[key] = Gone(self.queue[row], self.ranks[row])
+            if len(self._left) > _LEFT:
+                self._left.popitem(last=False)
         self._move(row, self.queue[row], _NOWHERE)
         above, self._parents[row] = self._parents[row], _NO_ROW
         if not self._kids[row]:
@@ -159,6 +176,7 @@ class PrefixPolicy(EvictionPolicy, ABC):
         self.ranks = array("d")
         self.counts = [0] * self.queues  # chunks per queue
         self._rows: dict[BlockKey, int] = {}
+        self._left: OrderedDict[BlockKey, Gone] = OrderedDict()  # first to leave first
         self._parents = array("i")
         self._kids = array("i")
         self._stamps = array("q")  # of its entry in a heap; 0: it has none

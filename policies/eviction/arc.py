@@ -46,9 +46,9 @@ class ArcPolicy(PrefixPolicy):
         return self.pop(first) or self.pop(1 - first)
 
     def evicted(self, key: BlockKey) -> None:
-        if self.gone and self.gone[0] == key:
+        if gone := self.left(key):
             limit = int(self._config.ghosts * self._capacity)
-            self._ghosts[self.gone[1]].add(key, limit)
+            self._ghosts[gone.queue].add(key, limit)
 
     def clear(self) -> None:
         super().clear()

@@ -25,8 +25,8 @@ class GdsfPolicy(PrefixPolicy):
         self.place(row, 0, self._age + worth)
 
     def evicted(self, key: BlockKey) -> None:
-        if self.gone and self.gone[0] == key:
-            self._age = max(self._age, self.gone[2])
+        if gone := self.left(key):
+            self._age = max(self._age, gone.rank)
 
     def clear(self) -> None:
         super().clear()

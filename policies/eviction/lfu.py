@@ -24,8 +24,8 @@ class LfuPolicy(PrefixPolicy):
         self.place(row, 0, self._age + self._uses[row])
 
     def evicted(self, key: BlockKey) -> None:
-        if self.gone and self.gone[0] == key:
-            self._age = max(self._age, self.gone[2])
+        if gone := self.left(key):
+            self._age = max(self._age, gone.rank)
 
     def clear(self) -> None:
         super().clear()

@@ -33,5 +33,5 @@ class RandomPolicy(PrefixPolicy):
         """A use means nothing."""
 
     def evicted(self, key: BlockKey) -> None:
-        if self.gone and self.gone[0] == key:
-            self._now = max(self._now, self.gone[2])
+        if gone := self.left(key):
+            self._now = max(self._now, gone.rank)

@@ -56,7 +56,8 @@ class S3FifoPolicy(PrefixPolicy):
                 return leaf
 
     def evicted(self, key: BlockKey) -> None:
-        if self.gone and self.gone[:2] == (key, _SMALL):
+        gone = self.left(key)
+        if gone and gone.queue == _SMALL:
             self._ghosts.add(key, int((1 - self._config.small) * self._capacity))
 
     def clear(self) -> None:

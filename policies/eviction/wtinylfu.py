@@ -62,6 +62,7 @@ class WTinyLfuPolicy(PrefixPolicy):
         return young
 
     def evicted(self, key: BlockKey) -> None:
+        self.left(key)
         self._beaten = -1
 
     def clear(self) -> None:

@@ -18,10 +18,10 @@ def conversations() -> list[list[BlockKey]]:
         return [chain(f"chat{row['chat']}/", int(row["chunks"])) for row in csv.DictReader(rows)]
 
 
-def misses(policy: EvictionPolicy, capacity: int, peeks: int = 0) -> int:
+def misses(policy: EvictionPolicy, capacity: int, peeks: int = 0, *, written: bool = False) -> int:
     """Replay the conversations against a policy: chunks that had to be computed.
 
-    Before each eviction it is asked `peeks` times for a victim that then stays, as the brain does. Asserts that the prefix rule holds throughout, so that what is here of a prefix is its head.
+    Before each eviction it is asked `peeks` times for a victim that then stays, as the brain does. `written`: victims are written down first. Asserts that the prefix rule holds throughout, so that what is here of a prefix is its head.
     """
     held: set[BlockKey] = set()
     missed = 0
@@ -37,7 +37,7 @@ def misses(policy: EvictionPolicy, capacity: int, peeks: int = 0) -> int:
         missed += len(keys) - n
         for _ in range(peeks):
             policy.victims(1, never)
-        make_room(policy, held, len(held) + len(keys) - n - capacity, set(keys[:n]))
+        make_room(policy, held, len(held) + len(keys) - n - capacity, set(keys[:n]), written)
         fresh = list(zip(keys, [None, *keys], strict=False))[n : n + capacity - len(held)]
         for key, parent in reversed(fresh):
             policy.insert(key, parent)
@@ -47,13 +47,16 @@ def misses(policy: EvictionPolicy, capacity: int, peeks: int = 0) -> int:
 
 
 def make_room(
-    policy: EvictionPolicy, held: set[BlockKey], lack: int, pinned: set[BlockKey]
+    policy: EvictionPolicy, held: set[BlockKey], lack: int, pinned: set[BlockKey], written: bool
 ) -> None:
-    """Evict as the brain does."""
-    for victim in policy.victims(max(0, lack), pinned.__contains__):
-        policy.remove(victim)
-        policy.evicted(victim)
-        held.remove(victim)
+    """Evict as the brain does; victims that are written down leave first, and are evicted as writes end."""
+    victims = policy.victims(max(0, lack), pinned.__contains__)
+    for batch in [victims] if written else [[victim] for victim in victims]:
+        for victim in batch:
+            policy.remove(victim)
+        for victim in batch:
+            policy.evicted(victim)
+    held.difference_update(victims)
 
 
 def facts(name: str, keys: list[BlockKey], now: float) -> RequestFacts:

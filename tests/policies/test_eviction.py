@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvtier.config import Plugin
+from kvtier.policies.prefix import PrefixPolicy
 from kvtier.policy import EvictionPolicy
 from kvtier.registry import EVICTION, build
 from kvtier.testing.policies import FixedFacts, PolicyContract, chain, insert_chain, never
@@ -41,6 +42,36 @@ def test_every_policy_has_golden_misses() -> None:
 @pytest.mark.parametrize("name", EVERY)
 def test_golden_misses(name: str) -> None:
     assert {size: misses(make(name), int(size)) for size in GOLDEN[name]} == GOLDEN[name]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_victims_that_are_written_first_teach_as_much(name: str) -> None:
+    assert misses(make(name), 60, written=True) == GOLDEN[name]["60"]
+
+
+@pytest.mark.parametrize("name", ["arc", "s3fifo"])
+def test_a_chunk_that_is_wanted_again_while_it_is_written_is_no_ghost(name: str) -> None:
+    policy, keys = make(name), chain("a", 3)
+    insert_chain(policy, keys)
+    policy.remove(keys[2])
+    policy.insert(keys[2], keys[1])
+    policy.evicted(keys[2])
+    assert isinstance(policy, PrefixPolicy)
+    assert policy.counts == [3, 0]
+    policy.remove(keys[2])
+    policy.evicted(keys[2])
+    policy.insert(keys[2], keys[1])
+    assert policy.counts[1], "a ghost came back"
+
+
+def test_what_was_removed_is_remembered_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvtier.policies.prefix._LEFT", 4)
+    policy, keys = make("arc"), chain("a", 9)
+    insert_chain(policy, keys)
+    for key in reversed(keys):
+        policy.remove(key)
+    assert isinstance(policy, PrefixPolicy)
+    assert [policy.left(key) is not None for key in keys] == [True] * 4 + [False] * 5
 
 
 @pytest.mark.parametrize("name", EVERY)
