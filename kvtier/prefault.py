@@ -5,9 +5,12 @@ import itertools
 import logging
 import os
 import threading
+from typing import TYPE_CHECKING
 
 from kvtier import placement
-from kvtier.region import Region
+
+if TYPE_CHECKING:
+    from kvtier.region import Region
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +23,7 @@ class Prefault:
     The threads spend their time in the kernel, without the GIL. They keep the mapping until they end.
     """
 
-    def __init__(self, region: Region, threads: int) -> None:
+    def __init__(self, region: "Region", threads: int) -> None:
         self._bytes = region.bytes
         self._address = region.address
         self._bound = bool(region.nodes)
@@ -58,6 +61,7 @@ class Prefault:
             start = piece * _PIECE
             if start >= total or self._stopped or self.error:
                 return
-            self.error = placement.populate(self._address + start, min(_PIECE, total - start))
-            if self.error:
-                logger.info("memory is not filled in ahead: %s", self.error)
+            nbytes = min(_PIECE, total - start)
+            if error := placement.populate(self._address + start, nbytes):
+                self.error = error  # only ever set: another thread's piece may still succeed
+                logger.info("memory is not filled in ahead: %s", error)

@@ -11,10 +11,13 @@ import numpy.typing as npt
 
 from kvtier import placement, topology
 from kvtier.placement import HUGE_PAGE, Placement
+from kvtier.prefault import Prefault
 
 logger = logging.getLogger(__name__)
 
 Bytes = npt.NDArray[np.uint8]
+
+_MAX_THREADS = 8
 
 
 class _Mapped(NamedTuple):
@@ -27,12 +30,25 @@ class Region:
     """One mapping, bound to `nodes` before its first page is taken; without nodes the kernel chooses.
 
     A shared one is a memfd, without a name in any file system, for other processes to map. Memory that
-    cannot be bound is used all the same: `refused` says why.
+    cannot be bound is used all the same: `refused` says why. Explicit huge pages are all there from the
+    start: a cgroup may forbid what the machine has free, and says so at the first touch, with SIGBUS.
     """
 
     def __init__(self, nbytes: int, nodes: Sequence[int] = (), *, shared: bool) -> None:
         self.nodes = tuple(nodes)
-        mapped = _map_huge(nbytes, self.nodes, shared) or _map(nbytes, shared)
+        huge = _map_huge(nbytes, self.nodes, shared)
+        if huge is not None:
+            self._take(huge, nbytes)
+            if error := self._filled():
+                logger.info(
+                    "huge pages are free but were refused (%s); using ordinary pages", error
+                )
+                self.close()
+                huge = None
+        if huge is None:
+            self._take(_map(nbytes, shared), nbytes)
+
+    def _take(self, mapped: _Mapped, nbytes: int) -> None:
         self.fd = mapped.fd
         self.huge = mapped.huge
         self.bytes: Bytes = np.frombuffer(mapped.mapping, dtype=np.uint8)[:nbytes]
@@ -40,6 +56,12 @@ class Region:
         self.refused = ""
         if self.nodes:
             self.refused = placement.bind(self.address, len(mapped.mapping), self.nodes)
+
+    def _filled(self) -> str:
+        """Wait until every page is there; return why one is not, or nothing."""
+        prefault = Prefault(self, max(1, min(_MAX_THREADS, (os.cpu_count() or 1) // 2)))
+        prefault.wait()
+        return prefault.error
 
     def locate(self) -> Placement:
         """Ask the kernel where the pages are, of a large region a sample."""

@@ -1,6 +1,7 @@
 """Memory is bound by direct system calls, verified after the fact, and used all the same where that is refused."""
 
 import ctypes
+import os
 import threading
 from pathlib import Path
 
@@ -143,6 +144,35 @@ def test_under_seccomp_memory_works_unbound_and_says_so() -> None:
         "set_mempolicy: Operation not permitted",
         str(5 * 8192),
     ]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("refused", [True, False])
+def test_huge_pages_are_all_there_or_not_used(
+    shared: bool, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container whose cgroup has no huge pages maps them, and dies at the first touch."""
+    populate, held = placement.populate, len(os.listdir("/proc/self/fd"))
+
+    def forbidden(address: int, nbytes: int) -> str:
+        return "madvise: Bad address" if nbytes < 16 << 20 else populate(address, nbytes)
+
+    def map_huge(nbytes: int, *_: object) -> region_module._Mapped:
+        return region_module._map(nbytes, shared)._replace(huge=True)
+
+    monkeypatch.setattr(region_module, "_map_huge", map_huge)
+    if refused:
+        monkeypatch.setattr(placement, "populate", forbidden)  # of the last piece
+    region = Region(33 << 20, [NODE], shared=shared)
+    assert region.huge is not refused
+    assert (region.fd >= 0) == shared
+    assert region.refused == ""
+    assert (region.locate().absent == 0) is not refused
+    assert (
+        len(os.listdir("/proc/self/fd")) == held + 2 * shared
+    )  # Python keeps one with the mapping
+    region.bytes[:] = 1
+    region.close()
 
 
 def test_without_nodes_no_huge_page_of_cxl_memory_is_taken(
