@@ -5,16 +5,24 @@ import itertools
 import logging
 import os
 import threading
-from typing import TYPE_CHECKING
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from kvtier import placement
-
-if TYPE_CHECKING:
-    from kvtier.region import Region
 
 logger = logging.getLogger(__name__)
 
 _PIECE = 16 << 20  # a few milliseconds, in which whoever maps memory in this process waits
+
+
+class Memory(Protocol):
+    """What is filled in: a mapping, and the nodes that it is bound to."""
+
+    bytes: npt.NDArray[np.uint8]
+    address: int
+    nodes: tuple[int, ...]
 
 
 class Prefault:
@@ -23,10 +31,10 @@ class Prefault:
     The threads spend their time in the kernel, without the GIL. They keep the mapping until they end.
     """
 
-    def __init__(self, region: "Region", threads: int) -> None:
-        self._bytes = region.bytes
-        self._address = region.address
-        self._bound = bool(region.nodes)
+    def __init__(self, memory: Memory, threads: int) -> None:
+        self._bytes = memory.bytes
+        self._address = memory.address
+        self._bound = bool(memory.nodes)
         self._next = itertools.count()
         self._stopped = False
         self.error = ""
