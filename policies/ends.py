@@ -40,8 +40,9 @@ class TwoEndedPolicy(PrefixPolicy):
 
     def _push(self, row: int) -> None:
         super()._push(row)
-        heap = self._highest[self.queue[row]]
-        if len(heap) > 4 * len(self._rows) + 1024:
-            heap[:] = [leaf for leaf in heap if self._stamps[leaf.row] == leaf.stamp]
-            heapq.heapify(heap)
-        heapq.heappush(heap, Leaf(-self.ranks[row], self._stamps[row], row))
+        leaf = Leaf(-self.ranks[row], self._stamps[row], row)
+        heapq.heappush(self._highest[self.queue[row]], leaf)
+
+    def _tidy(self, queue: int) -> None:
+        super()._tidy(queue)
+        self._sweep(self._highest[queue], queue)

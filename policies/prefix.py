@@ -159,12 +159,12 @@ class PrefixPolicy(EvictionPolicy, ABC):
             else:
                 chosen.append(leaf)
                 self._suppose_gone(leaf.row)
-        for leaf in (*chosen, *spared):
-            self.put_back(leaf)
-        for leaf in chosen:
+        for leaf in chosen:  # all counted again before one is put back: the counts bound the heaps
             self.counts[self.queue[leaf.row]] += 1
             if (above := self._parents[leaf.row]) != _NO_ROW:
                 self._kids[above] += 1
+        for leaf in (*chosen, *spared):
+            self.put_back(leaf)
         return [self.keys[leaf.row] for leaf in chosen]
 
     def clear(self) -> None:
@@ -232,12 +232,21 @@ class PrefixPolicy(EvictionPolicy, ABC):
             self.counts[queue] += 1
         self.queue[row] = queue
         self._stamps[row] = 0
+        if old != _NOWHERE:
+            self._tidy(old)
 
     def _push(self, row: int) -> None:
         self._stamp += 1
         self._stamps[row] = self._stamp
-        heap = self._heaps[self.queue[row]]
-        if len(heap) > 4 * len(self._rows) + 1024:
+        queue = self.queue[row]
+        heapq.heappush(self._heaps[queue], Leaf(self.ranks[row], self._stamp, row))
+        self._tidy(queue)
+
+    def _tidy(self, queue: int) -> None:
+        """Bound what is void of a queue; called when something entered its heap or left it without its entry."""
+        self._sweep(self._heaps[queue], queue)
+
+    def _sweep(self, heap: list[Leaf], queue: int) -> None:
+        if len(heap) > 4 * self.counts[queue] + 1024:
             heap[:] = [leaf for leaf in heap if self._stamps[leaf.row] == leaf.stamp]
             heapq.heapify(heap)
-        heapq.heappush(heap, Leaf(self.ranks[row], self._stamp, row))

@@ -6,7 +6,7 @@ from kvtier.facts import GroupKeys, RequestFacts, RequestHints
 from kvtier.policies.eviction.session import SessionPolicy
 from kvtier.policies.returns import ReturnTimes, Watched
 from kvtier.policies.tails import Tails
-from kvtier.testing.policies import FixedFacts, chain, insert_chain, touch_chain
+from kvtier.testing.policies import FixedFacts, chain, insert_chain, never, touch_chain
 from kvtier.types import BlockKey
 
 
@@ -143,6 +143,22 @@ def test_chunks_at_the_end_are_waste_once_they_were_never_used_again() -> None:
         assert tails.waste() == (2 if i >= 16 else 0)
         tails.went_on(chain("k", 5), set(chain("k", 3)))
     assert tails.waste() == 2
+
+
+def test_what_is_void_is_bounded_by_the_chunks_of_each_queue() -> None:
+    policy = SessionPolicy(FixedFacts())
+    for key in chain("x", 6000):
+        policy.insert(key, None)
+    for again in range(4000):
+        policy.place(0, 5, float(again))
+    for row in range(3000):
+        policy.place(row, 6, 0.0)
+    for row in range(3000):
+        policy.place(row, 7, 0.0)
+    for heaps in (policy._heaps, policy._highest):
+        pairs = zip(heaps, policy.counts, strict=True)
+        assert all(len(heap) <= 4 * count + 1025 for heap, count in pairs)
+    assert len(policy.victims(9000, never)) == 6000
 
 
 def test_clear_forgets_what_was_learned() -> None:
