@@ -109,8 +109,12 @@ def turn(pipe: Pipe, outbox: Outbox, service: Service, census: Census) -> bool:
         pipe.unsent = outbox.take() + census.news()
     pipe_fd = pipe.sock.fileno()
     sending = [pipe_fd] if pipe.unsent else []
-    patience = _EXPIRE_S if service.waiting else census.patience_s
+    # While the worker does not read, nothing that is due can be told: only the pipe or a wake-up ends the wait.
+    idle = None if pipe.unsent else census.patience_s
+    patience = _EXPIRE_S if service.waiting else idle
     readable, writable, _ = select.select([pipe_fd, outbox.fileno()], sending, [], patience)
+    if outbox.fileno() in readable:
+        outbox.hush()
     service.expire()
     if writable:
         pipe.send()

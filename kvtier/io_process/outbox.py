@@ -49,10 +49,13 @@ class Outbox:
         """Make `fileno` readable."""
         os.eventfd_write(self._wake, 1)
 
-    def take(self) -> bytes:
-        """Encode and take out everything."""
+    def hush(self) -> None:
+        """Make `fileno` quiet; before what it woke for is looked at, so that no later wake is lost."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
+
+    def take(self) -> bytes:
+        """Encode and take out everything."""
         with self._room:
             results, self._results = self._results, []
             scans, self._scans = self._scans, []
