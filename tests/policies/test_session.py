@@ -2,8 +2,12 @@
 
 import random
 
+import pytest
+
 from kvtier.facts import GroupKeys, RequestFacts, RequestHints
 from kvtier.policies.eviction.session import SessionPolicy
+from kvtier.policies.expiries import Expiries
+from kvtier.policies.lineages import Lineage
 from kvtier.policies.returns import ReturnTimes, Watched
 from kvtier.policies.tails import Tails
 from kvtier.testing.policies import FixedFacts, chain, insert_chain, never, touch_chain
@@ -105,6 +109,27 @@ def test_a_lineage_dies_with_its_ttl_unless_it_was_used() -> None:
     assert served.victims(1) == chain("b", 3)[-1:]
     served.serve(chain("b", 3))
     assert served.victims(1) == chain("a", 3)[-1:]
+
+
+def test_of_a_lineage_only_the_end_that_was_told_last_is_kept() -> None:
+    expiries, lineage, other = Expiries(), Lineage(last_s=0.0), Lineage(last_s=0.0)
+    expiries.add(other, 50.0)
+    for ttl_s in (10.0, *(90.0 + i for i in range(5000))):
+        expiries.add(lineage, ttl_s)
+    assert len(expiries._heap) < 2000
+    assert list(expiries.due(5000.0)) == [other]
+    assert list(expiries.due(6000.0)) == [lineage]
+
+
+def test_ends_are_bounded_and_the_one_that_was_told_first_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("kvtier.policies.expiries._LIMIT", 3)
+    expiries, lineages = Expiries(), [Lineage(last_s=0.0) for _ in range(3000)]
+    for lineage in lineages:
+        expiries.add(lineage, 9.0)
+    assert len(expiries._heap) < 2000
+    assert list(expiries.due(9.0)) == lineages[-3:]
 
 
 def test_a_low_priority_goes_before_an_equal_one() -> None:
