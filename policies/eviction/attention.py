@@ -14,6 +14,7 @@ from kvtier.policies.prefix import Leaf, PrefixPolicy
 from kvtier.types import BlockKey
 
 _OPEN, _PROTECTED = range(2)
+_LIMIT = 1 << 16  # sessions: where many end in the same chunks, their share bounds nothing
 
 
 class AttentionPolicy(PrefixPolicy):
@@ -53,11 +54,14 @@ class AttentionPolicy(PrefixPolicy):
         if request.hints.session_end or not self._config.protect:
             return
         keys = [key for group in request.groups for key in group.keys[-self._config.protect :]]
+        if not keys:
+            return
         self._recent[session] = keys
         for key in keys:
             self._guards[key] = self._guards.get(key, 0) + 1
         self._requeue(keys, _PROTECTED)
-        while len(self._guards) > self._config.share * sum(self.counts) and self._recent:
+        most = self._config.share * sum(self.counts)
+        while self._recent and (len(self._guards) > most or len(self._recent) > _LIMIT):
             self._release(self._recent.popitem(last=False)[1])
 
     def pick(self) -> Leaf | None:

@@ -1,3 +1,5 @@
+import pytest
+
 from kvtier.facts import GroupKeys, RequestFacts, RequestHints
 from kvtier.policies.eviction.attention import AttentionPolicy
 from kvtier.testing.policies import FixedFacts, chain, insert_chain, never
@@ -55,3 +57,20 @@ def test_protection_is_bounded_and_the_oldest_session_loses_it_first() -> None:
     policy.departed(request("r1", chains[0]))
     policy.departed(request("r2", chains[1]))
     assert policy.victims(3, never) == [chains[0][0], chains[2][0], chains[1][0]]
+
+
+def test_sessions_without_chunks_are_not_remembered() -> None:
+    policy = AttentionPolicy(Config(), FixedFacts())
+    for i in range(9):
+        policy.departed(request(f"r{i}", []))
+    assert not policy._recent
+
+
+def test_sessions_that_end_in_the_same_chunks_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvtier.policies.eviction.attention._LIMIT", 3)
+    policy, keys = AttentionPolicy(Config(protect=1, share=1.0), FixedFacts()), chain("a", 4)
+    insert_chain(policy, keys)
+    for i in range(9):
+        policy.departed(request(f"r{i}", keys))
+    assert list(policy._recent) == ["r6", "r7", "r8"]
+    assert policy._guards == {keys[-1]: 3}
