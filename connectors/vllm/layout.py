@@ -62,7 +62,14 @@ class Layer:
         pages: int,
         tokens: int,
     ) -> None:
-        """Take a layer that computes in `dtype`, and `cache`: all `pages` pages of it, of `tokens` tokens each."""
+        """Take a layer that computes in `dtype`, and `cache`: all `pages` pages of it, of `tokens` tokens each.
+
+        Raises:
+            UnknownLayoutError: the pages are not in host memory. A kernel that is given tensors of two
+                devices may take the device down with it, so none is called.
+        """
+        if cache.device.type != "cpu":
+            raise UnknownLayoutError(f"not looked for on {cache.device.type} devices yet")
         self._layer = layer
         self._write: _Write = layer.impl.do_kv_cache_update  # type: ignore[assignment,union-attr] # a Module's attribute
         self._computed = dtype

@@ -2,6 +2,8 @@
 
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pytest
@@ -13,9 +15,13 @@ with warnings.catch_warnings():
     import torch
     from vllm import _custom_ops as ops
 
-from kvtier.connectors.vllm.layout import Layer, Pages, pages_of
+from kvtier.connectors.vllm.layout import Layer, Pages, find_pages, pages_of
 from kvtier.layout import ChunkLayout, UnknownLayoutError
 from tests.packings import Packing, page
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig
 
 TOKENS, HEADS, DIM = 64, 2, 32
 
@@ -44,11 +50,16 @@ def written_by(isa: str, dtype: str = "auto") -> Write:
     return write
 
 
-def layer(write: Write, dtype: torch.dtype = torch.bfloat16, split: int = 1) -> Layer:
-    """A layer of 5 pages; each page is `split` blocks of the kernel's."""
+def module_of(write: Write) -> torch.nn.Module:
     module = torch.nn.Module()
     for name, value in {"num_kv_heads": HEADS, "head_size": DIM, "impl": Backend(write)}.items():
         setattr(module, name, value)
+    return module
+
+
+def layer(write: Write, dtype: torch.dtype = torch.bfloat16, split: int = 1) -> Layer:
+    """A layer of 5 pages; each page is `split` blocks of the kernel's."""
+    module = module_of(write)
     cache = torch.zeros((5 * split, HEADS, TOKENS // split, 2 * DIM), dtype=dtype)
     computed = torch.bfloat16 if dtype == torch.uint8 else dtype
     return Layer(module, computed, cache, 5, TOKENS)
@@ -108,3 +119,19 @@ def test_a_chunk_is_described_or_refused_in_words() -> None:
     assert chunk.shape == (3, TOKENS, HEADS, DIM)
     assert found.chunk(3, 1, nbytes + 512) == "a chunk holds more than keys and values"
     assert "not exactly" in str(Pages("bf16", 2 * found.indices).chunk(3, 1, nbytes))
+
+
+def test_on_another_device_no_kernel_is_called() -> None:
+    called: list[object] = []
+    cache = torch.zeros((5, HEADS, TOKENS, 2 * DIM), dtype=torch.bfloat16, device="meta")
+    names = SimpleNamespace(layer_names=["a"], kv_cache_spec=SimpleNamespace(block_size=TOKENS))
+    engine = SimpleNamespace(
+        compilation_config=SimpleNamespace(
+            static_forward_context={"a": module_of(lambda *given: called.append(given))}
+        ),
+        model_config=SimpleNamespace(dtype=torch.bfloat16),
+    )
+    cached = SimpleNamespace(kv_cache_groups=[names], num_blocks=5)
+    found = find_pages(cast("VllmConfig", engine), cast("KVCacheConfig", cached), {"a": cache})
+    assert found == {0: "UnknownLayoutError: not looked for on meta devices yet"}
+    assert called == []
