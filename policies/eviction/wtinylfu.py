@@ -1,5 +1,7 @@
 """W-TinyLFU (Einziger et al., 2017): a small LRU window, behind it what was used most, as a sketch tells."""
 
+from collections.abc import Callable
+
 from msgspec import Struct
 
 from kvtier.facts import TierFacts
@@ -9,6 +11,7 @@ from kvtier.types import BlockKey
 
 _WINDOW, _PROBATION, _PROTECTED = range(3)
 _BATCH = 0.1  # of all chunks: more than that in the window came when there was room, and need not compete
+_MOVES = 256  # put on probation per call, and four per victim: after a scan nearly all chunks are due at once
 
 
 class WTinyLfuPolicy(PrefixPolicy):
@@ -29,9 +32,9 @@ class WTinyLfuPolicy(PrefixPolicy):
         super().__init__(facts)
         self._config = config
         self._sketch = Sketch()
-        self._beaten = (
-            -1
-        )  # row that lost, and was not evicted yet: asking again is no second contest
+        self._moves = 0  # left to this call
+        # the row that lost, and was not evicted yet: asking again is no second contest
+        self._beaten = -1
 
     def entered(self, row: int, key: BlockKey) -> None:
         self._sketch.expect(sum(self.counts))
@@ -41,6 +44,10 @@ class WTinyLfuPolicy(PrefixPolicy):
     def used(self, row: int, key: BlockKey) -> None:
         self._sketch.add(key)
         self.place(row, _PROTECTED if self.queue[row] else _WINDOW, self.tick)
+
+    def victims(self, n: int, pinned: Callable[[BlockKey], bool]) -> list[BlockKey]:
+        self._moves = _MOVES + 4 * n
+        return super().victims(n, pinned)
 
     def pick(self) -> Leaf | None:
         self._trim(_PROTECTED, self._config.protected * sum(self.counts[_PROBATION:]))
@@ -74,6 +81,7 @@ class WTinyLfuPolicy(PrefixPolicy):
         return self._sketch.estimate(self.keys[leaf.row])
 
     def _trim(self, queue: int, limit: float) -> None:
-        """Put the oldest of a queue beyond its limit on probation."""
-        while self.counts[queue] > limit and (leaf := self.pop(queue)):
+        """Put the oldest of a queue beyond its limit on probation; what is too much for now, next time."""
+        while self._moves > 0 and self.counts[queue] > limit and (leaf := self.pop(queue)):
+            self._moves -= 1
             self.place(leaf.row, _PROBATION, self.ranks[leaf.row])

@@ -92,6 +92,18 @@ def test_inserting_again_what_is_here_changes_nothing(name: str) -> None:
     assert policy.victims(9, never) == []
 
 
+def test_wtinylfu_moves_what_a_scan_left_in_the_window_bit_by_bit() -> None:
+    policy, (window, probation) = make("wtinylfu"), (0, 1)
+    assert isinstance(policy, PrefixPolicy)
+    for key in chain("scan", 5000):
+        policy.insert(key, None)
+    policy.victims(1, never)
+    assert policy.counts[probation] <= 260
+    for _ in range(20):
+        policy.victims(1, never)
+    assert policy.counts[window] <= 0.11 * 5000
+
+
 class Tier:
     """A policy and what the brain would know of its tier."""
 
