@@ -107,20 +107,31 @@ def _read(file: FilePath) -> Calibration | None:
 def measure(
     site: Site, movers: MakeMovers, clock: Callable[[], float] = time.perf_counter
 ) -> tuple[Rate, ...]:
-    """Time each way in both directions at each size that a slot holds. A way that fails is left out. Writes into slots: they must be free."""
+    """Time each way in both directions at each size that a slot holds. Writes into slots: they must be free.
+
+    A way that fails is left out, and so is what the device has no memory for.
+    """
     rates: list[Rate] = []
     stream = site.streams.open()
     for run_nbytes in (size for size in SIZES if size <= site.arena.slot_nbytes):
-        trial, work, pages = _trial(site, run_nbytes)
+        try:
+            trial, work, pages = _trial(site, run_nbytes)
+            ways = [
+                (direction, path, mover)
+                for direction in Direction
+                for path, mover in movers(trial, {0: [pages]}, direction).items()
+            ]
+        except Exception as exc:
+            logger.warning("copies in runs of %d bytes are not measured: %s", run_nbytes, exc)
+            break
         nbytes = trial.layout.moved_nbytes(work)
-        for direction in Direction:
-            for path, mover in movers(trial, {0: [pages]}, direction).items():
-                try:
-                    seconds = statistics.median(_times(trial, mover, work, stream, clock))
-                except Exception as exc:
-                    logger.warning("%s: %s does not work here: %s", direction, path, exc)
-                else:
-                    rates.append(Rate(direction, path, run_nbytes, nbytes / max(1e-9, seconds)))
+        for direction, path, mover in ways:
+            try:
+                seconds = statistics.median(_times(trial, mover, work, stream, clock))
+            except Exception as exc:
+                logger.warning("%s: %s does not work here: %s", direction, path, exc)
+            else:
+                rates.append(Rate(direction, path, run_nbytes, nbytes / max(1e-9, seconds)))
     return tuple(rates)
 
 

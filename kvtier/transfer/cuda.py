@@ -48,7 +48,7 @@ def find(device: torch.device) -> Hardware:
     enter = partial(torch.get_device_module(device).set_device, device)
     if driver is None:
         return Hardware(device.type, device, streams, None, False, None, enter)
-    kernels = _has_cupy() and driver.same_addresses(device.index or 0)
+    kernels = _has_cupy() and _same_addresses(driver, device)
     return Hardware(
         _name(device),
         device,
@@ -69,6 +69,14 @@ def _driver(device: torch.device) -> CudaDriver | None:
     except OSError as exc:
         logger.warning("the CUDA driver cannot be called (%s): copies take torch's way", exc)
         return None
+
+
+def _same_addresses(driver: CudaDriver, device: torch.device) -> bool:
+    try:
+        return driver.same_addresses(device.index or 0)
+    except OSError as exc:
+        logger.warning("the CUDA driver does not say what kernels reach (%s): none is used", exc)
+        return False
 
 
 def _has_cupy() -> bool:

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from kvtier.arena import Arena
+from kvtier.transfer import calibration
 from kvtier.transfer.calibration import Calibration, Rate, calibrate, user_folder
+from kvtier.transfer.engine import ChunkCopy
 from kvtier.transfer.paths import Direction, Path
 from kvtier.transfer.stream_engine import StreamTransferEngine
 from tests.transfer.contract import pages
@@ -131,5 +133,28 @@ def test_a_way_that_fails_is_left_out_and_said(
     measured = {rate.path for rate in engine.calibration.rates}
     assert measured == {Path.BATCHED, Path.PLAIN}
     assert "offload: kernel does not work here: [Errno 209] CUDA_ERROR_NO_BINARY" in caplog.text
+    engine.close()
+    arena.close()
+
+
+def test_a_device_without_memory_for_it_starts_unmeasured(
+    tmp_path: FilePath, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 64.00 MiB")
+
+    monkeypatch.setattr(calibration, "_trial", full)
+    arena, tensors = Arena(4, 16 * KIB), pages([4096])
+    device = hardware(ImmediateStreams())
+    engine = StreamTransferEngine(arena, {0: tensors}, 4, device, cache=tmp_path)
+    assert engine.calibration is not None
+    assert engine.calibration.rates == ()
+    assert "runs of 4096 bytes are not measured: tried to allocate" in caplog.text
+    engine.offload([ChunkCopy(0, 0, (0, 1, 2, 3))]).result()
+    engine.close()
+    monkeypatch.undo()
+    engine = StreamTransferEngine(arena, {0: tensors}, 4, device, cache=tmp_path)
+    assert engine.calibration is not None
+    assert engine.calibration.rates  # measured at the next start
     engine.close()
     arena.close()

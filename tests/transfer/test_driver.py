@@ -5,7 +5,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 
+from kvtier.transfer import cuda
 from kvtier.transfer.driver import CudaDriver, _Attributes
 
 Numbers = list[int]
@@ -128,3 +130,17 @@ def test_attributes_are_laid_out_as_the_driver_reads_them() -> None:
 def test_without_a_driver_it_says_so() -> None:
     with pytest.raises(OSError, match=r"libcuda\.so\.none"):
         CudaDriver("libcuda.so.none")
+
+
+def test_a_driver_that_does_not_say_what_kernels_reach_has_none(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Silent(CudaDriver):
+        def __init__(self) -> None:
+            pass
+
+        def same_addresses(self, device: int) -> bool:
+            raise OSError(1, "CUDA_ERROR_INVALID_VALUE")
+
+    assert not cuda._same_addresses(Silent(), torch.device("cuda", 0))
+    assert "CUDA_ERROR_INVALID_VALUE" in caplog.text
