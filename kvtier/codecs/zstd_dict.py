@@ -1,13 +1,13 @@
 """Zstandard with a dictionary that is trained on the first chunks of a namespace.
 
-It helps where a chunk is too small to be its own dictionary. Dictionaries are numbered and kept for ever
-beside the records; a frame says the number of its own, 32768 for none but ours (zstd's private range).
+It helps where a chunk is too small to be its own dictionary. Dictionaries are numbered, at most 16, and kept for
+ever beside the records; a frame says the number of its own, 32768 for none but ours (zstd's private range).
 """
 
 import logging
 import threading
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 import numpy as np
@@ -22,12 +22,15 @@ from kvtier.errors import CorruptBlock, TierError
 logger = logging.getLogger(__name__)
 
 _FIRST_ID = 1 << 15
+_VERSIONS = 16  # of a namespace: they are outside the tier's capacity, and stay as long as it
+_LOADED = 8  # dictionaries, and contexts of a thread; others are read again from the shelf
+_Loaded = TypeVar("_Loaded")
 _Pieces = list[bytes | bytearray | memoryview]  # as zstandard wants it
 _PIECE = 16 << 10  # of each chunk, from its start and from its middle
 
 
 class ZstdDictConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Its size in bytes, the chunks to learn from, and after how many more to learn anew; 0: never."""
+    """Its size in bytes, the chunks to learn from, and after how many more to learn anew, up to 16 times; 0: never."""
 
     level: Annotated[int, Meta(ge=-100, le=22)] = 1
     dictionary: Annotated[int, Meta(ge=1 << 10, le=1 << 20)] = 64 << 10
@@ -82,7 +85,7 @@ class _Trained:
         self._version = 0
         self._seen = 0
         with suppress(CorruptBlock):
-            while found := self._read(self._version + 1):
+            while self._version < _VERSIONS and (found := self._read(self._version + 1)):
                 self._version += 1
                 self.newest = found
 
@@ -94,7 +97,11 @@ class _Trained:
         """
         if not dict_id:
             return None
-        found = self._dictionaries.get(dict_id) or self._read(dict_id - _FIRST_ID)
+        with self._lock:
+            found = self._dictionaries.pop(dict_id, None)
+            if found is not None:
+                self._dictionaries[dict_id] = found  # the one used last is the last to go
+        found = found or self._read(dict_id - _FIRST_ID)
         if found is None:
             raise CorruptBlock(f"zstd dictionary {dict_id} is not there")
         return found
@@ -107,7 +114,7 @@ class _Trained:
             self._train(pieces, version)
 
     def _sampled(self, chunk: Bytes) -> _Pieces:
-        if self._shelf is None:
+        if self._shelf is None or self._version >= _VERSIONS:
             return []
         self._seen += 1
         start = 0 if self._version == 0 else self._config.every
@@ -130,7 +137,7 @@ class _Trained:
             return
         assert self._shelf
         if self._shelf.write(_name(version), trained.as_bytes()):
-            self._dictionaries[_FIRST_ID + version] = self.newest = trained
+            self.newest = self._loaded(version, trained)
         else:
             with suppress(CorruptBlock, TierError):  # another codec on the same shelf was first
                 self.newest = self._read(version) or self.newest
@@ -139,12 +146,17 @@ class _Trained:
         content = self._shelf.read(_name(version)) if self._shelf and version > 0 else None
         if content is None:
             return None
-        found = self._dictionaries[_FIRST_ID + version] = Dictionary(content)
-        return found
+        return self._loaded(version, Dictionary(content))
+
+    def _loaded(self, version: int, dictionary: Dictionary) -> Dictionary:
+        with self._lock:
+            self._dictionaries[_FIRST_ID + version] = dictionary
+            _cut(self._dictionaries)
+        return dictionary
 
 
 class _Contexts(threading.local):
-    """Contexts of one thread, for the dictionary that each was last asked for."""
+    """Contexts of one thread: for the newest dictionary, and those that records were read with lately."""
 
     def __init__(self, level: int) -> None:
         self._level = level
@@ -165,7 +177,14 @@ class _Contexts(threading.local):
         key = dictionary.dict_id() if dictionary else 0
         if key not in self._decompressors:
             self._decompressors[key] = zstandard.ZstdDecompressor(dict_data=dictionary)
+            _cut(self._decompressors)
         return self._decompressors[key]
+
+
+def _cut(loaded: dict[int, _Loaded]) -> None:
+    """Let the oldest go where there are too many."""
+    while len(loaded) > _LOADED:
+        del loaded[next(iter(loaded))]
 
 
 def _name(version: int) -> str:

@@ -91,6 +91,25 @@ def test_what_an_old_version_wrote_stays_readable() -> None:
         assert np.array_equal(out, small(1))
 
 
+def test_their_number_is_bounded_and_few_are_in_memory() -> None:
+    shelf = DictShelf()
+    codec = codec_on(shelf, ZstdDictConfig(dictionary=1024, train=8, every=1))
+    written = []
+    for kind in range(40):
+        train(codec, kind, chunks=10)
+        written.append((kind, encoded(codec, small(1, kind))))
+    assert [*shelf.contents] == [f"zstd {n}" for n in range(1, 17)]
+    for each in (codec, codec_on(shelf)):
+        for kind, payload in written:
+            out = np.empty(4096, np.uint8)
+            if payload is not None:
+                each.decode(payload, out)
+                assert np.array_equal(out, small(1, kind))
+        assert len(each._trained._dictionaries) <= 8
+        assert len(each._trained.contexts._decompressors) <= 8
+    assert sum(payload is not None for _, payload in written) >= 10
+
+
 def test_another_dictionary_of_the_same_number_is_no_answer() -> None:
     shelves = DictShelf(), DictShelf()
     for kind, shelf in enumerate(shelves):
