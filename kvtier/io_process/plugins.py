@@ -1,5 +1,6 @@
 """Make tiers, wrappers and codecs from the worker's configuration."""
 
+import threading
 from typing import cast
 
 import msgspec
@@ -61,11 +62,14 @@ class Decoders:
     def __init__(self, *configured: Codec) -> None:
         self._by_id = {codec.id: codec for codec in configured}
         self._shelf: Shelf | None = None
+        self._lock = threading.Lock()
 
     def keep(self, shelf: Shelf) -> None:
         """Give every codec its shelf, now or when it is made."""
-        self._shelf = shelf
-        for codec in self._by_id.values():
+        with self._lock:
+            self._shelf = shelf
+            codecs = list(self._by_id.values())
+        for codec in codecs:
             codec.keep(shelf)
 
     def of(self, codec_id: int) -> Codec:
@@ -79,10 +83,19 @@ class Decoders:
                 codec = make_codec(PluginSetup(CODEC_NAMES[codec_id]))
             except (KeyError, ConfigError) as exc:
                 raise CorruptBlock(f"unknown codec {codec_id}") from exc
-            if self._shelf:
-                codec.keep(self._shelf)
-            self._by_id[codec_id] = codec
+            self._add(codec_id, codec)
         return self._by_id[codec_id]
+
+    def _add(self, codec_id: int, codec: Codec) -> None:
+        """Let others find a codec once it has the shelf of now, which may change while it is given."""
+        while True:
+            shelf = self._shelf
+            if shelf:
+                codec.keep(shelf)
+            with self._lock:
+                if shelf is self._shelf:
+                    self._by_id.setdefault(codec_id, codec)
+                    return
 
 
 def _make(kind: str, name: str, options: dict[str, object], *sites: Site) -> object:
