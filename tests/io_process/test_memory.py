@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from kvtier.errors import ConfigError
+from kvtier.io_process.child import Child
+from kvtier.io_process.wire import IoSetup
 from kvtier.topology import numa_nodes
 from kvtier.types import OpKind, OpStatus
 from tests.io_process.rig import MANIFEST, Rig, file_tier, rig
@@ -69,6 +71,24 @@ def test_after_a_death_memory_is_empty_and_files_are_there(io: Rig) -> None:
     io.until(lambda: io.client.alive and io.client.pid != before)
     assert io.one(OpKind.READ, 0, slot=9).status is OpStatus.MISSING
     assert io.one(OpKind.READ, 0, slot=9, tier=2).status is OpStatus.OK
+
+
+def test_who_takes_the_place_of_a_dead_one_knows_it(
+    io: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[bool] = []
+
+    class Recorded(Child):
+        def __init__(self, setup: IoSetup, arena_fd: int) -> None:
+            started.append(setup.restarted)
+            super().__init__(setup, arena_fd)
+
+    monkeypatch.setattr("kvtier.io_process.client.Child", Recorded)
+    before = io.client.pid
+    assert before is not None
+    os.kill(before, signal.SIGKILL)
+    io.until(lambda: io.client.alive and io.client.pid != before)
+    assert started == [True]
 
 
 def test_more_than_there_is_stops_the_start_in_words() -> None:
