@@ -194,6 +194,12 @@ class TieredCache:
             self._core.roster.drop(request)
             self._told.departed(known)
 
+    def started(self, request: str) -> None:
+        """Note that a request was scheduled, where neither its load nor its store says so."""
+        known = self._requests.get(request)
+        if known is not None:
+            self._told.started(known)
+
     def lookup(self, request: str, key: BlockKey) -> bool:
         """Whether a request may count on a chunk: in any tier before its reads are settled, then in tier 0."""
         ledger = self._ledger
@@ -375,12 +381,6 @@ class TieredCache:
         self._ledger.unpin(known.held)
         known.held = keys
         known.given = False
-
-    def started(self, request: str) -> None:
-        """Note that a request was scheduled, where neither its load nor its store says so."""
-        known = self._requests.get(request)
-        if known is not None:
-            self._told.started(known)
 
     def _move(self, move: Move) -> None:
         if move.still is not None and not move.still():
