@@ -5,11 +5,11 @@ import random
 from msgspec import Struct
 
 from kvtier.facts import TierFacts
-from kvtier.policies.prefix import PrefixPolicy
+from kvtier.policies.ageing import AgeingPolicy
 from kvtier.types import BlockKey
 
 
-class RandomPolicy(PrefixPolicy):
+class RandomPolicy(AgeingPolicy):
     """Each leaf is equally likely to leave next, however long it has been here.
 
     A chunk's rank is the moment at which it would leave, exponentially distributed from now on: such a
@@ -24,14 +24,9 @@ class RandomPolicy(PrefixPolicy):
     def __init__(self, config: Config, facts: TierFacts) -> None:
         super().__init__(facts)
         self._random = random.Random(config.seed)
-        self._now = 0.0
 
     def entered(self, row: int, key: BlockKey) -> None:
-        self.place(row, 0, self._now + self._random.expovariate(1.0))
+        self.place(row, 0, self.age + self._random.expovariate(1.0))
 
     def used(self, row: int, key: BlockKey) -> None:
         """A use means nothing."""
-
-    def evicted(self, key: BlockKey) -> None:
-        if gone := self.left(key):
-            self._now = max(self._now, gone.rank)
