@@ -8,7 +8,7 @@ import ctypes
 import errno
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -77,12 +77,10 @@ class CpuTransferEngine(TransferEngine):
         self._gave_way_at = 0.0
 
     def offload(self, copies: Sequence[ChunkCopy]) -> Transfer:
-        now = time.monotonic()
-        return CpuTransfer(self, self._offloads.submit(self._offload, tuple(copies), now))
+        return self._submit(self._offloads, self._offload, copies)
 
     def onload(self, copies: Sequence[ChunkCopy], urgency: Urgency = Urgency.DEMAND) -> Transfer:
-        now = time.monotonic()
-        return CpuTransfer(self, self._onloads.submit(self._onload, tuple(copies), now))
+        return self._submit(self._onloads, self._onload, copies)
 
     def close(self) -> None:
         self._offloads.shutdown()
@@ -94,21 +92,28 @@ class CpuTransferEngine(TransferEngine):
             time.sleep(_YIELD_S)
             self._gave_way_at = time.monotonic()
 
-    def _offload(self, copies: tuple[ChunkCopy, ...], started: float) -> Moved:
+    def _submit(
+        self, thread: ThreadPoolExecutor, copy: Callable[[Work], None], copies: Sequence[ChunkCopy]
+    ) -> Transfer:
+        now = time.monotonic()
+        return CpuTransfer(self, thread.submit(self._run, copy, tuple(copies), now))
+
+    def _run(
+        self, copy: Callable[[Work], None], copies: tuple[ChunkCopy, ...], started: float
+    ) -> Moved:
         nbytes = 0
         for work in works(copies):
-            device, slots = self._pieces(work, self._layout.offload_runs(work))
-            copy_pieces(device, slots)
+            copy(work)
             nbytes += self._layout.moved_nbytes(work)
         return Moved(nbytes, time.monotonic() - started)
 
-    def _onload(self, copies: tuple[ChunkCopy, ...], started: float) -> Moved:
-        nbytes = 0
-        for work in works(copies):
-            device, slots = self._pieces(work, self._layout.onload_runs(work))
-            copy_pieces(slots, device)
-            nbytes += self._layout.moved_nbytes(work)
-        return Moved(nbytes, time.monotonic() - started)
+    def _offload(self, work: Work) -> None:
+        device, slots = self._pieces(work, self._layout.offload_runs(work))
+        copy_pieces(device, slots)
+
+    def _onload(self, work: Work) -> None:
+        device, slots = self._pieces(work, self._layout.onload_runs(work))
+        copy_pieces(slots, device)
 
     def _pieces(self, work: Work, runs: Runs) -> tuple[Pieces, Pieces]:
         """Pair the runs on the device with their places in slots."""
