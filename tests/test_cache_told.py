@@ -16,6 +16,14 @@ from kvtier.types import BlockKey, OpKind, OpResult, OpStatus, Priority, TierOp
 from tests.fake_ranks import FULL, RECORD, WINDOW, Clock, Ranks, chain
 
 A, B, C = chain("a", 3), chain("b", 3), chain("c", 3)
+NVME = LowerTier(
+    name="nvme",
+    capacity=100 * RECORD,
+    write=WriteMode.ON_EVICT,
+    deadline_s=2.0,
+    persistent=True,
+    eviction=LruPolicy,
+)
 
 
 class Hearing(LruPolicy):
@@ -56,19 +64,11 @@ def two_tiers(
     slots: int, prefetch: Callable[[TierFacts], PrefetchPolicy]
 ) -> tuple[TieredCache, Ranks, Clock]:
     clock = Clock()
-    lower = LowerTier(
-        name="nvme",
-        capacity=100 * RECORD,
-        write=WriteMode.ON_EVICT,
-        deadline_s=2.0,
-        persistent=True,
-        eviction=LruPolicy,
-    )
     made = TieredCache(
         groups=[FULL],
         ranks=1,
         tier0=LruPolicy,
-        lower=[lower],
+        lower=[NVME],
         prefetch=[prefetch],
         clock=clock,
         low_watermark=0.0,
@@ -268,15 +268,7 @@ class Scored(LruPolicy):
 
 def scoring(slots: int = 8) -> tuple[TieredCache, list[TierOp]]:
     """Make a brain whose first chunks are stored, and take what it orders."""
-    lower = LowerTier(
-        name="nvme",
-        capacity=100 * RECORD,
-        write=WriteMode.ON_EVICT,
-        deadline_s=2.0,
-        persistent=True,
-        eviction=LruPolicy,
-    )
-    made = TieredCache(groups=[FULL], ranks=1, tier0=Scored, lower=[lower], low_watermark=0.0)
+    made = TieredCache(groups=[FULL], ranks=1, tier0=Scored, lower=[NVME], low_watermark=0.0)
     made.open(slots, "{}")
     (start,) = made.drain()
     made.complete([OpResult(0, start.op, OpStatus.OK)])
