@@ -9,6 +9,15 @@ from pathlib import Path
 
 GIB = 1 << 30
 
+LLAMA_8B = {
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "hidden_size": 4096,
+    "torch_dtype": "bfloat16",
+}
+"""The configuration of a model."""
+
 
 def write(root: Path, path: str, text: object) -> None:
     (root / path).parent.mkdir(parents=True, exist_ok=True)

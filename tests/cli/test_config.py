@@ -8,15 +8,9 @@ from pathlib import Path
 
 import pytest
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
+from tests.trees import LLAMA_8B
 
-LLAMA_8B = {
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "hidden_size": 4096,
-    "torch_dtype": "bfloat16",
-}
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture

@@ -13,15 +13,7 @@ from kvtier.cli.suggest import compose, zero_blocks
 from kvtier.config import load
 from kvtier.errors import ConfigError
 from tests import trees
-from tests.trees import GIB
-
-LLAMA_8B = {
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "hidden_size": 4096,
-    "torch_dtype": "bfloat16",
-}
+from tests.trees import GIB, LLAMA_8B
 
 
 @pytest.fixture
