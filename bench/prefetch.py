@@ -31,13 +31,10 @@ TIERS = [
         "capacity": "4TiB",
         "write": "through",
         "deadline": "30s",
+        "medium": {"read": "5GiB", "write": "5GiB"},
     },
 ]
-SPEEDS = {
-    "prefill_rate": 40_000.0,
-    "kv_bytes_per_token": 160 << 10,
-    "tiers": {"nvme": {"read": "5GiB", "write": "5GiB"}},
-}
+SPEEDS = {"prefill_rate": 40_000.0, "kv_bytes_per_token": 160 << 10}
 
 
 def load(directory: Path) -> Trace:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 
-from kvtier.brain.cost import EVEN_TOKENS
+from kvtier.brain.cost import EVEN_TOKENS, Costs
 from kvtier.cache import LowerTier, TieredCache
 from kvtier.config import Config, HooksConfig, Plugin, TierConfig
 from kvtier.facts import TierFacts
@@ -26,6 +26,12 @@ def assemble(
 
     `even_tokens`: the context at which attention costs as much as all else of a token.
     """
+    costs = Costs(
+        clock,
+        weigh=config.load == "auto",
+        even_tokens=even_tokens,
+        start=config.tiers[0].medium,
+    )
     return TieredCache(
         groups=groups,
         ranks=ranks,
@@ -35,8 +41,7 @@ def assemble(
         prefetch=[_prefetch(plugin) for plugin in config.prefetch],
         hooks=_hooks(config.hooks),
         clock=clock,
-        even_tokens=even_tokens,
-        weigh_costs=config.load == "auto",
+        costs=costs,
     )
 
 
@@ -51,6 +56,7 @@ def lower_tier(tier: TierConfig, local_ranks: int) -> LowerTier:
         persistent=tier.persistent,
         eviction=_eviction(tier),
         admission=_admission(tier),
+        medium=tier.medium,
     )
 
 

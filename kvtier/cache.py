@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from kvtier.brain.audit import audit
 from kvtier.brain.copying import Copying
 from kvtier.brain.core import Core
-from kvtier.brain.cost import EVEN_TOKENS, Costs
+from kvtier.brain.cost import Costs
 from kvtier.brain.demotion import Demotion, worst_case
 from kvtier.brain.flights import Flight, Flights
 from kvtier.brain.hooks import Hooks
@@ -69,8 +69,7 @@ class TieredCache:
         clock: Callable[[], float] = time.monotonic,
         low_watermark: float = 0.05,
         read_share: float = 0.5,
-        weigh_costs: bool = True,
-        even_tokens: float = EVEN_TOKENS,
+        costs: Costs | None = None,
     ) -> None:
         assert len(lower) <= MAX_LOWER
         names = ["dram", *(tier.name for tier in lower)]
@@ -82,7 +81,7 @@ class TieredCache:
             flights=flights,
             lowers=tuple(Lower(i, tier, ledger, flights, clock) for i, tier in enumerate(lower, 1)),
             roster=Roster(),
-            costs=Costs(clock, weigh=weigh_costs, even_tokens=even_tokens),
+            costs=costs or Costs(clock),
             counters=Counters(),
             clock=clock,
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from kvtier.cache import LowerTier, StorePlan, TieredCache, TierStats, WriteMode
-from kvtier.config import Plugin
+from kvtier.config import MediumConfig, Plugin
 from kvtier.facts import TierFacts
 from kvtier.policies.prefetch.arrival import ArrivalPolicy
 from kvtier.policy import AdmissionPolicy, EvictionPolicy
@@ -44,6 +44,7 @@ class Shape(NamedTuple):
     eviction: str = "lru"
     admission: str = "always"
     found: tuple[tuple[str, int], ...] = ()  # (name, chunk) in the lower tiers at start
+    medium: MediumConfig | None = None  # of the lower tiers
 
 
 def eviction(name: str) -> Callable[[TierFacts], EvictionPolicy]:
@@ -78,6 +79,7 @@ class Engine:
                     persistent=True,
                     eviction=eviction(shape.eviction),
                     admission=admission(shape.admission),
+                    medium=shape.medium,
                     max_writes=3,
                     max_idle_writes=3,
                 )

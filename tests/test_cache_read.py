@@ -1,6 +1,7 @@
 """Reads from below: planned once per request, bounded in time, slots and worth."""
 
 from kvtier.cache import ReadPlan, WriteMode
+from kvtier.config import MediumConfig
 from kvtier.types import NO_SLOT, OpKind, OpStatus, Priority
 from tests.fake_engine import Engine, Shape, arrive, here, sent, started, store
 from tests.fake_ranks import CHUNK, RECORD, chain
@@ -11,9 +12,9 @@ BELOW = Shape(
 )
 
 
-def below(slots: int = 16, ranks: int = 1) -> Engine:
+def below(slots: int = 16, ranks: int = 1, medium: MediumConfig | None = None) -> Engine:
     """Make an engine whose lower tier holds prefix A, on every rank."""
-    made = Engine(BELOW._replace(slots=slots, ranks=ranks))
+    made = Engine(BELOW._replace(slots=slots, ranks=ranks, medium=medium))
     for rank in made.ranks.ranks[1:]:
         rank.records[1] = dict(made.ranks.ranks[0].records[1])
     made.to_list = {(1, n): list(made.ranks.ranks[0].records[1]) for n in range(ranks)}
@@ -248,6 +249,32 @@ def test_reading_that_costs_more_than_computing_is_refused_until_the_request_dep
     made.clock.now += 600
     arrive(made, "s", A)
     assert made.cache.plan_read("s", A) == ReadPlan(4, tuple(A[4:])), "tried again"
+
+
+def test_a_tier_that_was_measured_before_is_weighed_from_the_first_request_on() -> None:
+    """Eight chunks take 8 ms to compute."""
+    slow, fast = MediumConfig(read=8 * CHUNK / 0.02), MediumConfig(read=8 * CHUNK / 0.002)
+    for medium, reads in ((slow, 0), (fast, 8), (MediumConfig(latency_s=0.02), 0)):
+        made = below(medium=medium)
+        made.cache.prefilled(16_000, 1.0)
+        made.clock.now += 3600  # nobody asked meanwhile: it is as good as new
+        arrive(made, "r", A)
+        assert made.cache.plan_read("r", A) == ReadPlan(reads, tuple(A[:reads]))
+        assert made.cache.stats().refused_reads == (not reads)
+
+
+def test_what_was_measured_before_is_doubted_with_time_and_gives_way_to_what_is_seen() -> None:
+    made = below(medium=MediumConfig(read=8 * CHUNK / 1.0))
+    made.cache.prefilled(1_600, 1.0)  # a chunk: 10 ms, and as long to read one
+    arrive(made, "first", A)
+    assert made.cache.plan_read("first", A) == ReadPlan(0)
+    made.clock.now += 600
+    arrive(made, "second", A)
+    assert made.cache.plan_read("second", A[:4]) == ReadPlan(4, tuple(A[:4])), "tried again"
+    made.ranks.drain()
+    made.ranks.answer_all()
+    arrive(made, "third", A)
+    assert made.cache.plan_read("third", A) == ReadPlan(4, tuple(A[4:])), "it is fast after all"
 
 
 def test_a_slow_copy_to_the_device_counts_too() -> None:

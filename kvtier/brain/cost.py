@@ -6,7 +6,10 @@ tried again.
 
 from collections.abc import Callable
 
+from kvtier.config import MediumConfig
+
 _HALF_LIFE_S = 30.0
+_START_NBYTES = 16 << 20  # what a configured bandwidth counts for among those that are measured
 _NOMINAL_PACE = 1e-4  # seconds per token while nothing was measured
 EVEN_TOKENS = 24_576.0  # 6 * a width of 4096, see `prefill_s`
 
@@ -18,7 +21,11 @@ class Pace:
         self._clock = clock
         self._units = 0.0
         self._seconds = 0.0
-        self._at = clock()
+        self._at: float | None = clock()
+
+    def start(self, units: float, seconds: float) -> None:
+        """Take what was measured before: its age counts from when it is first asked for."""
+        self._units, self._seconds, self._at = units, seconds, None
 
     def add(self, units: float, seconds: float) -> None:
         """Note that `units` took `seconds`."""
@@ -36,15 +43,20 @@ class Pace:
         return self._seconds / self._units if self._units else 0.0
 
     def _fade(self) -> float:
+        if self._at is None:
+            self._at = self._clock()
         return float(0.5 ** ((self._clock() - self._at) / _HALF_LIFE_S))
 
 
 class ReadCost:
-    """One tier's read cost: a latency plus a time per byte."""
+    """One tier's read cost: a latency plus a time per byte. Without a `start` reading is free until measured."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], start: MediumConfig | None = None) -> None:
         self._latency = Pace(clock)
         self._per_byte = Pace(clock)
+        if start is not None:
+            self._latency.start(1, start.latency_s)
+            self._per_byte.start(_START_NBYTES, _START_NBYTES / start.read)
 
     def served(self, seconds: float) -> None:
         """Note the service time of one read."""
@@ -63,16 +75,23 @@ class Costs:
     """The engine's side of the bargain: prefill per token, slot to device per byte.
 
     With `weigh` false no read is ever too dear. `even_tokens` is the position at which a token's attention
-    costs as much as all else of it.
+    costs as much as all else of it. `start` is how fast the arena was found to be.
     """
 
     def __init__(
-        self, clock: Callable[[], float], *, weigh: bool = True, even_tokens: float = EVEN_TOKENS
+        self,
+        clock: Callable[[], float],
+        *,
+        weigh: bool = True,
+        even_tokens: float = EVEN_TOKENS,
+        start: MediumConfig | None = None,
     ) -> None:
         self._weigh = weigh
         self._even_tokens = even_tokens
         self.prefill = Pace(clock)
         self.load = Pace(clock)
+        if start is not None:
+            self.load.start(_START_NBYTES, _START_NBYTES / start.read)
 
     @property
     def known(self) -> bool:

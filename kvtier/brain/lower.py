@@ -45,7 +45,7 @@ class Lower:
         self.spec = spec
         self.admission: AdmissionPolicy | None = None  # made after: it asks for this tier's facts
         self.breaker = Breaker(clock)
-        self.cost = ReadCost(clock)
+        self.cost = ReadCost(clock, spec.medium)
         self.counters = TierCounters()
         self.phase = Phase.CLOSED
         self.ops: dict[BlockKey, Flight] = {}

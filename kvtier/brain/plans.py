@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kvtier.config import WriteMode
+from kvtier.config import MediumConfig, WriteMode
 from kvtier.facts import TierFacts
 from kvtier.policy import AdmissionPolicy, EvictionPolicy
 from kvtier.types import BlockKey
@@ -21,6 +21,7 @@ class LowerTier:
     persistent: bool
     eviction: Callable[[TierFacts], EvictionPolicy]
     admission: Callable[[TierFacts], AdmissionPolicy] | None = None  # None: every chunk may enter
+    medium: MediumConfig | None = None  # None: how fast it is, is found out
     max_writes: int = 64  # demotions in flight
     max_idle_writes: int = 512  # what an engine that falls idle still gets written
 

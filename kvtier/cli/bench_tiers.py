@@ -77,10 +77,18 @@ def sweep(config: Config, in_use: int, nbytes: int) -> list[Point]:
 
 
 def rewritten(text: str, advice: list[Advice], use: Chunk) -> str:
-    """Put what the most demanding tier wants into a configuration; comments are lost."""
+    """Put what was found into a configuration: for each tier, and what the most demanding wants; comments are lost."""
     raw = yaml.safe_load(text)
+    for tier, each in zip(raw["tiers"][1:], advice, strict=True):
+        tier["depth"] = max(2, min(each.depth, each.threads))
+        tier["medium"] = {
+            "read": format_nbytes(each.medium.read),
+            "write": format_nbytes(each.medium.write),
+            "latency": f"{max(0.01, each.medium.latency_s * 1e3):.2f}ms",
+        }
     if advice:
-        raw.setdefault("io", {})["threads"] = max(each.threads for each in advice)
+        others = len(advice) - 1  # a thread is kept for each
+        raw.setdefault("io", {})["threads"] = max(each.threads for each in advice) + others
     if advice and use.tokens:
         wanted = max(each.chunk_nbytes for each in advice)
         blocks = round(wanted * use.tokens / use.nbytes / _BLOCK)

@@ -16,6 +16,7 @@ from kvtier.cli.tracefile import Chunk, Format, Seed, SessionRate, open_trace, s
 from kvtier.config import Config, Plugin, ReplayConfig, load
 from kvtier.config.plugins import plugin
 from kvtier.errors import ConfigError
+from kvtier.sim.engine import media_of
 from kvtier.sim.jobs import block_jobs, tier_jobs
 from kvtier.sim.report import render
 from kvtier.sim.results import ReplayRow, ReplayTable
@@ -135,8 +136,10 @@ def assumptions(given: ReplayConfig, tiers: Config | None, seed: int) -> dict[st
     """List what the figures rest on."""
     made: dict[str, object] = {**msgspec.to_builtins(given), "seed": seed}
     if tiers is None:
-        for timing in ("decode_rate", "tiers"):
-            del made[timing]
+        del made["decode_rate"]
+    else:
+        pairs = zip(tiers.tiers, media_of(tiers), strict=True)
+        made["tiers"] = {tier.name: msgspec.to_builtins(medium) for tier, medium in pairs}
     return made
 
 

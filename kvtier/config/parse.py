@@ -6,7 +6,7 @@ import msgspec
 
 from kvtier.config.codecs import codec
 from kvtier.config.plugins import find, options, plugin
-from kvtier.config.replay import replay, tiers_named, trace
+from kvtier.config.replay import medium, replay, trace
 from kvtier.config.rules import check
 from kvtier.config.structs import Config, IoConfig, WriteMode
 from kvtier.config.words import choose, join, mapping, mistake, refuse_unknown, translate, unit
@@ -18,12 +18,13 @@ from kvtier.units import parse_nbytes, parse_seconds
 
 _TIER_KEYS = (
     *("name", "kind", "capacity", "numa", "eviction", "admission"),
-    *("codec", "write", "deadline", "wrappers"),
+    *("codec", "write", "deadline", "depth", "medium", "wrappers"),
 )
 _NOT_FOR_DRAM = {
     "codec": "its slots hold raw bytes",
     "write": "it says when chunks go down into a tier",
     "deadline": "nobody waits to read from it",
+    "depth": "no thread of the I/O process works on it",
     "wrappers": "they wrap what reads and writes records",
 }
 
@@ -47,7 +48,7 @@ def parse(raw: object) -> Config:
     if top.get("trace") is not None:
         top["trace"] = trace(top["trace"])
     if "replay" in top:
-        top["replay"] = replay(top["replay"], tiers_named(top.get("tiers")))
+        top["replay"] = replay(top["replay"])
     if "hooks" in top:
         top["hooks"] = _hooks(top["hooks"])
     _plugins(top, "prefetch", "prefetch", "prefetch")
@@ -97,19 +98,14 @@ def _tier(raw: object, index: int) -> dict[str, object]:
     if not isinstance(kind, str):
         raise mistake(join(path, "kind"), "missing" if kind is None else f"{kind!r} is not a name")
     tier.setdefault("name", kind)
-    for key in ("capacity", "numa"):
+    for key in ("capacity", "depth", "numa"):
         if key in tier and tier[key] in (None, "auto"):
             del tier[key]
     if isinstance(tier.get("numa"), int):
         tier["numa"] = [tier["numa"]]
     unit(tier, "capacity", parse_nbytes, path)
     unit(tier, "deadline", parse_seconds, path)
-    for key in ("eviction", "admission"):
-        if key in tier:
-            tier[key] = plugin(key, tier[key], join(path, key))
-    if "codec" in tier:
-        tier["codec"] = codec(tier["codec"], join(path, "codec"))
-    _plugins(tier, "wrappers", "wrapper", join(path, "wrappers"))
+    _parts(tier, path)
     if index == 0:
         _dram(tier, given, path)
     else:
@@ -117,6 +113,18 @@ def _tier(raw: object, index: int) -> dict[str, object]:
     if "deadline" in tier:
         tier["deadline_s"] = tier.pop("deadline")
     return tier
+
+
+def _parts(tier: dict[str, object], path: str) -> None:
+    """Read what of a tier is more than a value."""
+    for key in ("eviction", "admission"):
+        if key in tier:
+            tier[key] = plugin(key, tier[key], join(path, key))
+    if "codec" in tier:
+        tier["codec"] = codec(tier["codec"], join(path, "codec"))
+    if tier.get("medium") is not None:
+        tier["medium"] = medium(tier["medium"], join(path, "medium"))
+    _plugins(tier, "wrappers", "wrapper", join(path, "wrappers"))
 
 
 def _dram(tier: dict[str, object], given: dict[str, object], path: str) -> None:

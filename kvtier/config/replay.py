@@ -1,24 +1,15 @@
-"""The sections `replay:` and `trace:`: what traces are replayed with, and where they are recorded."""
+"""The sections `replay:` and `trace:`, and `medium:` of a tier: what replays go by, and where they are recorded."""
 
 import os.path
-from collections.abc import Mapping, Sequence
 
 from kvtier.config.structs import MediumConfig, ReplayConfig, TraceConfig
-from kvtier.config.words import join, mapping, mistake, refuse_unknown, unit
+from kvtier.config.words import mapping, mistake, refuse_unknown, unit
 from kvtier.units import parse_count, parse_nbytes, parse_seconds
 
 _MEDIUM_KEYS = ("read", "write", "latency", "ratio")
 
 
-def tiers_named(tiers: object) -> list[str]:
-    """List the names of the tiers, as far as they have one."""
-    if not isinstance(tiers, list | tuple):
-        return []
-    given = [tier for tier in tiers if isinstance(tier, Mapping)]
-    return [str(tier.get("name", tier.get("kind"))) for tier in given]
-
-
-def replay(raw: object, names: Sequence[str]) -> dict[str, object]:
+def replay(raw: object) -> dict[str, object]:
     """Read the section `replay`.
 
     Raises:
@@ -28,12 +19,6 @@ def replay(raw: object, names: Sequence[str]) -> dict[str, object]:
     refuse_unknown(made, ReplayConfig.__struct_fields__, "replay")
     unit(made, "kv_bytes_per_token", parse_nbytes, "replay")
     unit(made, "prefill_knee", parse_count, "replay")
-    if "tiers" in made:
-        tiers = mapping(made["tiers"], "replay.tiers")
-        refuse_unknown(tiers, names, "replay.tiers")
-        made["tiers"] = {
-            key: _medium(tier, join("replay.tiers", key)) for key, tier in tiers.items()
-        }
     return made
 
 
@@ -59,7 +44,12 @@ def trace(raw: object) -> dict[str, object]:
     return made
 
 
-def _medium(raw: object, path: str) -> dict[str, object]:
+def medium(raw: object, path: str) -> dict[str, object]:
+    """Read how fast the tier at `path` is.
+
+    Raises:
+        ConfigError: the first mistake.
+    """
     made = dict(mapping(raw, path))
     refuse_unknown(made, _MEDIUM_KEYS, path)
     unit(made, "read", parse_nbytes, path)

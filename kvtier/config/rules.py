@@ -20,6 +20,8 @@ def check(config: Config) -> None:
         if (other := names.setdefault(tier.name, index)) != index:
             raise mistake(f"{path}.name", f"{tier.name!r} is the name of tiers[{other}] already")
         _check_capacity(tier, index, path)
+        if (tier.depth or 0) > (threads := config.io.threads):
+            raise mistake(f"{path}.depth", f"{tier.depth} are more than io.threads, {threads}")
         for node in tier.numa or ():
             if node not in nodes:
                 known = ", ".join(map(str, nodes))

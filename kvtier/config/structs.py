@@ -25,6 +25,15 @@ class Plugin(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     options: Mapping[str, object] = {}
 
 
+class MediumConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How fast a tier is: what the live engine starts from and then measures, what the replayer goes by."""
+
+    read: Annotated[float, Meta(gt=0)] = 5 << 30  # bytes per second, upwards; dram: to the device
+    write: Annotated[float, Meta(gt=0)] = 2 << 30
+    latency_s: Annotated[float, Meta(ge=0)] = 2e-4
+    ratio: Annotated[float, Meta(gt=0, le=1)] = 1.0  # bytes of a record by bytes of its chunk
+
+
 class TierConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One tier: what it is, how much of it, and who decides what it holds."""
 
@@ -39,6 +48,10 @@ class TierConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     codec: Plugin = Plugin(kind="raw")
     write: WriteMode = WriteMode.ON_EVICT
     deadline_s: float = 2.0  # a read that takes longer is a miss
+    depth: Annotated[int, Meta(ge=2)] | None = (
+        None  # operations at a time; None: what threads allow
+    )
+    medium: MediumConfig | None = None  # None: the live engine finds out, the replayer assumes
     options: Mapping[str, object] = {}  # the tier kind's own, `path` for example
     wrappers: tuple[Plugin, ...] = ()  # innermost first
     persistent: bool = False  # what it holds outlives the engine; its class says so, not the file
@@ -59,17 +72,8 @@ class TraceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     queue: Annotated[int, Meta(ge=1)] = 4096  # lines that may wait for the disk; more are dropped
 
 
-class MediumConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How fast the replayer takes one tier to be; the live engine finds out by itself."""
-
-    read: Annotated[float, Meta(gt=0)] = 5 << 30  # bytes per second, upwards; dram: to the device
-    write: Annotated[float, Meta(gt=0)] = 2 << 30
-    latency_s: float = 2e-4
-    ratio: Annotated[float, Meta(gt=0, le=1)] = 1.0  # bytes of a record by bytes of its chunk
-
-
 class ReplayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What `kvtier replay` assumes of the model and the machine; the live engine does not read it."""
+    """What `kvtier replay` assumes of the model and the engine; the live engine does not read it."""
 
     kv_bytes_per_token: Annotated[int, Meta(ge=1)] = 128 << 10  # of all layers
     prefill_rate: Annotated[float, Meta(gt=0)] = 10_000.0  # tokens per second without context
@@ -77,7 +81,6 @@ class ReplayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         24_576.0  # tokens of context at which attention costs as much as the rest
     )
     decode_rate: Annotated[float, Meta(gt=0)] = 50.0  # tokens per second and request
-    tiers: Mapping[str, MediumConfig] = {}  # by name; what is not named has the defaults
 
 
 class HooksConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

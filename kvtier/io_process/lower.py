@@ -74,8 +74,10 @@ class LowerTier:
         site: Site,
         slots: Slots,
         setup: IoSetup,
+        depth: int | None = None,
     ) -> None:
         self.name = site.name
+        self.depth = depth
         self._tier = tier
         self._codec = codec
         self._decoders = Decoders(*codec.writers)

@@ -144,7 +144,7 @@ def open_tiers(setup: IoSetup, arena_fd: int) -> list[LowerTier]:
         )
         codec = make_codec(tier.codec)
         check_facts(tier.name, codec, setup)
-        lower.append(LowerTier(make_tier(tier, site), codec, site, slots, setup))
+        lower.append(LowerTier(make_tier(tier, site), codec, site, slots, setup, tier.depth))
     return lower
 
 

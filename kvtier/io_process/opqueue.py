@@ -1,12 +1,13 @@
 """The one queue of an I/O process: which operation a free thread takes next.
 
 DEMAND before PREFETCH before WRITE before IDLE, in order of receipt inside each. Writes never take the
-last threads, nor does one tier: a demand read does not wait behind a hung write or another, hung disk.
+last threads, nor the last of a tier's depth, nor does one tier take all threads: a demand read does not
+wait behind a hung write or another, hung disk.
 """
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -36,13 +37,15 @@ class OpQueue:
     def __init__(
         self,
         threads: int,
-        tiers: int,
+        depths: Sequence[int | None],
         idle_bytes_per_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Take per tier how many of its jobs may run at a time; None: as many as leave a thread to each other."""
         self._clock = clock
         self._max_writes = max(1, threads // 2)
-        self._max_per_tier = max(1, threads - (tiers - 1))
+        most = max(1, threads - (len(depths) - 1))
+        self._depths = {i: min(depth or most, most) for i, depth in enumerate(depths, 1)}
         self._idle_bytes_per_s = idle_bytes_per_s
         self._idle_at = 0.0
         self._changed = threading.Condition()
@@ -168,9 +171,13 @@ class OpQueue:
     def _may_run(self, lane: _Lane) -> bool:
         if lane.tier in self._held:
             return False
-        of_tier = sum(job.op.tier == lane.tier for job in self._running.values())
-        writes = sum(job.op.kind is not OpKind.READ for job in self._running.values())
-        return of_tier < self._max_per_tier and (lane.reads or writes < self._max_writes)
+        depth = self._depths[lane.tier]
+        running = [job.op for job in self._running.values()]
+        writes = [op.tier for op in running if op.kind is not OpKind.READ]
+        if sum(op.tier == lane.tier for op in running) >= depth:
+            return False
+        few = len(writes) < self._max_writes and writes.count(lane.tier) < depth - depth // 2
+        return lane.reads or few
 
     def _is_idle(self) -> bool:
         busy = any(job.op.priority is not Priority.IDLE for job in self._running.values())

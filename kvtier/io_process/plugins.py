@@ -41,6 +41,7 @@ class TierSetup(msgspec.Struct, frozen=True, kw_only=True):
     wrappers: tuple[PluginSetup, ...] = ()
     capacity: int = 0  # bytes of this rank's share
     numa: tuple[int, ...] | None = None
+    depth: int | None = None
 
 
 def make_tier(setup: TierSetup, site: Site) -> Tier:

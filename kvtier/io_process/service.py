@@ -36,7 +36,8 @@ class Service:
         self._clock = clock
         self._expire_at = 0.0
         threads = max(2, setup.threads)
-        self._queue = OpQueue(threads, len(tiers), setup.idle_write_bytes_per_s, clock)
+        depths = [lower.depth for lower in tiers]
+        self._queue = OpQueue(threads, depths, setup.idle_write_bytes_per_s, clock)
         self._tiers = {
             i: TierControl(setup.rank, i, lower, self) for i, lower in enumerate(tiers, 1)
         }

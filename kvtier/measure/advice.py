@@ -1,8 +1,9 @@
-"""From what was measured to what to configure: the least that gives nearly the most."""
+"""From what was measured to what to configure: the least that gives nearly the most, and how fast that is."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from kvtier.config import MediumConfig
 from kvtier.measure.tiers import Point
 
 _NEARLY = 0.95
@@ -18,6 +19,7 @@ class Advice(NamedTuple):
     chunk_nbytes: int
     read_gb_s: float
     latency_s: float  # of one read alone
+    medium: MediumConfig
 
 
 def advise(points: Sequence[Point], threads: int) -> Advice:
@@ -32,7 +34,18 @@ def advise(points: Sequence[Point], threads: int) -> Advice:
     deep = [p for p in reads if p.depth == deepest and (not swept or p.chunk_nbytes in swept)]
     best = max(point.gb_s for point in reads)
     wanted = _least(deep, "threads", _NEARLY)
-    return Advice(reads[0].tier, wanted, depth, chunk_nbytes, best, alone.median_s)
+    medium = _medium(points, alone)
+    return Advice(reads[0].tier, wanted, depth, chunk_nbytes, best, alone.median_s, medium)
+
+
+def _medium(points: Sequence[Point], alone: Point) -> MediumConfig:
+    """Split what a tier takes into a bandwidth, of records at its best, and what is left of one read alone."""
+    best = {
+        way: max(p.gb_s * 1e9 * p.record_nbytes / p.chunk_nbytes for p in points if p.way == way)
+        for way in ("read", "write")
+    }
+    latency_s = max(0.0, alone.median_s - alone.record_nbytes / best["read"])
+    return MediumConfig(**best, latency_s=latency_s)
 
 
 def _least(reads: Sequence[Point], field: str, share: float) -> int:

@@ -36,6 +36,7 @@ class Point(NamedTuple):
     gb_s: float
     median_s: float  # from its submission to its answer
     p99_s: float
+    record_nbytes: float  # of a chunk, as the tier's codec leaves it
 
 
 class _Bench:
@@ -50,8 +51,8 @@ class _Bench:
 
     def point(self, kind: OpKind, chunks: int, depth: int) -> Point:
         """Measure one way."""
-        seconds, each = self.run(kind, chunks, depth)
-        each.sort()
+        seconds, results = self.run(kind, chunks, depth)
+        each = sorted(second for second, _ in results)
         return Point(
             self._tier,
             self._chunk_nbytes,
@@ -61,12 +62,13 @@ class _Bench:
             chunks * self._chunk_nbytes / seconds / 1e9,
             each[len(each) // 2],
             each[len(each) * 99 // 100],
+            sum(nbytes for _, nbytes in results) / chunks,
         )
 
-    def run(self, kind: OpKind, chunks: int, depth: int) -> tuple[float, list[float]]:
-        """Run one operation per chunk, `depth` at a time; return seconds in all and of each."""
+    def run(self, kind: OpKind, chunks: int, depth: int) -> tuple[float, list[tuple[float, int]]]:
+        """Run one operation per chunk, `depth` at a time; return seconds in all, and of each with its bytes."""
         begun: dict[int, float] = {}
-        each: list[float] = []
+        each: list[tuple[float, int]] = []
         started = time.perf_counter()
         queued = 0
         while len(each) < chunks:
@@ -89,13 +91,13 @@ class _Bench:
         key = number.to_bytes(36, "little")
         return TierOp(next(self._ids), kind, 1, key, slot, deadline_s=600.0)
 
-    def _ended(self, begun: dict[int, float]) -> list[float]:
+    def _ended(self, begun: dict[int, float]) -> list[tuple[float, int]]:
         ended = []
         for result in self._client.poll():
             if isinstance(result, OpResult) and result.op in begun:
                 if result.status is not OpStatus.OK:
                     raise TierError(self._tier, "bench", f"{result.status}: {result.error}")
-                ended.append(time.perf_counter() - begun.pop(result.op))
+                ended.append((time.perf_counter() - begun.pop(result.op), result.nbytes))
         if not ended:
             time.sleep(_POLL_S)
         return ended
@@ -135,7 +137,7 @@ def measure_dram(tier: TierConfig, chunk_nbytes: int, nbytes: int) -> list[Point
         each = sorted(_copy_s(slot, chunk, way) for slot in slots)
         gb_s = len(each) * chunk_nbytes / sum(each) / 1e9
         half, most = each[len(each) // 2], each[len(each) * 99 // 100]
-        points.append(Point(tier.name, chunk_nbytes, 1, 1, way, gb_s, half, most))
+        points.append(Point(tier.name, chunk_nbytes, 1, 1, way, gb_s, half, most, chunk_nbytes))
     region.close()
     return points[1:]
 

@@ -104,10 +104,8 @@ def prefill_of(config: Config) -> Prefill:
 
 def media_of(config: Config) -> list[MediumConfig]:
     """Return the speeds of all tiers, DRAM first."""
-    named = config.replay.tiers
-    return [
-        named.get(tier.name, MediumConfig() if i else _DRAM) for i, tier in enumerate(config.tiers)
-    ]
+    assumed = (MediumConfig() if i else _DRAM for i in range(len(config.tiers)))
+    return [tier.medium or medium for tier, medium in zip(config.tiers, assumed, strict=True)]
 
 
 class _Engine:

@@ -142,6 +142,8 @@ def test_a_mistake_in_the_dram_tier(change: Mapping[str, object], expected: str)
             "tiers[1].deadline: 'soon' is not a duration; write for example 2s or 500ms",
         ),
         ({"deadline": 0}, "tiers[1].deadline: 0 is not a duration; write for example 2s or 500ms"),
+        ({"depth": 1}, "tiers[1].depth: expected an integer >= 2"),
+        ({"depth": 9}, "tiers[1].depth: 9 are more than io.threads, 8"),
         (
             {"path": "cache"},
             "tiers[1].path: 'cache' is not absolute: the engine's processes may start elsewhere",

@@ -1,4 +1,4 @@
-"""The sections `replay:` and `trace:`: read, checked, and said in words what is wrong."""
+"""The sections `replay:`, `trace:` and `medium:`: read, checked, and said in words what is wrong."""
 
 from pathlib import Path
 
@@ -13,17 +13,13 @@ DRAM = {"kind": "dram"}
 def test_units_and_defaults() -> None:
     config = load(
         {
-            "tiers": [DRAM],
-            "replay": {
-                "kv_bytes_per_token": "64KiB",
-                "prefill_knee": "30k",
-                "tiers": {"dram": {"read": "20GiB", "latency": "2ms"}},
-            },
+            "tiers": [{**DRAM, "medium": {"read": "20GiB", "latency": "2ms"}}],
+            "replay": {"kv_bytes_per_token": "64KiB", "prefill_knee": "30k"},
         }
     )
     assert config.replay.kv_bytes_per_token == 64 << 10
     assert config.replay.prefill_knee == 30_000
-    assert config.replay.tiers["dram"] == MediumConfig(read=20 << 30, latency_s=0.002)
+    assert config.tiers[0].medium == MediumConfig(read=20 << 30, latency_s=0.002)
 
 
 def test_a_record_is_a_file_in_a_directory(tmp_path: Path) -> None:
@@ -39,9 +35,9 @@ def test_a_record_is_a_file_in_a_directory(tmp_path: Path) -> None:
     [
         ({"replay": {"prefil_rate": 5}}, "replay.prefil_rate: unknown key .*'prefill_rate'"),
         ({"replay": {"prefill_rate": 0}}, "replay.prefill_rate: expected a number > 0"),
-        ({"replay": {"tiers": {"drm": {}}}}, "replay.tiers.drm: unknown key .*'dram'"),
-        ({"replay": {"tiers": {"dram": {"laten": 1}}}}, "replay.tiers.dram.laten: .*'latency'"),
-        ({"replay": {"tiers": {"dram": {"read": "fast"}}}}, "replay.tiers.dram.read: 'fast'"),
+        ({"tiers": [{**DRAM, "medium": {"laten": 1}}]}, r"tiers\[0\].medium.laten: .*'latency'"),
+        ({"tiers": [{**DRAM, "medium": {"read": "fast"}}]}, r"tiers\[0\].medium.read: 'fast'"),
+        ({"tiers": [{**DRAM, "medium": {"read": 0}}]}, r"tiers\[0\].medium.read: expected .* > 0"),
         ({"trace": {}}, "trace.record: missing"),
         ({"trace": {"record": "here"}}, "trace.record: 'here' is not absolute"),
         ({"trace": {"record": "/nowhere/t"}}, "trace.record: there is no directory '/nowhere'"),

@@ -2,6 +2,7 @@
 
 import math
 import threading
+from collections.abc import Sequence
 
 import pytest
 
@@ -21,8 +22,8 @@ def clock() -> Clock:
     return Clock()
 
 
-def queue(clock: Clock, threads: int = 4, tiers: int = 1) -> OpQueue:
-    return OpQueue(threads, tiers, idle_bytes_per_s=1000, clock=clock)
+def queue(clock: Clock, threads: int = 4, depths: Sequence[int | None] = (None,)) -> OpQueue:
+    return OpQueue(threads, depths, idle_bytes_per_s=1000, clock=clock)
 
 
 def job(
@@ -51,7 +52,7 @@ def nothing_runs(q: OpQueue) -> bool:
 
 
 def test_priority_then_order_of_receipt(clock: Clock) -> None:
-    q = queue(clock)
+    q = queue(clock, depths=(None, None))
     q.put(job(1, OpKind.WRITE, Priority.IDLE))
     q.put(job(2, OpKind.WRITE, Priority.WRITE))
     q.put(job(3, priority=Priority.PREFETCH))
@@ -74,7 +75,7 @@ def test_writes_never_take_every_thread(clock: Clock) -> None:
 
 
 def test_one_tier_never_takes_every_thread(clock: Clock) -> None:
-    q = queue(clock, threads=3, tiers=2)
+    q = queue(clock, threads=3, depths=(None, None))
     for i in range(5):
         q.put(job(i, tier=1))
     assert [q.take(), q.take()]
@@ -83,6 +84,24 @@ def test_one_tier_never_takes_every_thread(clock: Clock) -> None:
     got = q.take()
     assert got is not None
     assert got.op.op == 9
+
+
+def test_a_tier_keeps_its_depth_and_some_of_it_for_reads(clock: Clock) -> None:
+    q = queue(clock, threads=8, depths=(3, None))
+    for i in range(4):
+        q.put(job(i, OpKind.WRITE, Priority.DEMAND))
+    assert [q.take(), q.take()]
+    assert nothing_runs(q)  # of three places writes take two
+    q.put(job(8))
+    q.put(job(9))
+    read = q.take()
+    assert read is not None
+    assert read.op.op == 8
+    assert nothing_runs(q)
+    q.put(job(10, tier=2))
+    assert q.take() is not None
+    q.done(read)
+    assert q.take() is not None
 
 
 def test_idle_writes_wait_until_all_else_is_done(clock: Clock) -> None:
@@ -145,7 +164,7 @@ def test_expire_takes_out_what_is_late(clock: Clock) -> None:
 
 
 def test_a_held_tier_waits_for_its_own_epoch(clock: Clock) -> None:
-    q = queue(clock, tiers=2)
+    q = queue(clock, depths=(None, None))
     q.hold(1, epoch=1)
     q.hold(1, epoch=2)
     q.put(job(1))
@@ -158,7 +177,7 @@ def test_a_held_tier_waits_for_its_own_epoch(clock: Clock) -> None:
 
 
 def test_drop_takes_out_one_tier(clock: Clock) -> None:
-    q = queue(clock, tiers=2)
+    q = queue(clock, depths=(None, None))
     q.put(job(1))
     q.put(job(2, tier=2))
     assert [j.op.op for j in q.drop(1)] == [1]

@@ -22,7 +22,8 @@ CHUNK = 64 << 10
 
 
 def point(gb_s: float, *, chunk: int = 2 << 20, threads: int = 8, depth: int = 8) -> Point:
-    return Point("nvme", chunk, threads, depth, "read", gb_s, 0.001 * depth, 0.002 * depth)
+    each = (0.001 * depth, 0.002 * depth)
+    return Point("nvme", chunk, threads, depth, "read", gb_s, *each, chunk / 2)
 
 
 def test_it_recommends_the_least_that_gives_nearly_the_most() -> None:
@@ -30,11 +31,13 @@ def test_it_recommends_the_least_that_gives_nearly_the_most() -> None:
         *(point(g, depth=d) for g, d in ((1.0, 1), (3.0, 8), (3.1, 32))),
         *(point(g, depth=32, threads=t) for g, t in ((1.5, 2), (3.0, 4), (3.1, 16))),
         *(point(g, depth=8, chunk=c) for g, c in ((1.4, 1 << 20), (3.2, 4 << 20))),
-        Point("nvme", 2 << 20, 2, 32, "write", 9.9, 0.0, 0.0),  # nobody waits for it
+        Point("nvme", 2 << 20, 2, 32, "write", 9.9, 0.0, 0.0, 1 << 20),  # nobody waits for it
     ]
     found = advise(points, threads=8)
     assert (found.threads, found.depth, found.chunk_nbytes) == (4, 8, 2 << 20)
     assert (found.read_gb_s, found.latency_s) == (3.2, 0.001)
+    assert (found.medium.read, found.medium.write) == (1.6e9, 4.95e9)  # of records of half a chunk
+    assert found.medium.latency_s == pytest.approx(0.001 - (1 << 20) / 1.6e9)
 
 
 def test_memory_and_file_are_measured_and_left_empty(tmp_path: Path) -> None:
@@ -117,5 +120,12 @@ def test_the_command_writes_back_what_it_recommends(
     raw = yaml.safe_load(out.read_text())
     assert raw["io"] == {"queue": 128, "threads": advice["threads"]}
     assert raw["chunk_tokens"] % 16 == 0
-    assert load(out).io.threads == advice["threads"]
+    tuned = load(out)
+    assert tuned.io.threads == advice["threads"]
+    assert tuned.tiers[1].depth == max(2, min(advice["depth"], advice["threads"]))
+    medium = tuned.tiers[1].medium
+    assert medium is not None
+    assert medium.read == pytest.approx(advice["medium"]["read"], rel=0.001)
+    assert medium.write == pytest.approx(advice["medium"]["write"], rel=0.001)
+    assert medium.latency_s == pytest.approx(advice["medium"]["latency_s"], abs=1e-5)
     assert "<table>" in (tmp_path / "report.html").read_text()

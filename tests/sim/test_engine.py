@@ -23,7 +23,8 @@ NO_KNEE = 10**18
 def tiers(
     directory: Path, *, lower: bool = True, load_: str = "always", **replay: object
 ) -> Config:
-    made = [{"kind": "dram", "capacity": "1GiB"}]
+    medium = {"read": 10**9, "write": 10**12, "latency": "0.001ms"}
+    made: list[dict[str, object]] = [{"kind": "dram", "capacity": "1GiB", "medium": medium}]
     if lower:
         made.append(
             {
@@ -33,13 +34,11 @@ def tiers(
                 "capacity": "1GiB",
                 "write": "on_evict",
                 "deadline": "20s",
+                "medium": {**medium, "read": 10**8},
             }
         )
-    speeds = {"dram": {"read": 10**9, "write": 10**12, "latency": "0.001ms"}}
-    if lower:
-        speeds["nvme"] = {"read": 10**8, "write": 10**12, "latency": "0.001ms"}
     given = {"kv_bytes_per_token": 10_000, "prefill_rate": 100, "prefill_knee": NO_KNEE}
-    return load({"load": load_, "tiers": made, "replay": {**given, "tiers": speeds, **replay}})
+    return load({"load": load_, "tiers": made, "replay": {**given, **replay}})
 
 
 def test_requests_queue_for_one_engine(tmp_path: Path) -> None:
