@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kvtier import topology
 from kvtier.config import load
 from kvtier.doctor import devices, disks, engines, memory, probes, software
 from kvtier.doctor.finding import Check, Finding, Level, Patient
@@ -51,12 +52,14 @@ def examine(file: Path | None) -> list[Finding]:
 
 
 def _admit(file: Path | None) -> tuple[Patient, list[Finding]]:
+    patient = Patient(nvml=topology.ask_nvml())
     if file is None:
-        return Patient(), []
+        return patient, []
     try:
-        return Patient(config=load(file)), [Finding("config", Level.OK, f"{file} is well formed")]
+        patient = patient._replace(config=load(file))
+        return patient, [Finding("config", Level.OK, f"{file} is well formed")]
     except ConfigError as exc:
-        return Patient(), [Finding("config", Level.FAIL, str(exc), "kvtier config check says more")]
+        return patient, [Finding("config", Level.FAIL, str(exc), "kvtier config check says more")]
 
 
 def _print(found: list[Finding]) -> None:

@@ -7,21 +7,28 @@ from collections.abc import Callable, Iterator, Sequence
 
 from kvtier import topology
 from kvtier.doctor.finding import Finding, Level, Patient
-from kvtier.topology import Link
+from kvtier.topology import Card, Gpu, Link
 from kvtier.units import format_nbytes
 
 Run = Callable[[Sequence[str]], str | None]
 
 
 def gpus(patient: Patient) -> Iterator[Finding]:
-    """Each GPU: on which node, and on how much of its link."""
+    """Each GPU: on which node, and on how much of its link; also one that a container's /sys hides."""
+    cards = {card.address: card for card in patient.nvml.cards}
     found = topology.gpus(patient.root)
+    shown = {gpu.address for gpu in found}
+    hidden = [Gpu(c.address, "NVIDIA", c.node, c.link) for c in cards.values()]
+    found += tuple(gpu for gpu in hidden if gpu.address not in shown)
     if not found:
         yield Finding("gpu", Level.OK, "no GPU is here; vLLM's CPU backend is what can run")
     for gpu in found:
-        where = "on no known node" if gpu.node is None else f"on node {gpu.node}"
-        level, link, advice = _judge(gpu.link)
-        yield Finding("gpu", level, f"{gpu.vendor} {gpu.address} {where}, {link}", advice)
+        yield _gpu(gpu, cards.get(gpu.address))
+    if patient.nvml.error and any(gpu.vendor == "NVIDIA" for gpu in found):
+        advice = "pip install 'kvtier[cuda]', and the driver's own libraries in a container"
+        yield Finding("gpu", Level.WARN, f"NVML does not answer: {patient.nvml.error}", advice)
+    if patient.nvml.driver:
+        yield Finding("gpu", Level.OK, f"NVIDIA driver {patient.nvml.driver}")
 
 
 def drives(patient: Patient) -> Iterator[Finding]:
@@ -73,6 +80,23 @@ def cross_check(patient: Patient, run: Run | None = None) -> Iterator[Finding]:
         level = Level.WARN if missing else Level.OK
         advice = "daxctl reconfigure-device --mode=system-ram" if missing else ""
         yield Finding("tools", level, f"daxctl: nodes {nodes}, not online: {missing}", advice)
+
+
+def _gpu(gpu: Gpu, card: Card | None) -> Finding:
+    """Judge one GPU, with what NVML knows of it and its slot."""
+    node = card.node if card and gpu.node is None else gpu.node
+    where = "on no known node" if node is None else f"on node {node}"
+    level, link, advice = _judge(card.link if card and card.link else gpu.link)
+    name = f"{gpu.vendor} {gpu.address}"
+    if card is None:
+        return Finding("gpu", level, f"{name} {where}, {link}", advice)
+    size = "" if card.nbytes is None else f", {format_nbytes(card.nbytes)}"
+    said = f"{card.name} {card.address} {where}{size}, {link}"
+    slot, own = card.slot_generation or 0, card.own_generation or 0
+    if slot < own:
+        said += f"; its slot gives PCIe {slot}, it could do {own}"
+        level, advice = Level.WARN, advice or "use another slot, or the firmware's link speed"
+    return Finding("gpu", level, said, advice)
 
 
 def _judge(link: Link | None) -> tuple[Level, str, str]:

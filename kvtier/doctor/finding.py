@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvtier.config import Config
-from kvtier.topology import ROOT
+from kvtier.topology import ROOT, Nvml
 
 
 class Level(StrEnum):
@@ -27,10 +27,11 @@ class Finding(NamedTuple):
 
 
 class Patient(NamedTuple):
-    """What is looked at: a machine by its /sys and /proc, and the configuration that it is to run."""
+    """What is looked at: a machine by its /sys and /proc and by NVML, and the configuration that it is to run."""
 
     root: Path = ROOT
     config: Config | None = None
+    nvml: Nvml = Nvml()
 
     def tiers(self, kind: str) -> list[int]:
         """Return the indexes of the configured tiers of this kind."""

@@ -13,11 +13,13 @@ from kvtier.topology.nodes import (
     nodes,
     numa_nodes,
 )
+from kvtier.topology.nvml import Card, Nvml, ask_nvml
 from kvtier.topology.pci import Drive, Gpu, Link, drives, gpus, node_of_pci
 from kvtier.topology.sysfs import ROOT, parse_list
 
 __all__ = [
     "ROOT",
+    "Card",
     "CxlDevice",
     "CxlRegion",
     "Drive",
@@ -25,6 +27,8 @@ __all__ = [
     "HugePages",
     "Link",
     "Node",
+    "Nvml",
+    "ask_nvml",
     "cxl_devices",
     "cxl_regions",
     "drives",
