@@ -6,7 +6,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup lint format types layers unit engine wheel test demo bench test-compat test-numa
+.PHONY: help setup lint format types layers unit engine wheel test demo bench test-compat test-numa test-deepspeed
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -19,7 +19,7 @@ STAMP := $(VENV)/.setup-$(shell cat pyproject.toml Makefile | cksum | tr ' ' '-'
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "also: lint format types layers unit engine wheel demo bench test-compat test-numa"
+	@echo "also: lint format types layers unit engine wheel demo bench test-compat test-numa test-deepspeed"
 
 setup: $(STAMP)
 
@@ -80,3 +80,8 @@ test-compat:
 # A virtual machine in software emulation: minutes. Needs Debian's qemu-system-x86 and 3 GiB of memory.
 test-numa: setup
 	bash tests/numa/run.sh
+
+# Beside the environment, not in it: DeepSpeed's dependencies are not ours.
+test-deepspeed: setup
+	@$(PIP) install -q --upgrade --target $(VENV)/deepspeed --no-deps deepspeed hjson msgpack py-cpuinfo einops
+	PYTHONPATH=$(VENV)/deepspeed $(BIN)/python -m pytest -q tests/cli/test_suggest.py

@@ -1,5 +1,6 @@
 """`kvtier config suggest`: what it prints is what an engine can start with."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -75,8 +76,13 @@ def test_no_room_for_one_chunk_is_said(model: Path, tmp_path: Path) -> None:
 
 
 def test_deepspeed_takes_the_blocks() -> None:
-    config = pytest.importorskip("deepspeed.runtime.zero.offload_config")
-    offload = zero_blocks(Path("/mnt/nvme"), 8)["zero_optimization"]
+    """By DeepSpeed's own classes: make test-deepspeed."""
+    where = "deepspeed.runtime.zero.offload_config"
+    config = pytest.importorskip(where, reason="needs DeepSpeed: make test-deepspeed")
+    aio = importlib.import_module("deepspeed.runtime.swap_tensor.aio_config")
+    blocks = zero_blocks(Path("/mnt/nvme"), 8)
+    offload = blocks["zero_optimization"]
     assert isinstance(offload, dict)
     taken = config.DeepSpeedZeroOffloadParamConfig(**offload["offload_param"])
     assert str(taken.nvme_path) == "/mnt/nvme"
+    assert aio.get_aio_config(blocks) == {**aio.AIO_DEFAULT_DICT, **blocks["aio"]}  # type: ignore[dict-item]
