@@ -45,6 +45,7 @@ class KVTierMetadata(OffloadingConnectorMetadata):
 
     ops: list[TierOp] = field(default_factory=list)
     fail_loads: bool = False  # a reset: every load in flight is of a cache that is gone
+    spoiled: set[int] = field(default_factory=set)  # stores whose blocks may be overwritten already
 
 
 @dataclass

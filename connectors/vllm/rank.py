@@ -102,9 +102,12 @@ class Rank:
         )
 
     def before(self, meta: KVConnectorMetadata) -> None:
-        """Act on a reset before vLLM waits for the copies that it flushes."""
-        if isinstance(meta, KVTierMetadata) and meta.fail_loads:
+        """Act on a reset, and on overwritten blocks, before vLLM waits for the copies that it flushes."""
+        if not isinstance(meta, KVTierMetadata):
+            return
+        if meta.fail_loads:
             self.worker.fail_loads()
+        self.worker.spoil(meta.spoiled)
 
     def order(self, meta: KVConnectorMetadata | None) -> None:
         """Hand the step's operations to the I/O process."""

@@ -21,6 +21,7 @@ from kvtier.connectors.vllm.brain import build_brain
 from kvtier.connectors.vllm.hints import Hints
 from kvtier.connectors.vllm.manager import TieredCacheManager
 from kvtier.connectors.vllm.messages import Hello, KVTierMetadata, KVTierWorkerMetadata, SlotSpec
+from kvtier.connectors.vllm.overwrites import Overwrites
 from kvtier.errors import ConfigError
 from kvtier.sim.recorder import Recorder
 from kvtier.types import BlockKey, OpKind, TierOp
@@ -73,6 +74,7 @@ class Scheduling:
         self._kv_cache_config = kv_cache_config
         self._base = base
         self._ranks = vllm_config.parallel_config.world_size
+        self._overwrites = Overwrites(vllm_config, kv_cache_config)
         self._hellos: list[Hello] = []
         self._opened = False
         self._jobs: dict[int, _Job] = {}
@@ -186,6 +188,7 @@ class Scheduling:
         self._offer_again()
         meta.ops = self.brain.drain()
         meta.fail_loads, self._fail_loads = self._fail_loads, False
+        meta.spoiled = self._overwrites.spoiled(output, meta.jobs_to_flush)
         self._step_started = (time.monotonic(), output.total_num_scheduled_tokens)
 
     def hear(self, meta: KVTierWorkerMetadata) -> None:

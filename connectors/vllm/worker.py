@@ -83,6 +83,7 @@ class KVTierWorker(OffloadingWorker):
         self._failed: dict[int, set[int]] = {}
         self._invalid_blocks: set[int] = set()
         self._failed_loads: set[int] = set()
+        self._spoiled: set[int] = set()
         self.guard = Guard()
 
     def submit_store(
@@ -124,6 +125,10 @@ class KVTierWorker(OffloadingWorker):
             if job.blocks:
                 self._failed_loads.add(job_id)
                 self._invalid_blocks.update(job.blocks)
+
+    def spoil(self, job_ids: Iterable[int]) -> None:
+        """Let stores fail as a whole: what they read may not be theirs any more. Some are not submitted yet."""
+        self._spoiled.update(job_ids)
 
     def take_failed(self) -> dict[int, set[int]]:
         """Take the chunk positions that failed, per ended job."""
@@ -196,6 +201,9 @@ class KVTierWorker(OffloadingWorker):
             logger.exception("a copy of %d chunks failed", job.chunks)
             job.failed.update(range(job.chunks))
             self._invalid_blocks.update(job.blocks)
+        if job_id in self._spoiled:
+            self._spoiled.discard(job_id)
+            job.failed.update(range(job.chunks))
         if job.failed:
             self._failed[job_id] = job.failed
             if job.blocks:

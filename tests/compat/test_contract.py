@@ -44,9 +44,11 @@ def test_calls_fit(file: str) -> None:
 
 def test_optional_configuration_exists_somewhere() -> None:
     config = contract.load("vllm.config")
+    output = contract.load("vllm.v1.core.sched.output")
 
     known = MODEL_FILES.union(
         REQUEST_FIELDS,
+        source.declared(output.SchedulerOutput),
         *(source.declared(cls) for cls in vars(config).values() if isinstance(cls, type)),
     )
     unknown = [

@@ -40,7 +40,8 @@ def side() -> Any:
         parallel_config=SimpleNamespace(world_size=1),
         cache_config=SimpleNamespace(prefix_caching_hash_algo="sha256"),
     )
-    made = scheduling.Scheduling(CONFIG, vllm_config, SimpleNamespace(), base)
+    cache_config = SimpleNamespace(kv_cache_groups=[])
+    made = scheduling.Scheduling(CONFIG, vllm_config, cache_config, base)
     made.meet([hello(8)])
     return made
 
