@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+import torch
 from _engine import compute_cpus
 from _report import machine, report
 
@@ -83,6 +84,11 @@ def main() -> None:
         arguments.result.write_text(json.dumps(measure(arguments.engine, case)))
         return
     machine()
+    if not (arguments.small or torch.cuda.is_available()):
+        print(
+            "bench/gpu_ttft.py needs a CUDA device, or --small; there is none here", file=sys.stderr
+        )
+        return
     found = {name: run(name, sys.argv[1:]) for name in ENGINES}
     for name, times in found.items():
         for case_name, seconds in times.items():

@@ -39,7 +39,7 @@ class Sizes(NamedTuple):
     pages: Sequence[int] = PAGES
     sweep: int = GIB  # bytes per measurement of a page size
     contexts: Sequence[int] = (8 * KIB, 32 * KIB, 128 * KIB)  # tokens
-    layers: int = LAYERS
+    layers: int = LAYERS  # tensors that a chunk's pages are in
     page_8b: int = PAGE_8B
     matmul: int = 8192
     matmuls: int = 300
@@ -128,8 +128,9 @@ def measure_link(hardware: Hardware, sizes: Sizes) -> Link:
 
 def sweep(hardware: Hardware, sizes: Sizes, nbytes: int, link: Link, cache: FilePath) -> None:
     """Measure one page size, each way alone and the chosen one in both directions at once."""
-    chunk = max(nbytes, 2 * MIB) if sizes.sweep > 2 * MIB else nbytes
-    shape = (1, nbytes, chunk // nbytes, max(2, sizes.sweep // chunk))
+    per_chunk = max(1, min(sizes.sweep, 2 * MIB) // (sizes.layers * nbytes))
+    chunks = max(2, sizes.sweep // (sizes.layers * nbytes * per_chunk))
+    shape = (sizes.layers, nbytes, per_chunk, chunks)
     for path in (None, *hardware.paths(pinned=True)):
         with rig(hardware, shape, path, cache) as found:
             for direction, large in zip(Direction, link, strict=True):
@@ -194,7 +195,8 @@ def beside(hardware: Hardware, sizes: Sizes, link: Link, cache: FilePath) -> Non
 
     alone = timed(lambda: products(lambda: None), sizes.repeats)
     for nbytes in (page for page in (4 * KIB, 16 * KIB, 64 * KIB) if page in sizes.pages):
-        shape = (1, nbytes, max(1, min(sizes.sweep, 2 * MIB) // nbytes), 32)
+        per_chunk = max(1, min(sizes.sweep, 2 * MIB) // (sizes.layers * nbytes))
+        shape = (sizes.layers, nbytes, per_chunk, 32)
         with rig(hardware, shape, None, cache) as found:
             for direction, large in zip(Direction, link, strict=True):
                 moved, flying = [0], list[Transfer]()

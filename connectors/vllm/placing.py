@@ -33,17 +33,21 @@ def nodes_for(configured: Sequence[int] | None, own: int | None) -> tuple[int, .
     return () if own is None else (own,)
 
 
-def settle(
-    arena: Arena, nodes: Sequence[int], ranks: int, *, fill: bool, lower_nbytes: int = 0
-) -> None:
-    """Say where the arena could not be bound, and begin to fill it in where there is memory enough for that.
+def fits(arena_nbytes: int, lower_nbytes: int, ranks: int) -> bool:
+    """Whether every rank of this node can take its arena and `lower_nbytes` of memory tiers now.
 
-    Enough for every rank of this node: all of them fill in at once, and each has `lower_nbytes` of memory
-    tiers besides. A rank that comes late may see too little and not fill in: slower, never killed for it.
+    All of them take it at once; what others have of their arenas already, which is shared memory, is not
+    missing. A process that is killed for memory is worse than one that copies slowly.
     """
+    others = min(topology.shared_nbytes(), (ranks - 1) * arena_nbytes)
+    return (arena_nbytes + lower_nbytes) * ranks <= topology.free_nbytes() + others
+
+
+def settle(arena: Arena, nodes: Sequence[int], ranks: int, *, fill: bool) -> None:
+    """Say where the arena could not be bound, and begin to fill it in, `ranks` of this node at once."""
     if arena.refused:
         logger.warning(
             "the arena is not bound to NUMA node %s: %s", ", ".join(map(str, nodes)), arena.refused
         )
-    if fill and (arena.nbytes + lower_nbytes) * ranks <= topology.free_nbytes():
+    if fill:
         arena.prefault(max(1, min(_MAX_THREADS, (os.cpu_count() or 1) // 2 // ranks)))

@@ -68,9 +68,10 @@ class Rank:
         return loads
 
     def learn(self, caches: "Mapping[str, torch.Tensor]") -> None:
-        """Find out how the backend fills its pages, before our worker is built."""
+        """Find out how the backend fills its pages, and who is here besides, before our worker is built."""
         spec = self._base.spec
         assert isinstance(spec, KVTierSpec)
+        spec.engines = max(1, self._vllm_config.parallel_config.data_parallel_size_local)
         if len(self._config.tiers) > 1:
             spec.pages = find_pages(self._vllm_config, self._kv_cache_config, caches)
 

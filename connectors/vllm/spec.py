@@ -26,6 +26,8 @@ class KVTierSpec(OffloadingSpec):
         super().__init__(config)
         self.pages: Mapping[int, Pages | str] = {}
         """How each group fills its pages, or why that is not known; set in a worker before `get_worker`."""
+        self.engines = 1
+        """Data-parallel engines of this node, likewise."""
 
     @classmethod
     def build_metric_definitions(
@@ -41,4 +43,4 @@ class KVTierSpec(OffloadingSpec):
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
         from kvtier.connectors.vllm.worker import KVTierWorker
 
-        return KVTierWorker(self.config, kv_caches, self.pages)
+        return KVTierWorker(self.config, kv_caches, self.pages, self.engines)

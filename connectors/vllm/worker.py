@@ -54,7 +54,9 @@ class KVTierWorker(OffloadingWorker):
         config: OffloadingConfig,
         caches: CanonicalKVCaches,
         layout: Mapping[int, Pages | str] = MappingProxyType({}),
+        engines: int = 1,
     ) -> None:
+        """Take vLLM's tensors; `engines` of this node do the same at the same time."""
         self._config = load(config.extra_config.get("kvtier"))
         self.blocks_per_chunk = config.cache.blocks_per_chunk
         self._groups = [group.group_id for group in config.groups]
@@ -64,19 +66,17 @@ class KVTierWorker(OffloadingWorker):
         slot_nbytes = -(-max(self.group_nbytes.values()) // PAGE) * PAGE
         ranks = local_ranks(config)
         self._rank = config.parallel.rank
-        self.node = placing.own_node(caches.tensors[0].tensor.device)
+        device = caches.tensors[0].tensor.device
+        self.node = placing.own_node(device)
         dram = self._config.tiers[0]
         nodes = placing.nodes_for(dram.numa, self.node)
-        self.arena = Arena(dram_share(self._config, ranks) // slot_nbytes, slot_nbytes, nodes)
-        # What nobody asked for by name is not taken before it is needed.
-        placing.settle(
-            self.arena,
-            nodes,
-            ranks,
-            fill=dram.capacity is not None,
-            lower_nbytes=memory_share(self._config, ranks),
-        )
-        self._engine = _transfer_engine(self.arena, pages, self.blocks_per_chunk)
+        share = dram_share(self._config, ranks, engines)
+        self.arena = Arena(share // slot_nbytes, slot_nbytes, nodes)
+        fits = placing.fits(self.arena.nbytes, memory_share(self._config, ranks), ranks * engines)
+        # What nobody asked for by name is not taken before it is needed; a device pins all of it.
+        fill = fits and (dram.capacity is not None or device.type != "cpu")
+        placing.settle(self.arena, nodes, ranks * engines, fill=fill)
+        self._engine = _transfer_engine(self.arena, pages, self.blocks_per_chunk, pin=fits)
         layouts = {g: self._layout(layout.get(g, "the pages were not looked at"), g) for g in pages}
         self.io = _start_io(self._config, config, self.arena, self.group_nbytes, layouts, self.node)
         self._jobs: dict[int, _Job] = {}
@@ -246,10 +246,10 @@ def local_ranks(config: OffloadingConfig) -> int:
     )
 
 
-def dram_share(config: Config, ranks: int) -> int:
-    """Bytes of tier 0 that one rank may take."""
+def dram_share(config: Config, ranks: int, engines: int) -> int:
+    """Bytes of tier 0 that one rank may take: of what was configured for its engine, or of the node's memory."""
     capacity = config.tiers[0].capacity
-    return default_dram_nbytes(ranks) if capacity is None else capacity // ranks
+    return default_dram_nbytes(ranks * engines) if capacity is None else capacity // ranks
 
 
 def memory_share(config: Config, ranks: int) -> int:
@@ -266,11 +266,13 @@ def _group_tensors(caches: CanonicalKVCaches, position: int) -> list[torch.Tenso
 
 
 def _transfer_engine(
-    arena: Arena, pages: dict[int, list[torch.Tensor]], blocks_per_chunk: int
+    arena: Arena, pages: dict[int, list[torch.Tensor]], blocks_per_chunk: int, *, pin: bool
 ) -> TransferEngine:
     if next(iter(pages.values()))[0].device.type == "cpu":
         return CpuTransferEngine(arena, pages, blocks_per_chunk)
-    return stream_engine(arena, pages, blocks_per_chunk)
+    if not pin:
+        logger.warning("the arena is not pinned: memory for all ranks of this node is not free")
+    return stream_engine(arena, pages, blocks_per_chunk, pin=pin)
 
 
 def _start_io(

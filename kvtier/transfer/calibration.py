@@ -20,8 +20,9 @@ from kvtier.transfer.streams import COMPUTE
 logger = logging.getLogger(__name__)
 
 SIZES = (4 << 10, 16 << 10, 64 << 10, 256 << 10)
-NBYTES = 32 << 20
-"""Bytes of one measured copy; twice as much is taken on the device while it is measured."""
+NBYTES = 128 << 20
+"""Bytes of one measured copy: of more parts than the staging buffers hold, so that their overlap is measured too.
+Twice as much is taken on the device while it is measured."""
 _REPEATS = 3
 _AS_GOOD = 0.95
 _BY_COST = (Path.BATCHED, Path.STAGED, Path.KERNEL, Path.PLAIN)

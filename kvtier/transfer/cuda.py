@@ -1,8 +1,6 @@
 """The engine on a CUDA device: what the device has is found here, once, at the start."""
 
-import importlib
 import logging
-import platform
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -13,6 +11,7 @@ from kvtier.transfer.calibration import user_folder
 from kvtier.transfer.copier import CudaCopier
 from kvtier.transfer.driver import CudaDriver
 from kvtier.transfer.hardware import Hardware
+from kvtier.transfer.kernel import PieceKernel
 from kvtier.transfer.pinning import Registrar
 from kvtier.transfer.stream_engine import StreamTransferEngine
 from kvtier.transfer.streams import TorchStreams
@@ -34,38 +33,45 @@ class CudaRegistrar(Registrar):
 
 
 def stream_engine(
-    arena: Arena, pages: Mapping[int, Sequence[torch.Tensor]], blocks_per_chunk: int
+    arena: Arena,
+    pages: Mapping[int, Sequence[torch.Tensor]],
+    blocks_per_chunk: int,
+    *,
+    pin: bool = True,
 ) -> StreamTransferEngine:
-    """Make the engine for the device that the pages are on: the fast one on CUDA, the plain one elsewhere."""
-    device = next(iter(pages.values()))[0].device
-    return StreamTransferEngine(arena, pages, blocks_per_chunk, find(device), cache=user_folder())
+    """Make the engine for the device that the pages are on: the fast one on CUDA, the plain one elsewhere.
+
+    Pinning takes all of the arena's memory at once; without it copies are slower.
+    """
+    hardware = find(next(iter(pages.values()))[0].device)
+    if not pin:
+        hardware = hardware._replace(registrar=None)
+    return StreamTransferEngine(arena, pages, blocks_per_chunk, hardware, cache=user_folder())
 
 
 def find(device: torch.device) -> Hardware:
     """Find out what a device offers. Anything but NVIDIA's CUDA gets the plain way, without pinning."""
-    streams = TorchStreams(device)
     driver = _driver(device)
     enter = partial(torch.get_device_module(device).set_device, device)
     if driver is None:
-        return Hardware(device.type, device, streams, None, False, None, enter)
-    kernels = _has_cupy() and _same_addresses(driver, device)
-    return Hardware(
-        _name(device),
-        device,
-        streams,
-        CudaCopier(driver, device),
-        kernels,
-        CudaRegistrar(driver),
-        enter,
-    )
+        return Hardware(device.type, device, TorchStreams(device), None, False, None, enter)
+    streams = TorchStreams(device, partial(_own_stream, driver, device))
+    registrar = CudaRegistrar(driver)
+    if not _same_addresses(driver, device):  # the device knows pinned memory by other addresses
+        return Hardware(_name(device), device, streams, None, False, registrar, enter)
+    kernel = _kernel(device)
+    copier = CudaCopier(driver, device, kernel)
+    return Hardware(_name(device), device, streams, copier, kernel is not None, registrar, enter)
 
 
 def _driver(device: torch.device) -> CudaDriver | None:
     if device.type != "cuda" or torch.version.cuda is None:  # ROCm calls itself cuda too
         return None
     torch.cuda.synchronize(device)  # makes the context that the driver's calls need
+    # lmdeploy's turbomind found the call to crash on compute capability 10.0.
+    batches = torch.cuda.get_device_capability(device) < (10, 0)
     try:
-        return CudaDriver()
+        return CudaDriver(batches=batches)
     except OSError as exc:
         logger.warning("the CUDA driver cannot be called (%s): copies take torch's way", exc)
         return None
@@ -75,21 +81,26 @@ def _same_addresses(driver: CudaDriver, device: torch.device) -> bool:
     try:
         return driver.same_addresses(device.index or 0)
     except OSError as exc:
-        logger.warning("the CUDA driver does not say what kernels reach (%s): none is used", exc)
+        logger.warning("the CUDA driver does not say by which addresses memory is known: %s", exc)
         return False
 
 
-def _has_cupy() -> bool:
-    """Whether CuPy is there and works: a broken one raises anything."""
+def _own_stream(driver: CudaDriver, device: torch.device, priority: int) -> torch.cuda.Stream:
+    with torch.cuda.device(device):
+        handle = driver.stream(priority)
+    return torch.cuda.ExternalStream(handle, device=device)  # type: ignore[no-untyped-call] # torch has no types for it
+
+
+def _kernel(device: torch.device) -> PieceKernel | None:
+    """Compile the kernel, if CuPy is there and works: a broken one raises anything."""
     try:
-        importlib.import_module("cupy")
+        return PieceKernel(device)
     except Exception as exc:
         logger.info("without CuPy (pip install 'kvtier[cuda]') small pages are slower: %s", exc)
-        return False
-    return True
+        return None
 
 
 def _name(device: torch.device) -> str:
     properties = torch.cuda.get_device_properties(device)
     which = getattr(properties, "uuid", device.index)  # two of a kind may hang on unlike links
-    return f"{properties.name} {which} on {platform.node()}, torch {torch.__version__}"
+    return f"{properties.name} {which}, torch {torch.__version__}"

@@ -1,7 +1,8 @@
 """The transfers of one direction: in which order they start, and when one is over.
 
-Demand starts when it is submitted. Prefetches start part by part, behind all demand and few at a time, so
-that a demand never queues behind more than two parts of them.
+Demand starts when it is submitted, up to so many bytes under way; the rest follows part by part, whenever
+somebody asks whether a transfer is done, so that no submission takes long. Prefetches start behind all demand
+and few at a time, so that a demand never queues behind more than two parts of them.
 """
 
 from collections import deque
@@ -15,16 +16,25 @@ from kvtier.transfer.paths import Mover
 from kvtier.transfer.plan import Layout, Work, works
 from kvtier.transfer.streams import COMPUTE, Mark, Streams
 
-PREFETCH_PARTS = 2
-"""Parts of prefetches on the device at a time."""
-PREFETCH_NBYTES = 64 << 20
-"""Bytes of a part, more where a chunk is larger."""
+
+class Pace(NamedTuple):
+    """How the transfers of one urgency are cut, and how much of them the device is given at a time."""
+
+    part_nbytes: int  # more where a chunk is larger
+    under_way_nbytes: int
+
+
+PACES = {
+    Urgency.DEMAND: Pace(256 << 20, 4 << 30),  # 75 ms of PCIe 5.0 x16: longer than most steps
+    Urgency.PREFETCH: Pace(64 << 20, 128 << 20),
+}
 
 
 class Started(NamedTuple):
     """A part that the device was given, or some of it where there is an error."""
 
     end: Mark
+    nbytes: int
     error: Exception | None
 
 
@@ -35,15 +45,20 @@ Start = Callable[[Callable[[], Started]], "Future[Started]"]
 class StreamTransfer(Transfer):
     """Parts that wait for their start, and the parts under way."""
 
-    def __init__(self, line: "Line", parts: Sequence[Work], nbytes: int, after: Mark) -> None:
+    def __init__(self, line: "Line", parts: Sequence[Sequence[ChunkCopy]], after: Mark) -> None:
         self._line = line
         self.waiting = deque(parts)
-        self.started: deque[Future[Started]] = deque()
+        self.started: deque[tuple[Future[Started], int]] = deque()  # with the bytes of its chunks
         self.after = after
-        self._nbytes = nbytes
+        self._nbytes = 0
         self._submitted = line.clock()
         self._ended: float | None = None
         self._error: Exception | None = None
+
+    @property
+    def under_way_nbytes(self) -> int:
+        """Bytes of the chunks that the device was given and has not finished, as far as was seen."""
+        return sum(nbytes for _, nbytes in self.started)
 
     def done(self) -> bool:
         self._line.pump()
@@ -65,7 +80,7 @@ class StreamTransfer(Transfer):
 
     def over(self) -> bool:
         """Whether nothing of it is under way and nothing will be; starts nothing."""
-        while self.started and self.started[0].done() and self._end(wait=False):
+        while self.started and self.started[0][0].done() and self._end(wait=False):
             pass
         if self._ended is None and not self.started and not self.waiting:
             self._ended = self._line.clock()
@@ -75,11 +90,12 @@ class StreamTransfer(Transfer):
         """Take the oldest part off if it is over, or once it is; remember what went wrong."""
         error: Exception | None
         try:
-            part = self.started[0].result()
+            part = self.started[0][0].result()
             if wait:
                 part.end.wait()
             elif not part.end.passed():
                 return False
+            self._nbytes += part.nbytes
             error = part.error
         except Exception as exc:  # a device that fails says so at any call
             error = exc
@@ -107,69 +123,65 @@ class Line:
         self._layout = layout
         self._choose = choose
         self._start = start
-        self._demands: deque[StreamTransfer] = deque()
-        self._prefetches: deque[StreamTransfer] = deque()
+        self._largest = max(map(layout.chunk_nbytes, layout.planes))
+        self._queues: dict[Urgency, deque[StreamTransfer]] = {each: deque() for each in Urgency}
 
     def submit(self, copies: Sequence[ChunkCopy], urgency: Urgency) -> StreamTransfer:
         """Take a transfer, ordered after what the device computes now: one mark, taken here, serves all of it."""
-        after = self._streams.mark(COMPUTE)
-        whole = works(copies)
-        nbytes = sum(map(self._layout.moved_nbytes, whole))
-        if urgency is Urgency.DEMAND:
-            transfer = StreamTransfer(self, whole, nbytes, after)
-            self._demands.append(transfer)
-            self.start_up_to(transfer)
-        else:
-            parts = [part for work in whole for part in work.parts(self._chunks(work))]
-            transfer = StreamTransfer(self, parts, nbytes, after)
-            self._prefetches.append(transfer)
-            self.pump()
+        n = max(1, PACES[urgency].part_nbytes // self._largest)
+        parts = [copies[i : i + n] for i in range(0, len(copies), n)]
+        transfer = StreamTransfer(self, parts, self._streams.mark(COMPUTE))
+        self._queues[urgency].append(transfer)
+        self.pump()
         return transfer
 
     def pump(self) -> None:
-        """Start what may start of the prefetches."""
-        for queue in (self._demands, self._prefetches):
+        """Start what may start."""
+        for urgency, queue in self._queues.items():
             while queue and queue[0].over():
                 queue.popleft()
-        under_way = sum(len(transfer.started) for transfer in self._prefetches)
-        for transfer in self._prefetches:
-            while not self._demands and transfer.waiting and under_way < PREFETCH_PARTS:
-                self._start_part(transfer)
-                under_way += 1
+            under_way = sum(transfer.under_way_nbytes for transfer in queue)
+            for transfer in queue:
+                while transfer.waiting and under_way < PACES[urgency].under_way_nbytes:
+                    under_way += self._start_part(transfer)
+            if queue:
+                return  # demand goes first
 
     def start_up_to(self, transfer: StreamTransfer) -> None:
         """Start all of a transfer, and of those before it that it must not overtake."""
-        queue = self._prefetches if transfer in self._prefetches else [transfer]
-        for each in queue:
-            while each.waiting:
-                self._start_part(each)
-            if each is transfer:
-                return
+        for queue in self._queues.values():
+            if transfer in queue:
+                for each in queue:
+                    while each.waiting:
+                        self._start_part(each)
+                    if each is transfer:
+                        return
 
     def drain(self) -> None:
         """Start and wait for everything; what fails is told to whoever asks for its result."""
-        for transfer in (*self._demands, *self._prefetches):
+        for transfer in [transfer for queue in self._queues.values() for transfer in queue]:
             self.start_up_to(transfer)
             transfer.wait()
 
-    def _start_part(self, transfer: StreamTransfer) -> None:
+    def _start_part(self, transfer: StreamTransfer) -> int:
         part = transfer.waiting.popleft()
-        transfer.started.append(self._start(partial(self._give, part, transfer.after)))
+        nbytes = sum(self._layout.chunk_nbytes(copy.group) for copy in part)
+        transfer.started.append((self._start(partial(self._give, part, transfer.after)), nbytes))
+        return nbytes
 
-    def _give(self, part: Work, after: Mark) -> Started:
-        error = None
+    def _give(self, part: Sequence[ChunkCopy], after: Mark) -> Started:
+        error, nbytes = None, 0
         try:
-            self._choose(part).move(part, self._stream, after)
+            for work in works(part):
+                self._choose(work).move(work, self._stream, after)
+                nbytes += self._layout.moved_nbytes(work)
         except Exception as exc:
             error = exc
-        return Started(self._streams.mark(self._stream), error)
-
-    def _chunks(self, work: Work) -> int:
-        return max(1, PREFETCH_NBYTES // self._layout.chunk_nbytes(work.group))
+        return Started(self._streams.mark(self._stream), nbytes, error)
 
 
 def inline(part: Callable[[], Started]) -> "Future[Started]":
-    """Start a part on the calling thread: of pinned memory that is a matter of microseconds."""
+    """Start a part on the calling thread."""
     future: Future[Started] = Future()
     try:
         future.set_result(part())

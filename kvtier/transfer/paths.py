@@ -7,6 +7,7 @@ plain     the same with torch's own kernels: works wherever torch has streams
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from enum import StrEnum
 from functools import partial
 from typing import NamedTuple
@@ -71,6 +72,8 @@ class Site(NamedTuple):
     arena: Arena
     layout: Layout
     streams: Streams
+    asides: Mapping[Direction, int]
+    """Per direction a second stream, on which kernels go ahead of what the engine computes."""
     copier: Copier | None
     device: torch.device
 
@@ -108,24 +111,30 @@ class DirectMover(Mover):
 
 
 class StagedMover(Mover):
-    """Chunks meet in a buffer on the device; two buffers and two streams, so that both halves overlap."""
+    """Chunks meet in a buffer on the device; two buffers and two streams, so that both halves overlap.
+
+    Raises:
+        torch.OutOfMemoryError: the device has no memory for the buffers; they are taken at once, and kept.
+    """
 
     def __init__(self, site: Site, direction: Direction) -> None:
         assert site.copier is not None
         self._site = site
         self._copier = site.copier
         self._direction = direction
-        self._aside = site.streams.open()
-        self._buffers: list[torch.Tensor] = []  # taken at the first use
+        self._aside = site.asides[direction]
+        nbytes = max(STAGE_NBYTES, *map(site.layout.chunk_nbytes, site.layout.planes))
+        self._buffers = [
+            torch.empty(nbytes, dtype=torch.uint8, device=site.device) for _ in range(2)
+        ]
         self._free: list[Mark | None] = [None, None]
         self._turn = 0
+        site.streams.mark(COMPUTE).wait()  # whoever had that memory is through with it
 
     def move(self, work: Work, stream: int, after: Mark) -> None:
         streams, nbytes = self._site.streams, self._site.layout.chunk_nbytes(work.group)
         streams.after(stream, after)
         streams.after(self._aside, after)
-        if not self._buffers:
-            self._take(stream)
         first, second = self._aside, stream
         if self._direction is Direction.ONLOAD:
             first, second = second, first
@@ -169,13 +178,3 @@ class StagedMover(Mover):
             partial(self._copier.kernel, pages, staged, runs.nbytes),
             partial(self._copier.copy, chunks, slots, sizes, self._direction),
         )
-
-    def _take(self, stream: int) -> None:
-        """Take the buffers; whoever had that memory may not be through with it on the allocating stream."""
-        layout, streams = self._site.layout, self._site.streams
-        nbytes = max(STAGE_NBYTES, *map(layout.chunk_nbytes, layout.planes))
-        self._buffers = [
-            torch.empty(nbytes, dtype=torch.uint8, device=self._site.device) for _ in range(2)
-        ]
-        for each in (stream, self._aside):
-            streams.after(each, streams.mark(COMPUTE))

@@ -1,5 +1,6 @@
 """The engine for devices with streams: one stream per direction, several ways, no wait on the caller's thread."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,8 @@ from kvtier.transfer.paths import Direction, DirectMover, Mover, Path, Site, Sta
 from kvtier.transfer.pinning import Pinning
 from kvtier.transfer.plain import PlainMover
 from kvtier.transfer.plan import Layout, Work
+
+logger = logging.getLogger(__name__)
 
 Pages = Mapping[int, Sequence[torch.Tensor]]
 
@@ -45,7 +48,8 @@ class StreamTransferEngine(TransferEngine):
         largest = max(t.shape[1] for tensors in self.pages.values() for t in tensors)
         self._zeros = torch.zeros(largest, dtype=torch.int8, device=hardware.device)
         layout = Layout.of(self.pages, blocks_per_chunk, self._zeros.data_ptr())
-        site = Site(arena, layout, hardware.streams, hardware.copier, hardware.device)
+        asides = {direction: hardware.streams.open(urgent=True) for direction in Direction}
+        site = Site(arena, layout, hardware.streams, asides, hardware.copier, hardware.device)
         self.paths = tuple(path for path in hardware.paths(self._pinning.pinned) if path in paths)
         if not self.paths:
             raise ValueError(f"none of {', '.join(paths)} works here: {hardware.name}")
@@ -93,14 +97,23 @@ class StreamTransferEngine(TransferEngine):
         for path in self.paths:
             if path is Path.PLAIN:
                 yield path, PlainMover(site, pages, direction)
-            elif path is Path.STAGED:
-                yield path, StagedMover(site, direction)
-            else:
+            elif path is not Path.STAGED:
                 yield path, DirectMover(site, direction, path)
+            elif (staged := _staged(site, direction)) is not None:
+                yield path, staged
 
     def _choose(
         self, layout: Layout, movers: Mapping[Path, Mover], direction: Direction, work: Work
     ) -> Mover:
         if self.calibration is None:
             return movers[self.paths[0]]
-        return movers[self.calibration.best(direction, layout.run_nbytes(work), self.paths)]
+        return movers[self.calibration.best(direction, layout.run_nbytes(work), movers)]
+
+
+def _staged(site: Site, direction: Direction) -> StagedMover | None:
+    """Take the buffers, if the device has the memory: the KV cache of an engine leaves it little."""
+    try:
+        return StagedMover(site, direction)
+    except torch.OutOfMemoryError as exc:
+        logger.warning("%s: the device has no memory for staging: %s", direction, exc)
+        return None

@@ -26,8 +26,8 @@ class Streams(ABC):
     """Streams of one device, by number. A stream is used by one thread at a time."""
 
     @abstractmethod
-    def open(self) -> int:
-        """Make a stream of the lowest priority and return its number."""
+    def open(self, *, urgent: bool = False) -> int:
+        """Make a stream and return its number: of the lowest priority, or above what the engine computes on."""
 
     @abstractmethod
     def mark(self, stream: int) -> Mark:
@@ -55,17 +55,25 @@ class TorchMark(Mark):
         self.event.synchronize()
 
 
-class TorchStreams(Streams):
-    """The streams of any device for which torch has them."""
+MakeStream = Callable[[int], torch.cuda.Stream]
+"""Makes a stream of a priority: 0 is the lowest, -1 above it."""
 
-    def __init__(self, device: torch.device) -> None:
+
+class TorchStreams(Streams):
+    """The streams of any device for which torch has them.
+
+    Torch's own are shared: 32 of each priority go round, so that one of them may be somebody else's too.
+    """
+
+    def __init__(self, device: torch.device, make: MakeStream | None = None) -> None:
         self._device = device
         self._torch: ModuleType = torch.get_device_module(device)
+        self._make = make or self._shared
         self._streams: dict[int, torch.cuda.Stream] = {}
 
-    def open(self) -> int:
+    def open(self, *, urgent: bool = False) -> int:
         number = len(self._streams) + 1
-        self._streams[number] = self._torch.Stream(device=self._device, priority=0)
+        self._streams[number] = self._make(-1 if urgent else 0)
         return number
 
     def mark(self, stream: int) -> Mark:
@@ -81,6 +89,12 @@ class TorchStreams(Streams):
         with self._torch.stream(self._stream(stream)):
             work()
 
+    def _shared(self, priority: int) -> torch.cuda.Stream:
+        stream: torch.cuda.Stream = self._torch.Stream(device=self._device, priority=priority)
+        return stream
+
     def _stream(self, stream: int) -> torch.cuda.Stream:
+        if stream != COMPUTE:
+            return self._streams[stream]
         current: torch.cuda.Stream = self._torch.current_stream(self._device)
-        return current if stream == COMPUTE else self._streams[stream]
+        return current

@@ -4,13 +4,15 @@ import os
 
 import pytest
 
-pytest.importorskip("torch")
+pytest.importorskip("vllm")
 
 import torch
 
 from kvtier import topology
 from kvtier.arena import Arena
+from kvtier.config import load
 from kvtier.connectors.vllm import placing
+from kvtier.connectors.vllm.worker import dram_share
 
 
 @pytest.mark.parametrize(
@@ -49,25 +51,40 @@ def test_what_is_not_bound_is_said_and_what_has_room_is_filled_in(
 
 
 @pytest.mark.parametrize(
-    ("lower_mib", "free_mib", "filled"),
-    [(0, 32, True), (0, 31, False), (2, 48, True), (2, 47, False)],
+    ("lower_mib", "free_mib", "shared_mib", "enough"),
+    [
+        (0, 32, 0, True),
+        (0, 31, 0, False),
+        (2, 48, 0, True),
+        (2, 47, 0, False),
+        (0, 4, 28, True),  # the last of eight ranks: the others have theirs
+        (0, 4, 27, False),
+        (0, 3, 500, False),  # what others share is no more than seven arenas
+    ],
 )
 def test_there_must_be_room_for_every_rank(
-    lower_mib: int, free_mib: int, filled: bool, monkeypatch: pytest.MonkeyPatch
+    lower_mib: int,
+    free_mib: int,
+    shared_mib: int,
+    enough: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(topology, "free_nbytes", lambda: free_mib << 20)
-    arena = Arena(4, 1 << 20)
-    placing.settle(arena, (), 8, fill=True, lower_nbytes=lower_mib << 20)
-    assert (arena._prefault is not None) == filled
-    arena.close()
+    monkeypatch.setattr(topology, "shared_nbytes", lambda: shared_mib << 20)
+    assert placing.fits(4 << 20, lower_mib << 20, 8) == enough
 
 
-@pytest.mark.parametrize(("fill", "free"), [(False, 1 << 40), (True, 0)])
-def test_memory_that_is_not_there_or_was_not_asked_for_is_not_taken(
-    fill: bool, free: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(topology, "free_nbytes", lambda: free)
+def test_memory_that_was_not_asked_for_is_not_taken() -> None:
     arena = Arena(4, 1 << 20)
-    placing.settle(arena, (), 1, fill=fill)
+    placing.settle(arena, (), 1, fill=False)
     assert arena.locate().present == 0
     arena.close()
+
+
+def test_what_nobody_configured_is_shared_by_every_engine_of_the_node(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(topology, "free_nbytes", lambda: 64 << 30)
+    assert dram_share(load(None), 2, 4) == 2 << 30  # of a quarter, 16 GiB, an eighth
+    configured = load({"tiers": [{"kind": "dram", "capacity": "8GiB"}]})
+    assert dram_share(configured, 2, 4) == 4 << 30

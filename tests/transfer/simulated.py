@@ -40,7 +40,7 @@ class SimulatedStreams(Streams):
         self._lock = RLock()
         self.queues: list[deque[Callable[[], bool]]] = [deque()]
 
-    def open(self) -> int:
+    def open(self, *, urgent: bool = False) -> int:
         self.queues.append(deque())
         return len(self.queues) - 1
 
@@ -134,6 +134,8 @@ class RecordingRegistrar(Registrar):
         self.pieces: dict[int, int] = {}
 
     def register(self, address: int, nbytes: int) -> None:
+        if address in self.pieces:
+            raise OSError(712, "cuMemHostRegister_v2: CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED")
         if len(self.pieces) >= self.limit:
             raise OSError(2, "cuMemHostRegister_v2: CUDA_ERROR_OUT_OF_MEMORY")
         self.pieces[address] = nbytes

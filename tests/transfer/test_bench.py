@@ -3,32 +3,62 @@
 import importlib.util
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path as FilePath
 from types import ModuleType
 
 import pytest
+import torch
 
 from tests.transfer.simulated import hardware
 
 BENCH = FilePath(__file__).parents[2] / "bench"
 
+Bench = Callable[[str], ModuleType]
+
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(BENCH)
-    spec = importlib.util.spec_from_file_location("bench_transfer", BENCH / "transfer.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "bench_transfer", module)
-    spec.loader.exec_module(module)
-    return module
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    def load(name: str) -> ModuleType:
+        monkeypatch.syspath_prepend(BENCH)
+        spec = importlib.util.spec_from_file_location(f"bench_{name}", BENCH / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, f"bench_{name}", module)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+def test_a_flag_is_waited_for_or_polled(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    class Device:
+        def __init__(self) -> None:
+            self.flag = torch.zeros(1, dtype=torch.int32)
+            self.held = 0
+            self.copies = 0
+
+        def hold(self, value: int) -> None:
+            self.held = value
+
+        def copy(self) -> Callable[[], bool]:
+            self.copies += 1
+            return lambda: int(self.flag[0]) >= self.held
+
+    device = Device()
+    bench("flag").run(device, 2)
+    assert device.copies == device.flag[0] == 2 * 12
+    results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [result["unit"] for result in results] == ["us", "us", "ratio"]
+    assert all(result["value"] > 0 for result in results)
 
 
 def test_every_result_is_a_line(
-    bench: ModuleType, tmp_path: FilePath, capsys: pytest.CaptureFixture[str]
+    bench: Bench, tmp_path: FilePath, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sizes = bench.Sizes(
+    transfer = bench("transfer")
+    sizes = transfer.Sizes(
         pages=(4096, 65536),
         sweep=1 << 17,
         contexts=(64,),
@@ -38,7 +68,7 @@ def test_every_result_is_a_line(
         matmuls=3,
         repeats=1,
     )
-    bench.run(hardware(), sizes, tmp_path)
+    transfer.run(hardware(), sizes, tmp_path)
     results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     cases = {result["case"] for result in results}
     assert len(cases) == len(results) == 2 + 2 * (5 * 2 * 2 + 2) + 2 * 4 + 2 * 2 * 2

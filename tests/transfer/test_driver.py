@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from kvtier.arena import Arena
 from kvtier.transfer import cuda
-from kvtier.transfer.driver import CudaDriver, _Attributes
+from kvtier.transfer.driver import BATCH, CudaDriver, _Attributes
+from kvtier.transfer.paths import Path
+from tests.transfer.contract import pages
+from tests.transfer.simulated import hardware
 
 Numbers = list[int]
 
@@ -30,6 +34,12 @@ class Library:
     def cuMemHostUnregister(self, *arguments: ctypes.c_uint64) -> int:
         return self._say("unregister", *(argument.value for argument in arguments))
 
+    def cuStreamCreateWithPriority(
+        self, stream: object, flags: ctypes.c_uint, priority: ctypes.c_int
+    ) -> int:
+        stream._obj.value = 4711  # type: ignore[attr-defined] # of byref
+        return self._say("stream", flags.value, priority.value)
+
     def cuMemcpyAsync(self, *arguments: ctypes.c_uint64) -> int:
         return self._say("copy", *(argument.value for argument in arguments))
 
@@ -48,14 +58,14 @@ class BatchLibrary(Library):
         nbytes: ctypes.c_void_p,
         n: ctypes.c_size_t,
         attributes: object,
-        first: object,
+        first: ctypes.c_void_p,
         kinds: ctypes.c_size_t,
         failed: object,
         stream: ctypes.c_void_p,
     ) -> int:
         found: _Attributes = attributes._obj  # type: ignore[attr-defined] # of byref
         assert kinds.value == 1
-        assert first._obj.value == 0  # type: ignore[attr-defined]
+        assert read(first, n.value) == [0] * n.value
         arrays = [read(pointer, n.value) for pointer in (dst, src, nbytes)]
         return self._say("batch", *arrays, found.order, found.flags, stream.value)
 
@@ -86,6 +96,29 @@ def test_copies_are_one_call(load: Load, any_order: bool, order: int) -> None:
     dst, src, nbytes = array(1 << 40, 7), array(5, 1 << 50), array(16, 32)
     load(library).copy(dst, src, nbytes, 77, any_order=any_order)
     assert library.calls == [("batch", [1 << 40, 7], [5, 1 << 50], [16, 32], order, 1, 77)]
+
+
+def test_many_copies_are_calls_of_a_size_that_drivers_are_known_to_take(load: Load) -> None:
+    library = BatchLibrary()
+    n = 2 * BATCH + 3
+    dst = np.arange(n, dtype=np.uint64)
+    load(library).copy(dst, dst + 7, np.full(n, 16, np.uint64), 77, any_order=True)
+    called = [call[1:3] for call in library.calls]
+    assert [len(found[0]) for found in called if isinstance(found[0], list)] == [BATCH, BATCH, 3]
+    assert called[2] == ([2 * BATCH, n - 2, n - 1], [2 * BATCH + 7, n + 5, n + 6])
+
+
+def test_without_batches_copies_are_started_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = BatchLibrary()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    CudaDriver(batches=False).copy(array(7), array(6), array(32), 77, any_order=True)
+    assert library.calls == [("copy", 7, 6, 32, 77)]
+
+
+def test_a_stream_of_a_priority(load: Load) -> None:
+    library = Library()
+    assert load(library).stream(-1) == 4711
+    assert library.calls == [("stream", 1, -1)]
 
 
 def test_arrays_with_gaps_are_straightened(load: Load) -> None:
@@ -144,3 +177,30 @@ def test_a_driver_that_does_not_say_what_kernels_reach_has_none(
 
     assert not cuda._same_addresses(Silent(), torch.device("cuda", 0))
     assert "CUDA_ERROR_INVALID_VALUE" in caplog.text
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_addresses_that_kernels_do_not_share_are_torch_s_business(
+    monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    """The copy engine too is given the host's addresses."""
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(cuda, "_driver", lambda device: CudaDriver.__new__(CudaDriver))
+    monkeypatch.setattr(cuda, "_same_addresses", lambda driver, device: same)
+    monkeypatch.setattr(cuda, "_name", lambda device: "NVIDIA")
+    found = cuda.find(device)
+    assert found.registrar is not None
+    assert found.paths(pinned=True) == ((Path.BATCHED, Path.PLAIN) if same else (Path.PLAIN,))
+    assert not found.kernels  # there is no CuPy
+
+
+def test_an_arena_that_memory_lacks_for_is_not_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "find", lambda device: hardware())
+    monkeypatch.setattr(cuda, "user_folder", lambda: None)
+    for pin in (True, False):
+        arena = Arena(2, 4096)
+        engine = cuda.stream_engine(arena, {0: pages([4096])}, 1, pin=pin)
+        assert engine._pinning.pinned == pin
+        assert (engine.paths == (Path.PLAIN,)) != pin
+        engine.close()
+        arena.close()

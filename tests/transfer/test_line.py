@@ -1,5 +1,6 @@
 """In which order copies reach the device, what they wait for, and what a failure leaves behind."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from kvtier.arena import Arena
 from kvtier.transfer import line, paths, plain
 from kvtier.transfer.engine import ChunkCopy, Transfer, Urgency
+from kvtier.transfer.line import Pace
 from kvtier.transfer.paths import Direction, Path
 from kvtier.transfer.stream_engine import StreamTransferEngine
 from tests.transfer.contract import BLOCKS, POISON, fill, pages
@@ -38,6 +40,9 @@ class Rig(NamedTuple):
 
     def copies(self, first: int, n: int) -> list[ChunkCopy]:
         return [ChunkCopy(i, 0, (i,)) for i in range(first, first + n)]
+
+    def queue(self, direction: Direction) -> deque[Callable[[], bool]]:
+        return self.streams.queues[self.engine._lines[direction]._stream]
 
     def sizes(self) -> list[int]:
         return [len(call.sizes) for call in self.copier.calls]
@@ -83,7 +88,7 @@ def test_demand_starts_when_it_is_submitted(make: Make) -> None:
 
 @pytest.fixture
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(line, "PREFETCH_NBYTES", 2 * PAGE)
+    monkeypatch.setitem(line.PACES, Urgency.PREFETCH, Pace(2 * PAGE, 4 * PAGE))
 
 
 @pytest.mark.usefixtures("_small_parts")
@@ -121,13 +126,52 @@ def test_who_waits_for_a_prefetch_starts_it_and_those_before_it(make: Make) -> N
     assert third.result().nbytes == 5 * PAGE
 
 
+@pytest.mark.parametrize("path", [Path.BATCHED, Path.STAGED])
+def test_a_large_demand_starts_part_by_part(
+    monkeypatch: pytest.MonkeyPatch, make: Make, path: Path
+) -> None:
+    """Of 20 pages six are given to the device at once, the rest as those end; who comes later waits its turn."""
+    monkeypatch.setitem(line.PACES, Urgency.DEMAND, Pace(3 * PAGE, 6 * PAGE))
+    r = make(path)
+    before = r.page.clone()
+    stores = [r.store(0, 20), r.store(20, 4)]
+    assert [store.under_way_nbytes for store in stores] == [6 * PAGE, 0]  # type: ignore[attr-defined]
+    while not stores[1].done():
+        assert sum(store.under_way_nbytes for store in stores) <= 8 * PAGE  # type: ignore[attr-defined]
+    assert stores[0].done()
+    r.streams.compute(partial(fill, r.page, POISON))
+    first, second = r.load(0, 20), r.load(20, 4)
+    assert second.result().nbytes == 4 * PAGE  # starts all before it
+    assert first.done()
+    assert first.result().nbytes == 20 * PAGE
+    assert torch.equal(r.page, before)
+
+
+def test_a_part_that_fails_ends_a_large_demand(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(line.PACES, Urgency.DEMAND, Pace(2 * PAGE, 4 * PAGE))
+    r = rig(Path.BATCHED, streams=ImmediateStreams(3))
+    r.copier.failing = True
+    bad = r.load(0, 10)
+    r.copier.failing = False
+    good = r.load(10, 2)
+    while not good.done():
+        pass
+    with pytest.raises(OSError, match="ILLEGAL_ADDRESS"):
+        bad.result()
+    assert r.sizes() == [2]
+    r.engine.close()
+    r.arena.close()
+
+
 def test_directions_do_not_wait_for_each_other(make: Make) -> None:
     r = make(Path.BATCHED)
     held = r.load(0, 4)
-    r.streams.queues[2].appendleft(held_back)  # the stream of loads stands still
+    r.queue(Direction.ONLOAD).appendleft(held_back)  # the stream of loads stands still
     assert r.store(4, 4).result().nbytes == 4 * PAGE
     assert not held.done()
-    r.streams.queues[2].popleft()
+    r.queue(Direction.ONLOAD).popleft()
 
 
 def held_back() -> bool:
@@ -181,6 +225,23 @@ def test_more_than_the_buffers_hold(
         r.arena.close()
 
 
+def test_a_device_without_memory_for_staging_does_without(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*shape: object, **options: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "empty", full)
+    arena, page = Arena(BLOCKS, PAGE), pages([PAGE])[0]
+    engine = StreamTransferEngine(
+        arena, {0: [page]}, 1, hardware(), paths=[Path.STAGED, Path.KERNEL]
+    )
+    assert "no memory for staging" in caplog.text
+    assert engine.offload([ChunkCopy(0, 0, (3,))]).result().nbytes == PAGE
+    engine.close()
+    arena.close()
+
+
 def test_a_staged_copy_is_one_large_copy_per_buffer(
     monkeypatch: pytest.MonkeyPatch, make: Make
 ) -> None:
@@ -217,7 +278,7 @@ def test_a_copy_that_the_driver_refuses_fails_alone(path: Path) -> None:
 def test_a_failed_transfer_is_over_only_when_the_device_is_through_with_it(make: Make) -> None:
     r = make(Path.BATCHED)
     load = r.load(0, 10, Urgency.PREFETCH)
-    r.streams.queues[2].appendleft(held_back)
+    r.queue(Direction.ONLOAD).appendleft(held_back)
     chosen = r.engine._lines[Direction.ONLOAD]._choose
 
     def fail(_: object) -> paths.Mover:
@@ -226,7 +287,7 @@ def test_a_failed_transfer_is_over_only_when_the_device_is_through_with_it(make:
 
     r.engine._lines[Direction.ONLOAD]._choose = fail
     assert not load.done()
-    r.streams.queues[2].popleft()
+    r.queue(Direction.ONLOAD).popleft()
     while not load.done():
         pass
     with pytest.raises(OSError, match="OUT_OF_MEMORY"):
