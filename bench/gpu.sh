@@ -14,7 +14,7 @@ failed=0
 "$python" -c 'import cupy, msgspec, torch; torch.zeros(1, device="cuda")' || exit 2
 
 # Warnings of libraries in other versions than the pinned ones must not cost the machine's time: -W default.
-timeout 200 "$python" -m pytest -q -W default -p no:cacheprovider -m gpu tests/transfer 2>&1 | tee "$out/tests.log" || failed=1
+timeout 200 "$python" -m pytest -q -W default -p no:cacheprovider -m gpu tests/transfer tests/connectors 2>&1 | tee "$out/tests.log" || failed=1
 
 # The calibration and the ordering tests take too long under the checker.
 if command -v compute-sanitizer >/dev/null; then

@@ -1,7 +1,7 @@
 """What is where in a page of the device's KV cache, learnt from the backend's own cache write.
 
-vLLM's CPU backend packs keys and values for its vector unit, each unit in its own way. Instead of
-knowing the ways, known values are written into a scratch page at start and looked for.
+Backends pack keys and values each in their own way, vLLM's CPU backend for every vector unit in another. Instead
+of knowing the ways, known values are written into a scratch page at start and looked for.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -28,6 +28,7 @@ _DTYPES: dict[torch.dtype, Literal["bf16", "fp16", "fp32", "fp8"]] = {
 }
 _NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 _Write = Callable[..., None]
+_DEVICES = ("cpu", "cuda")
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
@@ -65,11 +66,11 @@ class Layer:
         """Take a layer that computes in `dtype`, and `cache`: all `pages` pages of it, of `tokens` tokens each.
 
         Raises:
-            UnknownLayoutError: the pages are not in host memory. A kernel that is given tensors of two
-                devices may take the device down with it, so none is called.
+            UnknownLayoutError: the pages are on a device that was not thought of. A wrong argument may take
+                the device down with the kernel, so none is called.
         """
-        if cache.device.type != "cpu":
-            raise UnknownLayoutError(f"not looked for on {cache.device.type} devices yet")
+        if cache.device.type not in _DEVICES:
+            raise UnknownLayoutError(f"not looked for on {cache.device.type} devices")
         self._layer = layer
         self._write: _Write = layer.impl.do_kv_cache_update  # type: ignore[assignment,union-attr] # a Module's attribute
         self._computed = dtype
@@ -77,15 +78,18 @@ class Layer:
         self._shape = (cache.shape[0] // pages, *cache.shape[1:])  # a page is several kernel blocks
         self._stride = cache.stride()
         self.shape = (2, tokens, int(layer.num_kv_heads), int(layer.head_size))  # type: ignore[arg-type] # a Module's attribute
+        self._device = cache.device  # of every tensor that the kernel is given
         self._slots = torch.arange(tokens, dtype=torch.int64, device=cache.device)
 
     def written(self, values: torch.Tensor) -> torch.Tensor:
-        """Write (k/v, tokens, heads, channels) through the backend and return the bits of the page."""
-        page = torch.empty_strided(self._shape, self._stride, dtype=self.dtype).zero_()
-        key, value = values.to(self._computed)
+        """Write (k/v, tokens, heads, channels) through the backend and return the bits of the page, on the host."""
+        page = torch.empty_strided(
+            self._shape, self._stride, dtype=self.dtype, device=self._device
+        ).zero_()
+        key, value = values.to(self._computed).to(self._device)
         self._write(self._layer, key, value, page, self._slots)
-        flat = torch.empty(0, dtype=self.dtype).set_(page.untyped_storage())
-        return flat.view(_BITS[self.dtype.itemsize])
+        flat = torch.empty(0, dtype=self.dtype, device=self._device).set_(page.untyped_storage())
+        return flat.view(_BITS[self.dtype.itemsize]).cpu()
 
 
 def find_pages(

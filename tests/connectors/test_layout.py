@@ -16,7 +16,7 @@ with warnings.catch_warnings():
     from vllm import _custom_ops as ops
 
 from kvtier.connectors.vllm.layout import Layer, Pages, find_pages, pages_of
-from kvtier.layout import ChunkLayout, UnknownLayoutError
+from kvtier.layout import ChunkLayout, Indices, UnknownLayoutError
 from tests.packings import Packing, page
 
 if TYPE_CHECKING:
@@ -121,6 +121,46 @@ def test_a_chunk_is_described_or_refused_in_words() -> None:
     assert "not exactly" in str(Pages("bf16", 2 * found.indices).chunk(3, 1, nbytes))
 
 
+def interleaved(
+    layer: object, key: torch.Tensor, value: torch.Tensor, cache: torch.Tensor, slots: torch.Tensor
+) -> None:
+    """Write as the GPU backends do: heads, then tokens, then the channels of the key and of the value."""
+    tokens = cache.shape[2]
+    for at, slot in enumerate(slots.tolist()):
+        block, token = divmod(slot, tokens)
+        cache[block, :, token] = torch.cat([key[at], value[at]], dim=-1).to(cache.dtype)
+
+
+def expected_interleaved() -> Indices:
+    kv, token, head, channel = np.ogrid[:2, :TOKENS, :HEADS, :DIM]
+    return ((head * TOKENS + token) * 2 + kv) * DIM + channel
+
+
+def test_keys_and_values_may_lie_side_by_side() -> None:
+    found = pages_of([layer(interleaved)])
+    assert np.array_equal(found.indices, expected_interleaved())
+    assert isinstance(found.chunk(3, 2, 2 * 4 * 3 * TOKENS * HEADS * DIM), ChunkLayout)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_its_own_write_is_asked() -> None:
+    scale = torch.ones(1, device="cuda")
+
+    def write(
+        layer: object,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cache: torch.Tensor,
+        slots: torch.Tensor,
+    ) -> None:
+        keys, values = cache.transpose(1, 2).chunk(2, dim=-1)
+        ops.reshape_and_cache_flash(key, value, keys, values, slots, "auto", scale, scale)
+
+    cache = torch.zeros((5, HEADS, TOKENS, 2 * DIM), dtype=torch.bfloat16, device="cuda")
+    found = pages_of([Layer(module_of(write), torch.bfloat16, cache, 5, TOKENS)])
+    assert np.array_equal(found.indices, expected_interleaved())
+
+
 def test_on_another_device_no_kernel_is_called() -> None:
     called: list[object] = []
     cache = torch.zeros((5, HEADS, TOKENS, 2 * DIM), dtype=torch.bfloat16, device="meta")
@@ -133,5 +173,5 @@ def test_on_another_device_no_kernel_is_called() -> None:
     )
     cached = SimpleNamespace(kv_cache_groups=[names], num_blocks=5)
     found = find_pages(cast("VllmConfig", engine), cast("KVCacheConfig", cached), {"a": cache})
-    assert found == {0: "UnknownLayoutError: not looked for on meta devices yet"}
+    assert found == {0: "UnknownLayoutError: not looked for on meta devices"}
     assert called == []
