@@ -77,7 +77,7 @@ bench: setup
 test-compat:
 	bash tests/compat/run.sh
 
-# A virtual machine in software emulation: minutes. Needs Debian's qemu-system-x86 and 3 GiB of memory.
+# A virtual machine in software emulation: minutes. Needs Debian's qemu-system-x86 and 3.5 GiB of memory.
 test-numa: setup
 	bash tests/numa/run.sh
 

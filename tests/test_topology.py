@@ -89,6 +89,14 @@ def test_cxl_memory_is_a_node_without_processors(tmp_path: Path) -> None:
     )
 
 
+def test_persistent_cxl_memory_is_found_by_its_region_s_name(tmp_path: Path) -> None:
+    trees.cxl_persistent(tmp_path)
+    (device,) = topology.cxl_devices(tmp_path)
+    assert (device.ram_nbytes, device.pmem_nbytes, device.node) == (0, GIB >> 2, None)
+    (region,) = topology.cxl_regions(tmp_path)
+    assert region == ("region0", GIB >> 2, "pmem", True, 3)
+
+
 def test_sub_numa_clusters_are_nodes_of_their_own(tmp_path: Path) -> None:
     trees.sub_numa(tmp_path)
     assert [node.distances[0] for node in topology.nodes(tmp_path)] == [10, 12, 12, 12]

@@ -126,6 +126,27 @@ def cxl(root: Path) -> Path:
     return root
 
 
+def cxl_persistent(root: Path) -> Path:
+    """Three nodes and 256 MiB of persistent CXL memory, half of it online as node 3: Linux 6.1 in QEMU 7.2."""
+    nodes(root, ["0", "1", "", ""], [2, 1, 1, 1], far=20)
+    memory = "sys/devices/pci0000:0c/0000:0c:00.0/0000:0d:00.0/mem0"
+    write(root, f"{memory}/ram/size", "0x0")
+    write(root, f"{memory}/pmem/size", hex(GIB >> 2))
+    write(root, f"{memory}/numa_node", -1)
+    link(root, "sys/bus/cxl/devices/mem0", memory)
+    top = "sys/devices/platform/ACPI0017:00/root0"
+    region = f"{top}/decoder0.0/region0"
+    for name, value in {"size": hex(GIB >> 2), "commit": 1, "target0": "decoder2.0"}.items():
+        write(root, f"{region}/{name}", value)
+    write(root, f"{region}/pmem_region0/devtype", "cxl_pmem_region")
+    link(root, "sys/bus/cxl/devices/region0", region)
+    persistent = f"{top}/nvdimm-bridge0/ndbus0/region0"
+    for folder in ("", "namespace0.0/", "dax0.0/", "dax0.0/dax0.0/"):
+        write(root, f"{persistent}/{folder}target_node", 3)
+    link(root, "sys/bus/nd/devices/region0", persistent)
+    return root
+
+
 def sub_numa(root: Path) -> Path:
     """One socket that shows four nodes; the drive and the GPU belong to one of them each."""
     nodes(root, ["0-7", "8-15", "16-23", "24-31"], [32, 32, 32, 32], far=12)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from kvtier import topology
 from kvtier.doctor.finding import Finding, Level, Patient
-from kvtier.topology import Card, Gpu, Link
+from kvtier.topology import Card, CxlRegion, Gpu, Link
 from kvtier.units import format_nbytes
 
 Run = Callable[[Sequence[str]], str | None]
@@ -54,8 +54,7 @@ def cxl(patient: Patient) -> Iterator[Finding]:
         if region.node in used:
             yield Finding("cxl", Level.OK, f"{what}, in use as node {region.node}")
         else:
-            advice = "make it system RAM: daxctl reconfigure-device --mode=system-ram daxX.Y"
-            yield Finding("cxl", Level.WARN, f"{what} is no NUMA node with memory", advice)
+            yield Finding("cxl", Level.WARN, f"{what} is no NUMA node with memory", _as_ram(region))
     if devices and not regions:
         advice = "cxl create-region, or let the firmware do it"
         yield Finding("cxl", Level.WARN, "devices, and no region made of them", advice)
@@ -80,6 +79,14 @@ def cross_check(patient: Patient, run: Run | None = None) -> Iterator[Finding]:
         level = Level.WARN if missing else Level.OK
         advice = "daxctl reconfigure-device --mode=system-ram" if missing else ""
         yield Finding("tools", level, f"daxctl: nodes {nodes}, not online: {missing}", advice)
+
+
+def _as_ram(region: CxlRegion) -> str:
+    """Say how a region becomes a node; persistent memory needs a namespace first."""
+    advice = "make it system RAM: daxctl reconfigure-device --mode=system-ram daxX.Y"
+    if region.mode == "pmem" and region.node is None:
+        return f"ndctl create-namespace --mode=devdax --region={region.name}, then {advice}"
+    return advice
 
 
 def _gpu(gpu: Gpu, card: Card | None) -> Finding:

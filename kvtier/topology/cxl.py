@@ -6,6 +6,7 @@ from typing import NamedTuple
 from kvtier.topology.sysfs import ROOT, children, known_node, number, text
 
 _DEVICES = "sys/bus/cxl/devices"
+_PERSISTENT = "sys/bus/nd/devices"  # regions that are persistent memory again, under the same names
 
 
 class CxlDevice(NamedTuple):
@@ -42,15 +43,19 @@ def cxl_devices(root: Path = ROOT) -> tuple[CxlDevice, ...]:
 
 def cxl_regions(root: Path = ROOT) -> tuple[CxlRegion, ...]:
     """List the regions that the CXL driver knows; memory that the firmware set up may be none of them."""
-    return tuple(_region(folder) for folder in children(root / _DEVICES, "region*"))
+    return tuple(
+        _region(folder, root / _PERSISTENT / folder.name)
+        for folder in children(root / _DEVICES, "region*")
+    )
 
 
-def _region(folder: Path) -> CxlRegion:
-    targets = [number(file) for file in children(folder, "dax_region*/dax*/target_node")]
+def _region(folder: Path, persistent: Path) -> CxlRegion:
+    volatile = children(folder, "dax_region*/dax*/target_node")
+    files = volatile or children(persistent, "dax*/dax*/target_node")
     return CxlRegion(
         name=folder.name,
         nbytes=number(folder / "size") or 0,
-        mode=text(folder / "mode") or "",
+        mode=text(folder / "mode") or "pmem",  # no file before Linux 6.3, nor another mode
         committed=number(folder / "commit") == 1,
-        node=known_node(next(iter(targets), None)),
+        node=known_node(next(map(number, files), None)),
     )

@@ -65,6 +65,16 @@ def test_cxl_memory_that_is_no_node_says_how_to_make_it_one(tmp_path: Path) -> N
     assert worst(devices.cxl(Patient(tmp_path))).advice.startswith("make it system RAM: daxctl")
 
 
+def test_persistent_cxl_memory_needs_a_namespace_first(tmp_path: Path) -> None:
+    patient = Patient(trees.cxl_persistent(tmp_path))
+    what = "region0: 256MiB of pmem"
+    assert said(devices.cxl(patient))[1] == (Level.OK, f"{what}, in use as node 3")
+    (tmp_path / "sys/bus/nd/devices/region0/dax0.0/dax0.0/target_node").unlink()
+    found = worst(devices.cxl(patient))
+    assert found.what == f"{what} is no NUMA node with memory"
+    assert found.advice.startswith("ndctl create-namespace --mode=devdax --region=region0, then")
+
+
 def test_cxl_devices_without_a_region(tmp_path: Path) -> None:
     trees.cxl(tmp_path)
     (tmp_path / "sys/bus/cxl/devices/region0").unlink()
