@@ -1,6 +1,6 @@
 """Liveness, prefetch, events and numbers."""
 
-from kvtier.cache import CacheEvent, WriteMode
+from kvtier.cache import CacheEvent, ReadPlan, WriteMode
 from kvtier.types import OpKind, OpResult, OpStatus, Priority
 from tests.fake_engine import Engine, Shape, arrive, here, sent, started, store, stored
 from tests.fake_ranks import CHUNK, RECORD, chain
@@ -98,6 +98,45 @@ def test_reads_ahead_leave_the_last_slots_alone_and_are_cancelled_under_pressure
     arrive(made, "b", B)
     made.cache.plan_store("b", B[:8])
     assert len(sent(made, OpKind.CANCEL)) == 4
+
+
+def test_who_comes_for_a_read_ahead_that_is_being_cancelled_gets_it_all_the_same() -> None:
+    """Some ranks had read it, some had not begun: it is read again, into the same slot."""
+    made = started(AHEAD._replace(slots=8, ranks=2, found=tuple(("a", i) for i in range(9))))
+    arrive(made, "early", A)
+    assert reads(made) == A[:4]
+    slots = {op.key: op.slot for op in made.ranks.pending.values()}
+    made.cache.depart("early")
+    arrive(made, "b", B)
+    made.cache.plan_store("b", B[:8])
+    assert len(sent(made, OpKind.CANCEL)) == 4
+    arrive(made, "r", A)
+    assert made.cache.plan_read("r", A[:4]) == ReadPlan(4, tuple(A[:4]))
+    for op in list(made.ranks.pending):
+        made.ranks.answer(op, 0)
+        made.ranks.answer(op, 1, OpStatus.CANCELLED)
+    assert not made.cache.ready("r")
+    assert reads(made) == A[:4] * 2
+    assert {op.key: op.slot for op in made.ranks.pending.values()} == slots
+    made.ranks.answer_all()
+    assert made.cache.ready("r")
+    assert made.cache.plan_read("r", A[:4]) is None
+    made.verify()
+
+
+def test_a_cancelled_read_that_nobody_waits_for_any_more_stays_cancelled() -> None:
+    made = started(BELOW._replace(slots=8))
+    arrive(made, "r", A)
+    made.cache.plan_read("r", A[:4])
+    made.ranks.drain()
+    made.cache.cancel("r")
+    assert len(sent(made, OpKind.CANCEL)) == 4
+    made.cache.plan_read("r", A[:4])
+    made.cache.cancel("r")
+    made.ranks.answer_all(OpStatus.CANCELLED)
+    assert not made.ranks.drain()
+    assert reads(made) == A[:4]
+    made.verify()
 
 
 def test_a_request_keeps_what_was_read_ahead_for_it_when_the_rest_lacks_room() -> None:

@@ -11,7 +11,7 @@ from kvtier.brain.plans import ReadPlan
 from kvtier.brain.requests import Place, Reading, Request
 from kvtier.hook import HookKind
 from kvtier.index import TIERS
-from kvtier.types import NO_SLOT, BlockKey, Priority
+from kvtier.types import NO_SLOT, BlockKey, OpStatus, Priority
 
 _MAX_READS = 2048  # under way; more would not fit into the ranks' queues
 _MAX_AHEAD = 512  # under way beside them
@@ -157,6 +157,8 @@ class Promotion:
 
     def ended(self, flight: Flight, lower: Lower, key: BlockKey) -> bool:
         """Take the answer to READ; return whether the chunk is in its slot, to be made readable."""
+        if self._resume(flight, lower, key):
+            return False
         fill = self.fills.pop(key)
         self._demanded -= fill.demanded
         lower.counters.hits += len(fill.waiters) if flight.ok else 0
@@ -204,11 +206,24 @@ class Promotion:
 
     def _join(self, key: BlockKey) -> Fill | None:
         fill = self.fills.get(key)
-        if fill is None or fill.cancelled:
+        if fill is None:
             return None
-        self._core.flights.hasten(fill.flight, Priority.DEMAND)
+        if not fill.cancelled:
+            self._core.flights.hasten(fill.flight, Priority.DEMAND)
         self._demand(fill)
         return fill
+
+    def _resume(self, flight: Flight, lower: Lower, key: BlockKey) -> bool:
+        """Order a read anew, into its slot, that was cancelled before somebody came to wait for it."""
+        fill = self.fills[key]
+        gone = flight.status is OpStatus.CANCELLED and fill.cancelled
+        if not (gone and fill.waiters and lower.serving):
+            return False
+        lower.answered(flight, key)
+        op = flight.op
+        fill.flight = lower.read(key, self._place(key), op.slot, op.group, Priority.DEMAND)
+        fill.cancelled = False
+        return True
 
     def _demand(self, fill: Fill) -> None:
         self._demanded += not fill.demanded
