@@ -28,9 +28,7 @@ class Site(NamedTuple):
     dp_size: int = 1
     capacity: int = 0  # bytes of this rank's share
     nodes: tuple[int, ...] = ()  # NUMA nodes that the configuration names
-    restarted: bool = (
-        False  # whether the engine runs already: what it was started with is not refused now
-    )
+    spare_nbytes: int | None = None  # memory that it may count on; None: what is free now
 
 
 class Tier(ABC):

@@ -116,7 +116,9 @@ class Scheduling:
         self.manager.attach(brain, groups, self._base._req_status)
         if self._config.trace is not None:
             group = self._base.config.kv_group_configs[self._prefix_group()]
-            self._recorder = Recorder(self._config.trace, group.tokens_per_chunk)
+            parallel = self._vllm_config.parallel_config
+            engine = parallel.data_parallel_index if parallel.data_parallel_size > 1 else None
+            self._recorder = Recorder(self._config.trace, group.tokens_per_chunk, engine=engine)
         why = identity.ephemeral(self._vllm_config, self._hellos, self._config)
         for tier, _ in identity.lossy(self._config):
             logger.warning(

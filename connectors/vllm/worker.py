@@ -17,6 +17,7 @@ from vllm.v1.kv_offload.base import (
 )
 from vllm.v1.kv_offload.config import OffloadingConfig
 
+from kvtier import topology
 from kvtier.arena import PAGE, Arena
 from kvtier.config import Config, TierConfig, default_dram_nbytes, load, to_builtins
 from kvtier.connectors.vllm import placing
@@ -71,6 +72,7 @@ class KVTierWorker(OffloadingWorker):
         dram = self._config.tiers[0]
         nodes = placing.nodes_for(dram.numa, self.node)
         share = dram_share(self._config, ranks, engines)
+        spare = topology.free_nbytes() - share  # the arena takes its part later
         self.arena = Arena(share // slot_nbytes, slot_nbytes, nodes)
         fits = placing.fits(self.arena.nbytes, memory_share(self._config, ranks), ranks * engines)
         # What nobody asked for by name is not taken before it is needed; a device pins all of it.
@@ -78,7 +80,9 @@ class KVTierWorker(OffloadingWorker):
         placing.settle(self.arena, nodes, ranks * engines, fill=fill)
         self._engine = _transfer_engine(self.arena, pages, self.blocks_per_chunk, pin=fits)
         layouts = {g: self._layout(layout.get(g, "the pages were not looked at"), g) for g in pages}
-        self.io = _start_io(self._config, config, self.arena, self.group_nbytes, layouts, self.node)
+        self.io = _start_io(
+            self._config, config, self.arena, self.group_nbytes, layouts, self.node, spare
+        )
         self._jobs: dict[int, _Job] = {}
         self._failed: dict[int, set[int]] = {}
         self._invalid_blocks: set[int] = set()
@@ -282,6 +286,7 @@ def _start_io(
     group_nbytes: dict[int, int],
     layouts: dict[int, ChunkLayout | str],
     node: int | None,
+    spare_nbytes: int,
 ) -> IoClient | None:
     if len(config.tiers) == 1:
         return None
@@ -302,6 +307,7 @@ def _start_io(
             idle_write_bytes_per_s=config.io.idle_write,
             queue=config.io.queue,
             numa_node=node,
+            spare_nbytes=spare_nbytes,
         ),
         arena.fd,
     )

@@ -208,8 +208,7 @@ class IoClient:
     def _restart(self) -> None:
         self._restart_at = self._clock() + self._backoff_s
         try:
-            again = msgspec.structs.replace(self._setup, restarted=True)
-            self._child = Child(again, self._arena_fd)
+            self._child = Child(self._setup, self._arena_fd)
         except OSError as exc:
             logger.warning("the I/O process cannot be started: %s", exc)
             self._backoff_s = min(2 * self._backoff_s, _LAST_BACKOFF_S)

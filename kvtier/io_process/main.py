@@ -13,6 +13,7 @@ import sys
 
 import msgspec
 
+from kvtier import topology
 from kvtier.codec import Codec
 from kvtier.errors import ConfigError
 from kvtier.io_process import system, wire
@@ -20,7 +21,7 @@ from kvtier.io_process.buffers import Slots
 from kvtier.io_process.census import Census
 from kvtier.io_process.lower import LowerTier
 from kvtier.io_process.outbox import Outbox
-from kvtier.io_process.plugins import TierSetup, make_codec, make_tier
+from kvtier.io_process.plugins import TierSetup, in_memory, make_codec, make_tier
 from kvtier.io_process.service import Service
 from kvtier.io_process.wire import FrameBuffer, FrameKind, Hello, IoSetup
 from kvtier.tier import Site
@@ -130,6 +131,7 @@ def open_tiers(setup: IoSetup, arena_fd: int) -> list[LowerTier]:
     slots = Slots(arena_fd, setup.arena_nbytes, setup.slot_nbytes)
     os.close(arena_fd)  # the mapping keeps one of its own
     lower = []
+    spare = topology.free_nbytes() if setup.spare_nbytes is None else setup.spare_nbytes
     for builtins in setup.tiers:
         tier = msgspec.convert(builtins, TierSetup)
         site = Site(
@@ -140,8 +142,10 @@ def open_tiers(setup: IoSetup, arena_fd: int) -> list[LowerTier]:
             setup.dp_size,
             tier.capacity,
             tier.numa or (),
-            setup.restarted,
+            spare,
         )
+        if in_memory(tier):
+            spare -= tier.capacity
         codec = make_codec(tier.codec)
         check_facts(tier.name, codec, setup)
         lower.append(LowerTier(make_tier(tier, site), codec, site, slots, setup, tier.depth))

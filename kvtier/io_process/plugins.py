@@ -52,6 +52,11 @@ def make_tier(setup: TierSetup, site: Site) -> Tier:
     return tier
 
 
+def in_memory(setup: TierSetup) -> bool:
+    """Whether a tier's records take this machine's memory."""
+    return bool(getattr(registry.lookup("tier", setup.kind), "takes_numa", False))
+
+
 def make_codec(setup: PluginSetup) -> Codec:
     """Construct a codec."""
     return cast(Codec, _make("codec", setup.kind, setup.options))

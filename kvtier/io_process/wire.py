@@ -49,7 +49,9 @@ class IoSetup(msgspec.Struct, frozen=True, kw_only=True):
     queue: int = 4096  # operations pending at once; more are refused
     log_level: str = "INFO"
     numa_node: int | None = None
-    restarted: bool = False  # whether this process takes the place of one that died
+    spare_nbytes: int | None = (
+        None  # memory for its tiers at the engine's start; None: what is free
+    )
 
     def facts(self, group: int) -> ChunkFacts:
         """Say what is known of a group's chunks."""

@@ -38,11 +38,18 @@ class Recorder:
     """`arrived` and `departed` come from the engine's thread and never wait or raise for the file's sake."""
 
     def __init__(
-        self, config: TraceConfig, block_tokens: int, *, clock: Callable[[], float] = time.time
+        self,
+        config: TraceConfig,
+        block_tokens: int,
+        *,
+        engine: int | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        """Append to the configured file; of several engines each has its own, `trace.dp1.jsonl` for `engine` 1."""
         self.dropped = 0  # requests
         self.written = 0
-        self._path = Path(config.record)
+        path = Path(config.record)
+        self._path = path if engine is None else path.with_suffix(f".dp{engine}{path.suffix}")
         self._clock = clock
         self._heading = Heading(VERSION, block_tokens, clock())
         self._alive: dict[str, _Entry] = {}

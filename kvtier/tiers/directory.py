@@ -15,7 +15,7 @@ import re
 import shutil
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -62,9 +62,13 @@ class Foreign(NamedTuple):
     path: Path
 
 
-def base_of(path: str, site: Site) -> Path:
-    """Name the directory that this engine's ranks share."""
-    return Path(path) / f"dp{site.dp_index}" if site.dp_size > 1 else Path(path)
+def bases_of(path: Path, site: Site) -> list[Path]:
+    """Name the directory that this engine's ranks share, then those that engines of another number have left."""
+    engines = sorted(found for found in path.glob("dp[0-9]*") if found.is_dir())
+    if site.dp_size == 1:
+        return [path, *engines]
+    used = [path / f"dp{i}" for i in range(site.dp_size)]
+    return [used[site.dp_index], path, *(engine for engine in engines if engine not in used)]
 
 
 def lock_rank(
@@ -133,11 +137,11 @@ def namespaces(base: Path) -> Iterator[Path]:
             yield entry
 
 
-def foreign(base: Path, own: str) -> list[Foreign]:
-    """Weigh every namespace but `own`, oldest first."""
+def foreign(bases: Sequence[Path], own: str) -> list[Foreign]:
+    """Weigh every namespace but `own` of the first directory, oldest first."""
     found = []
-    for path in namespaces(base):
-        if path.name != own:
+    for path in (path for base in bases for path in namespaces(base)):
+        if path != bases[0] / own:
             with suppress(FileNotFoundError):
                 found.append(Foreign(_opened(path), _weigh(path), path))
     return sorted(found)

@@ -44,7 +44,8 @@ class FileTier(Tier):
         self, config: FileConfig, site: Site, *, lock_timeout_s: float = _LOCK_TIMEOUT_S
     ) -> None:
         self._site = site
-        self._base = directory.base_of(config.path, site)
+        self._base, *left = directory.bases_of(Path(config.path), site)
+        self._bases = (self._base, *left)
         self._serial = itertools.count()
         self._root: Root | None = None
         self._tried: Path | None = None  # what was opened last, well or badly
@@ -72,7 +73,7 @@ class FileTier(Tier):
         own = self._opened("reclaim").path.parent.name
         left = freed = 0
         try:
-            for namespace in directory.foreign(self._base, own):
+            for namespace in directory.foreign(self._bases, own):
                 if freed < nbytes and directory.discard(namespace.path):
                     logger.info("removed foreign namespace %s", namespace.path)
                     freed += namespace.nbytes
@@ -218,21 +219,30 @@ def _publish(root: int, partial: str, name: str) -> None:
 
 
 def _scan(root: int) -> Iterator[Entry]:
+    """List every record; what of it cannot be listed is raised at the end, when the rest is known."""
+    failed: OSError | None = None
     for prefix in os.listdir(root):
-        if len(prefix) != 2:
-            continue
-        try:
-            fd = os.open(prefix, os.O_RDONLY | os.O_DIRECTORY, dir_fd=root)
-        except FileNotFoundError:
-            continue
-        try:
-            with os.scandir(fd) as files:
-                for file in files:
-                    stem, dot, suffix = file.name.rpartition(".")
-                    if dot + suffix == SUFFIX and (entry := _entry(stem, file)):
-                        yield entry
-        finally:
-            os.close(fd)
+        if len(prefix) == 2:
+            try:
+                yield from _scan_prefix(root, prefix)
+            except FileNotFoundError:
+                continue
+            except OSError as exc:
+                failed = failed or exc
+    if failed is not None:
+        raise failed
+
+
+def _scan_prefix(root: int, prefix: str) -> Iterator[Entry]:
+    fd = os.open(prefix, os.O_RDONLY | os.O_DIRECTORY, dir_fd=root)
+    try:
+        with os.scandir(fd) as files:
+            for file in files:
+                stem, dot, suffix = file.name.rpartition(".")
+                if dot + suffix == SUFFIX and (entry := _entry(stem, file)):
+                    yield entry
+    finally:
+        os.close(fd)
 
 
 def _entry(stem: str, file: os.DirEntry[str]) -> Entry | None:

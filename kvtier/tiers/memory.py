@@ -61,7 +61,7 @@ class MemoryTier(Tier):
         self._namespace = ""
         self._extents = Extents(site.capacity // PAGE)
         free = topology.free_nbytes()
-        self._region = _mapped(site, free)
+        self._region = _mapped(site, free if site.spare_nbytes is None else site.spare_nbytes)
         self._pages: Bytes = self._region.bytes
         # Every rank of this node fills its own in at the same time, and they are at most so many.
         room = len(self._pages) * site.world_size <= free
@@ -184,18 +184,17 @@ def _pairs(first: Sequence[Bytes], second: Sequence[Bytes]) -> Iterator[tuple[By
             rest, other = rest[n:], other[n:]
 
 
-def _mapped(site: Site, free: int) -> Region:
+def _mapped(site: Site, spare: int) -> Region:
     """Map and bind the rank's share.
 
     Raises:
-        ConfigError: at the start of the engine there is not so much memory. Later the arena has taken its
-            part, and what was free at the start cannot be asked for again.
+        ConfigError: there is not so much memory beside the arena and the tiers before this one.
     """
     nbytes = site.capacity // PAGE * PAGE
-    if nbytes <= 0 or (nbytes > free and not site.restarted):
+    if nbytes <= 0 or nbytes > spare:
         raise ConfigError(
-            f"tier {site.name!r}: capacity: {format_nbytes(nbytes)} per rank, and {format_nbytes(free)} "
-            "of memory are free"
+            f"tier {site.name!r}: capacity: {format_nbytes(nbytes)} per rank, and "
+            f"{format_nbytes(max(0, spare))} of memory are left for it"
         )
     region = Region(nbytes, site.nodes, shared=False)
     if region.refused:

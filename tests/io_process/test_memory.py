@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 
 from kvtier.errors import ConfigError
-from kvtier.io_process.child import Child
-from kvtier.io_process.wire import IoSetup
 from kvtier.topology import numa_nodes
 from kvtier.types import OpKind, OpStatus
 from tests.io_process.rig import MANIFEST, Rig, file_tier, rig
@@ -73,27 +71,28 @@ def test_after_a_death_memory_is_empty_and_files_are_there(io: Rig) -> None:
     assert io.one(OpKind.READ, 0, slot=9, tier=2).status is OpStatus.OK
 
 
-def test_who_takes_the_place_of_a_dead_one_knows_it(
-    io: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started: list[bool] = []
-
-    class Recorded(Child):
-        def __init__(self, setup: IoSetup, arena_fd: int) -> None:
-            started.append(setup.restarted)
-            super().__init__(setup, arena_fd)
-
-    monkeypatch.setattr("kvtier.io_process.client.Child", Recorded)
-    before = io.client.pid
-    assert before is not None
-    os.kill(before, signal.SIGKILL)
-    io.until(lambda: io.client.alive and io.client.pid != before)
-    assert started == [True]
-
-
 def test_more_than_there_is_stops_the_start_in_words() -> None:
     with (
         pytest.raises(ConfigError, match="tier 'far': capacity: "),
         rig([memory_tier(capacity=1 << 60)]),
     ):
         pass
+
+
+def test_several_tiers_share_what_is_left_for_them() -> None:
+    tiers = [memory_tier(capacity=NBYTES, name=name) for name in ("near", "far")]
+    with rig(tiers, spare_nbytes=2 * NBYTES):
+        pass
+    words = r"tier 'far': capacity: 1MiB per rank, and 1020KiB of memory are left for it"
+    with pytest.raises(ConfigError, match=words), rig(tiers, spare_nbytes=2 * NBYTES - 4096):
+        pass
+
+
+def test_who_takes_the_place_of_a_dead_one_may_have_what_that_had() -> None:
+    """By then the arena has its part, and less is free: it was counted at the start."""
+    with rig([memory_tier()], spare_nbytes=NBYTES) as io:
+        before = io.client.pid
+        assert before is not None
+        os.kill(before, signal.SIGKILL)
+        io.until(lambda: io.client.alive and io.client.pid != before)
+        assert io.one(OpKind.OPEN, text=MANIFEST).status is OpStatus.OK

@@ -61,6 +61,18 @@ def test_no_word_of_anybody_is_in_it(tmp_path: Path) -> None:
     assert all(row.keys() <= {"t", "in", "out", "keys", "s"} for row in rows)
 
 
+def test_each_of_several_engines_has_its_file(tmp_path: Path) -> None:
+    for engine in (0, 1):
+        config = TraceConfig(record=str(tmp_path / "trace.jsonl"))
+        recorder = Recorder(config, 16, engine=engine)
+        recorder.arrived("r", [key(1), key(2)], 32, None)
+        recorder.departed("r", 1)
+        recorder.close()
+    files = sorted(tmp_path.iterdir())
+    assert [file.name for file in files] == ["trace.dp0.jsonl", "trace.dp1.jsonl"]
+    assert all(len(file.read_text().splitlines()) == 2 for file in files)
+
+
 def test_a_restarted_engine_appends(tmp_path: Path) -> None:
     clock = Clock()
     recorded(tmp_path / "t.jsonl", clock)

@@ -135,6 +135,27 @@ class TestFileTier(FileMedium, TierContract):
         for namespace in (FIRST, SECOND):
             assert not list((self.base / namespace).rglob("*.kvt"))
 
+    def test_a_directory_that_cannot_be_listed_hides_no_other(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tier = self.opened()
+        keys = [bytes([i]) * 36 for i in range(5)]
+        for key in keys:
+            tier.write(key, [pages(1)])
+        real = os.open
+
+        def broken(path: str, *rest: int, **more: int) -> int:
+            if path == "02":
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(path, *rest, **more)
+
+        monkeypatch.setattr(os, "open", broken)
+        entries = tier.scan()
+        found = [next(entries).key for _ in range(4)]
+        with pytest.raises(TierError, match=r"scan.*Input/output error"):
+            next(entries)
+        assert sorted(found) == [key for key in keys if key[0] != 2]
+
     @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG])
     def test_a_write_that_fails_leaves_nothing(
         self, number: int, monkeypatch: pytest.MonkeyPatch
@@ -177,13 +198,30 @@ class TestForeign(FileMedium):
             tier.close()
             os.utime(self.base / (namespace * 32) / "manifest.json", (i, i))
         tier = self.opened(FIRST)
-        everything = sum(f.nbytes for f in directory.foreign(self.base, FIRST))
+        everything = sum(f.nbytes for f in directory.foreign([self.base], FIRST))
         assert everything >= 3 * 4 * PAGE
         assert tier.reclaim(0) == -(-everything // 2)  # one of two ranks
         left = tier.reclaim(1)
         assert sorted(p.name[0] for p in directory.namespaces(self.base)) == ["1", "b", "c"]
         assert left < everything // 2
         assert tier.reclaim(1 << 40) == 0
+
+    @pytest.mark.parametrize("engines", [1, 2])
+    def test_what_engines_of_another_number_left_counts_and_goes(self, engines: int) -> None:
+        for site in (Site("kv"), *(Site("kv", dp_index=i, dp_size=3) for i in range(3))):
+            tier = self.make(site)
+            tier.open(FIRST, "{}")
+            tier.write(KEY, [pages(4)])
+            tier.close()
+        (self.base / "dp7").write_text("not a directory")
+        tier = self.make(Site("kv", dp_size=engines))
+        tier.open(FIRST, "{}")
+        left = {1: ["dp0", "dp1", "dp2"], 2: ["", "dp2"]}[engines]
+        assert len(left) * 4 * PAGE <= tier.reclaim(0) < (len(left) + 1) * 4 * PAGE
+        assert tier.reclaim(1 << 40) == 0
+        kept = {"", "dp0", "dp1", "dp2"} - set(left)
+        records = {path.relative_to(self.base).parts[0] for path in self.base.rglob("*.kvt")}
+        assert records == {name or FIRST for name in kept}
 
     def test_spares_what_a_live_process_uses(self) -> None:
         self.opened(FIRST, rank=1).write(KEY, [pages(1)])

@@ -124,7 +124,7 @@ class TestCapacity(MemoryMedium):
 
 @pytest.mark.parametrize("capacity", [0, PAGE - 1, 1 << 60])
 def test_a_capacity_that_cannot_be_is_refused_in_words(capacity: int) -> None:
-    with pytest.raises(ConfigError, match=r"tier 'far': capacity: .* of memory are free"):
+    with pytest.raises(ConfigError, match=r"tier 'far': capacity: .* are left for it"):
         MemoryTier(MemoryConfig(), Site("far", capacity=capacity))
 
 
@@ -138,12 +138,16 @@ def test_it_is_filled_in_where_there_is_room_for_every_rank(
     tier.close()
 
 
-def test_after_a_death_less_free_memory_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_it_may_count_on_decides_and_what_is_free_now_is_filled_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After a death of the I/O process the arena has its part: that is no reason to refuse."""
     monkeypatch.setattr(topology, "free_nbytes", lambda: CAPACITY - 1)
     site = Site("far", capacity=CAPACITY)
-    with pytest.raises(ConfigError):
-        MemoryTier(MemoryConfig(), site)
-    tier = MemoryTier(MemoryConfig(), site._replace(restarted=True))
+    for refused in (site, site._replace(spare_nbytes=CAPACITY - 1), site._replace(spare_nbytes=-1)):
+        with pytest.raises(ConfigError):
+            MemoryTier(MemoryConfig(), refused)
+    tier = MemoryTier(MemoryConfig(), site._replace(spare_nbytes=CAPACITY))
     tier.open(FIRST, "{}")
     assert tier._prefault is None
     assert tier.write(b"k", [pages(3)]) == 3 * PAGE
