@@ -7,6 +7,7 @@ only when no rank can still read or write it.
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 
+from kvtier.brain.agenda import Agenda
 from kvtier.brain.audit import audit
 from kvtier.brain.copying import Copying
 from kvtier.brain.core import Core
@@ -17,6 +18,7 @@ from kvtier.brain.hooks import Hooks
 from kvtier.brain.keeper import Keeper
 from kvtier.brain.ledger import Ledger
 from kvtier.brain.lower import Lower
+from kvtier.brain.movement import Movement
 from kvtier.brain.plans import CacheEvent, LoadPlan, LowerTier, ReadPlan, StorePlan
 from kvtier.brain.promotion import Promotion
 from kvtier.brain.report import report
@@ -29,7 +31,7 @@ from kvtier.config import WriteMode
 from kvtier.facts import RequestFacts, RequestHints, TierFacts
 from kvtier.hook import HookKind, HookSet
 from kvtier.index import IN_TIER0, MAX_LOWER
-from kvtier.policy import AdmissionPolicy, EvictionPolicy, Move, PrefetchPolicy
+from kvtier.policy import AdmissionPolicy, EvictionPolicy, PrefetchPolicy
 from kvtier.types import NO_SLOT, TIER0, BlockKey, GroupSpec, OpKind, OpResult, ScanBatch, TierOp
 
 __all__ = [
@@ -46,8 +48,6 @@ __all__ = [
 
 _NO_HINTS = RequestHints()
 _NO_HOOKS = HookSet()
-
-_PATIENCE_S = 10.0  # with what is to come up and lacks room
 
 
 class TieredCache:
@@ -75,7 +75,7 @@ class TieredCache:
         names = ["dram", *(tier.name for tier in lower)]
         ledger = Ledger(names, Hooks(hooks, names))
         flights = Flights(ranks, clock)
-        self._core = Core(
+        core = self._core = Core(
             layout=Layout(groups),
             ledger=ledger,
             flights=flights,
@@ -88,20 +88,21 @@ class TieredCache:
         largest = max(worst_case(group.nbytes) for group in groups)
         self._keepers = [
             Keeper(low, ledger, flights, ranks=ranks, largest=largest, clock=clock)
-            for low in self._core.lowers
+            for low in core.lowers
         ]
-        self._told = Told(self._core, tier0, lower, admission, prefetch)
-        core = self._core
+        self._agenda = Agenda(clock)
+        self._told = Told(core, self._agenda, tier0, lower, admission, prefetch)
         self._scoring = Scoring(ledger, flights, core.lowers, core.layout, clock)
-        self._demotion = Demotion(self._core, low_watermark=low_watermark)
-        self._promotion = Promotion(self._core, self._demotion, read_share=read_share)
+        self._demotion = Demotion(core, low_watermark=low_watermark)
+        self._promotion = Promotion(core, self._demotion, read_share=read_share)
+        self._movement = Movement(core, self._agenda, self._promotion, self._demotion)
         self._copying = Copying(
-            self._core, self._demotion, self._promotion, self._scoring, self._told.admission
+            core, self._demotion, self._promotion, self._scoring, self._told.admission
         )
         self._ledger = ledger
-        self._counters = self._core.counters
-        self._requests = self._core.roster.requests
-        self._masks = self._core.roster.masks
+        self._counters = core.counters
+        self._requests = core.roster.requests
+        self._masks = core.roster.masks
         self._opened = False
         self._next_manifest: str | None = None  # of a reset before `open`
 
@@ -158,9 +159,7 @@ class TieredCache:
             known.places.update(zip(keys, range(len(keys)), strict=True))
         self._promotion.link(known)
         for move in self._told.arrived(known):
-            rest = self._promotion.read_ahead(known, move.keys)
-            if rest:
-                self._wait(Move(rest, self._core.clock(), still=lambda: not known.started))
+            self._movement.ahead(known, move.keys)
 
     def extend(self, request: str, group: int, keys: Sequence[BlockKey]) -> None:
         """Add the chunks that decoding made to one of the request's groups, by its position."""
@@ -284,8 +283,7 @@ class TieredCache:
             keeper.tick()
         self._demotion.tick()
         self._scoring.tick()
-        for move in self._told.due():
-            self._move(move)
+        self._movement.tick()
         self._refresh()
         return self._core.flights.drain()
 
@@ -344,7 +342,7 @@ class TieredCache:
         self._promotion.clear()
         self._core.ahead.clear()
         self._demotion.clear()
-        self._told.clear()
+        self._agenda.clear()
         self._scoring.clear()
         self._ledger.clear()
         for keeper in self._keepers:
@@ -380,19 +378,6 @@ class TieredCache:
         self._ledger.unpin(known.held)
         known.held = keys
         known.given = False
-
-    def _move(self, move: Move) -> None:
-        if move.still is not None and not move.still():
-            return
-        if not move.up:
-            self._demotion.sink(move.keys)
-        elif rest := self._promotion.bring_up(move.keys):
-            self._wait(move._replace(keys=rest))
-
-    def _wait(self, move: Move) -> None:
-        """Go on with a move when there is room, for a while."""
-        if self._core.clock() < move.at_s + _PATIENCE_S:
-            self._told.later(move)
 
     def _count_hits(self, known: Request, keys: Sequence[BlockKey]) -> None:
         self._ledger.touch(known, keys)

@@ -20,6 +20,7 @@ class Told:
     def __init__(
         self,
         core: Core,
+        agenda: Agenda,
         tier0: Callable[[TierFacts], EvictionPolicy],
         lower: Sequence[LowerTier],
         admission: Callable[[TierFacts], AdmissionPolicy] | None,
@@ -41,7 +42,7 @@ class Told:
         self._policies += filter(None, admissions)
         self._prefetch = [make(arena) for make in prefetch] if core.lowers else []
         self._waiting = Waiting(core.ledger, 1 + len(core.lowers))
-        self._agenda = Agenda(core.clock)
+        self._agenda = agenda
 
     def arrived(self, request: Request) -> list[Move]:
         """Tell of a new request; return what is to come up now."""
@@ -79,18 +80,6 @@ class Told:
             policy.departed(request.facts)
         for prefetch in self._prefetch:
             self._agenda.add(prefetch.departed(request.facts))
-
-    def due(self) -> Sequence[Move]:
-        """Take the moves whose time has come, a few."""
-        return self._agenda.due()
-
-    def later(self, move: Move) -> None:
-        """Take what of a move lacked room."""
-        self._agenda.add((move,))
-
-    def clear(self) -> None:
-        """Forget what was to move: nothing of it is there any more."""
-        self._agenda.clear()
 
     def _view(self, lower: Lower | None) -> TierView:
         core = self._core
