@@ -45,20 +45,18 @@ Start = Callable[[Callable[[], Started]], "Future[Started]"]
 class StreamTransfer(Transfer):
     """Parts that wait for their start, and the parts under way."""
 
-    def __init__(self, line: "Line", parts: Sequence[Sequence[ChunkCopy]], after: Mark) -> None:
-        self._line = line
+    def __init__(
+        self, line: "Line", urgency: Urgency, parts: Sequence[Sequence[ChunkCopy]], after: Mark
+    ) -> None:
+        self.urgency = urgency
         self.waiting = deque(parts)
         self.started: deque[tuple[Future[Started], int]] = deque()  # with the bytes of its chunks
         self.after = after
+        self._line = line
         self._nbytes = 0
         self._submitted = line.clock()
         self._ended: float | None = None
         self._error: Exception | None = None
-
-    @property
-    def under_way_nbytes(self) -> int:
-        """Bytes of the chunks that the device was given and has not finished, as far as was seen."""
-        return sum(nbytes for _, nbytes in self.started)
 
     def done(self) -> bool:
         self._line.pump()
@@ -99,7 +97,7 @@ class StreamTransfer(Transfer):
             error = part.error
         except Exception as exc:  # a device that fails says so at any call
             error = exc
-        self.started.popleft()
+        self._line.under_way[self.urgency] -= self.started.popleft()[1]
         if error is not None:
             self._error = self._error or error
             self.waiting.clear()
@@ -118,6 +116,8 @@ class Line:
         clock: Callable[[], float],
     ) -> None:
         self.clock = clock
+        self.under_way = dict.fromkeys(Urgency, 0)
+        """Bytes of the chunks that the device was given and has not finished, as far as was seen."""
         self._streams = streams
         self._stream = streams.open()
         self._layout = layout
@@ -125,37 +125,40 @@ class Line:
         self._start = start
         self._largest = max(map(layout.chunk_nbytes, layout.planes))
         self._queues: dict[Urgency, deque[StreamTransfer]] = {each: deque() for each in Urgency}
+        self._waiting: dict[Urgency, deque[StreamTransfer]] = {each: deque() for each in Urgency}
 
     def submit(self, copies: Sequence[ChunkCopy], urgency: Urgency) -> StreamTransfer:
         """Take a transfer, ordered after what the device computes now: one mark, taken here, serves all of it."""
         n = max(1, PACES[urgency].part_nbytes // self._largest)
         parts = [copies[i : i + n] for i in range(0, len(copies), n)]
-        transfer = StreamTransfer(self, parts, self._streams.mark(COMPUTE))
+        transfer = StreamTransfer(self, urgency, parts, self._streams.mark(COMPUTE))
         self._queues[urgency].append(transfer)
+        self._waiting[urgency].append(transfer)
         self.pump()
         return transfer
 
     def pump(self) -> None:
-        """Start what may start."""
+        """Start what may start; called for every transfer of every step, so it looks at few."""
         for urgency, queue in self._queues.items():
             while queue and queue[0].over():
                 queue.popleft()
-            under_way = sum(transfer.under_way_nbytes for transfer in queue)
-            for transfer in queue:
-                while transfer.waiting and under_way < PACES[urgency].under_way_nbytes:
-                    under_way += self._start_part(transfer)
+            waiting = self._waiting[urgency]
+            while waiting and self.under_way[urgency] < PACES[urgency].under_way_nbytes:
+                if waiting[0].waiting:
+                    self._start_part(waiting[0])
+                else:
+                    waiting.popleft()
             if queue:
                 return  # demand goes first
 
     def start_up_to(self, transfer: StreamTransfer) -> None:
         """Start all of a transfer, and of those before it that it must not overtake."""
-        for queue in self._queues.values():
-            if transfer in queue:
-                for each in queue:
-                    while each.waiting:
-                        self._start_part(each)
-                    if each is transfer:
-                        return
+        waiting = self._waiting[transfer.urgency]
+        while transfer.waiting:
+            if waiting[0].waiting:
+                self._start_part(waiting[0])
+            else:
+                waiting.popleft()
 
     def drain(self) -> None:
         """Start and wait for everything; what fails is told to whoever asks for its result."""
@@ -163,11 +166,11 @@ class Line:
             self.start_up_to(transfer)
             transfer.wait()
 
-    def _start_part(self, transfer: StreamTransfer) -> int:
+    def _start_part(self, transfer: StreamTransfer) -> None:
         part = transfer.waiting.popleft()
         nbytes = sum(self._layout.chunk_nbytes(copy.group) for copy in part)
+        self.under_way[transfer.urgency] += nbytes
         transfer.started.append((self._start(partial(self._give, part, transfer.after)), nbytes))
-        return nbytes
 
     def _give(self, part: Sequence[ChunkCopy], after: Mark) -> Started:
         error, nbytes = None, 0

@@ -169,3 +169,21 @@ def test_nothing_of_before_a_reset_is_hit_after_a_restart(
         (answer,) = restarted.answers([prompt], TOKENS)
         assert answer.cached == 0
         assert answer.tokens == reference.of([prompt])[0]
+
+
+def test_a_tier_that_was_measured_slow_is_computed_around_from_the_first_request_on(
+    reference: Reference,
+    engine: EngineFactory,
+    llama: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """What was computed before says how fast this engine is; what the disk can do says `medium` alone."""
+    folder = tmp_path_factory.mktemp("slow")
+    slow = nvme(folder, medium={"read": "64KiB", "latency": "1s"}) | {"load": "auto"}
+    made = engine(EngineConfig(model=llama, blocks=BLOCKS, kvtier=slow))
+    fill(made, reference)
+    for prompt in LONG:
+        assert made.generate([prompt], TOKENS) == reference.of([prompt])
+    told = made.metrics()
+    assert told["kvtier:refused_reads_total"] > 0
+    assert told.get('kvtier:tier_read_bytes_total{tier="nvme"}', 0) == 0

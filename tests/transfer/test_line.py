@@ -135,10 +135,12 @@ def test_a_large_demand_starts_part_by_part(
     r = make(path)
     before = r.page.clone()
     stores = [r.store(0, 20), r.store(20, 4)]
-    assert [store.under_way_nbytes for store in stores] == [6 * PAGE, 0]  # type: ignore[attr-defined]
+    under_way = r.engine._lines[Direction.OFFLOAD].under_way
+    assert under_way[Urgency.DEMAND] == 6 * PAGE
     while not stores[1].done():
-        assert sum(store.under_way_nbytes for store in stores) <= 8 * PAGE  # type: ignore[attr-defined]
+        assert under_way[Urgency.DEMAND] <= 8 * PAGE
     assert stores[0].done()
+    assert under_way[Urgency.DEMAND] == 0
     r.streams.compute(partial(fill, r.page, POISON))
     first, second = r.load(0, 20), r.load(20, 4)
     assert second.result().nbytes == 4 * PAGE  # starts all before it
@@ -161,6 +163,7 @@ def test_a_part_that_fails_ends_a_large_demand(
     with pytest.raises(OSError, match="ILLEGAL_ADDRESS"):
         bad.result()
     assert r.sizes() == [2]
+    assert set(r.engine._lines[Direction.ONLOAD].under_way.values()) == {0}
     r.engine.close()
     r.arena.close()
 
