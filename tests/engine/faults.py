@@ -54,6 +54,7 @@ def trust(llm: object) -> None:
 def _undone(brain: TieredCache) -> list[str]:
     found = [f"{flight.op.kind.name}" for flight in brain._core.flights.all()]
     found += ["a copy"] * len(brain._copying.plans)
+    found += ["a scan" for keeper in brain._keepers if keeper._scan is not None]
     for lower in brain._core.lowers:
         if not lower.serving:
             found.append(f"{lower.spec.name} is {lower.phase}, {lower.breaker.state}")

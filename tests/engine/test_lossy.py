@@ -48,11 +48,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("lossy")
 
 
-def test_int8_serves_from_half_the_bytes_and_says_so(
-    engine: EngineFactory, llama: Path, folder: Path
-) -> None:
-    running = engine(config(llama, folder, "int8"))
-    stored(running)
+@pytest.fixture(scope="module")
+def running(engine: EngineFactory, llama: Path, folder: Path) -> Engine:
+    """An engine whose chunks are int8, and on disk only."""
+    made = engine(config(llama, folder, "int8"))
+    stored(made)
+    return made
+
+
+def test_int8_serves_from_half_the_bytes_and_says_so(running: Engine, folder: Path) -> None:
     records = set(folder.glob("*/r0/??/*.kvt"))
     assert len(records) >= 24
     for path in records:
@@ -65,8 +69,9 @@ def test_int8_serves_from_half_the_bytes_and_says_so(
 
 
 def test_the_next_engine_finds_lossy_records_by_their_own_name_only(
-    engine: EngineFactory, llama: Path, folder: Path
+    running: Engine, engine: EngineFactory, llama: Path, folder: Path
 ) -> None:
+    del running  # its records are in the folder
     before = set(folder.iterdir())
     exact = engine(config(llama, folder, "lossless"))
     (answer,) = exact.answers(ASKED[:1], TOKENS)
