@@ -23,9 +23,12 @@ class Arena:
 
     Who may touch a slot, and when, is the brain's to say; there is no lock here. Pages are taken from
     the system when a slot is first written, or by `prefault`; from `nodes` where the kernel lets us say so.
+    `owner` names what it belongs to, the same for all ranks.
     """
 
-    def __init__(self, slots: int, slot_nbytes: int, nodes: Sequence[int] = ()) -> None:
+    def __init__(
+        self, slots: int, slot_nbytes: int, nodes: Sequence[int] = (), owner: str = ""
+    ) -> None:
         if slot_nbytes % PAGE:
             raise ValueError(f"slot_nbytes {slot_nbytes} is not a multiple of {PAGE}")
         if slots < 1:
@@ -35,7 +38,7 @@ class Arena:
         self.slots = slots
         self.slot_nbytes = slot_nbytes
         self.nbytes = slots * slot_nbytes
-        self._region = Region(self.nbytes, nodes, shared=True)
+        self._region = Region(self.nbytes, nodes, shared=True, owner=owner)
         self._prefault: Prefault | None = None
         self.fd = self._region.fd
         self.huge = self._region.huge

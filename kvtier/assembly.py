@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from kvtier.brain.cost import EVEN_TOKENS, Costs
 from kvtier.cache import LowerTier, TieredCache
 from kvtier.config import Config, HooksConfig, Plugin, TierConfig
@@ -46,8 +48,11 @@ def assemble(
 
 
 def lower_tier(tier: TierConfig, local_ranks: int) -> LowerTier:
-    """Describe one tier below the arena to the brain: a rank's share of it."""
+    """Describe one tier below the arena to the brain: a rank's share of it, and of what its medium can do."""
     assert tier.capacity is not None
+    medium = tier.medium
+    if medium is not None:
+        medium = msgspec.structs.replace(medium, read=medium.read / local_ranks)
     return LowerTier(
         name=tier.name,
         capacity=tier.capacity // local_ranks,
@@ -56,7 +61,7 @@ def lower_tier(tier: TierConfig, local_ranks: int) -> LowerTier:
         persistent=tier.persistent,
         eviction=_eviction(tier),
         admission=_admission(tier),
-        medium=tier.medium,
+        medium=medium,
     )
 
 

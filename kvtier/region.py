@@ -3,7 +3,9 @@
 import logging
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +14,7 @@ import numpy.typing as npt
 from kvtier import placement, topology
 from kvtier.placement import HUGE_PAGE, Placement
 from kvtier.prefault import Prefault
+from kvtier.topology.sysfs import children
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +32,18 @@ class _Mapped(NamedTuple):
 class Region:
     """One mapping, bound to `nodes` before its first page is taken; without nodes the kernel chooses.
 
-    A shared one is a memfd, without a name in any file system, for other processes to map. Memory that
+    A shared one is a memfd, without a name in any file system, for other processes to map; `owner` is whose it
+    is, for `taken_by_others`. Memory that
     cannot be bound is used all the same: `refused` says why. Explicit huge pages are all there from the
     start: a cgroup may forbid what the machine has free, and says so at the first touch, with SIGBUS.
     """
 
-    def __init__(self, nbytes: int, nodes: Sequence[int] = (), *, shared: bool) -> None:
+    def __init__(
+        self, nbytes: int, nodes: Sequence[int] = (), *, shared: bool, owner: str = ""
+    ) -> None:
         self.nodes = tuple(nodes)
-        huge = _map_huge(nbytes, self.nodes, shared)
+        name = _name(owner) if shared else ""
+        huge = _map_huge(nbytes, self.nodes, name)
         if huge is not None:
             self._take(huge, nbytes)
             if error := self._filled():
@@ -46,7 +53,7 @@ class Region:
                 self.close()
                 huge = None
         if huge is None:
-            self._take(_map(nbytes, shared), nbytes)
+            self._take(_map(nbytes, name), nbytes)
 
     def _take(self, mapped: _Mapped, nbytes: int) -> None:
         self.fd = mapped.fd
@@ -77,14 +84,14 @@ class Region:
             self.fd = -1
 
 
-def _map_huge(nbytes: int, nodes: Sequence[int], shared: bool) -> _Mapped | None:
-    """Map explicit huge pages where enough are free on the nodes."""
+def _map_huge(nbytes: int, nodes: Sequence[int], name: str) -> _Mapped | None:
+    """Map explicit huge pages where enough are free on the nodes; shared ones have a name."""
     huge_nbytes = -(-nbytes // HUGE_PAGE) * HUGE_PAGE
-    if _free_huge_pages(nodes) * HUGE_PAGE < huge_nbytes:
+    if free_huge_nbytes(nodes) < huge_nbytes:
         return None
     try:
-        if shared:
-            return _memfd(huge_nbytes, os.MFD_HUGETLB)
+        if name:
+            return _memfd(huge_nbytes, name, os.MFD_HUGETLB)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000  # MAP_HUGETLB
         return _Mapped(mmap.mmap(-1, huge_nbytes, flags), -1, huge=True)
     except OSError as exc:
@@ -92,10 +99,10 @@ def _map_huge(nbytes: int, nodes: Sequence[int], shared: bool) -> _Mapped | None
         return None
 
 
-def _map(nbytes: int, shared: bool) -> _Mapped:
+def _map(nbytes: int, name: str) -> _Mapped:
     """Map ordinary pages, and ask for transparent huge ones."""
-    if shared:
-        mapped = _memfd(nbytes, 0)
+    if name:
+        mapped = _memfd(nbytes, name, 0)
     else:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         mapped = _Mapped(mmap.mmap(-1, nbytes, flags), -1, huge=False)
@@ -106,8 +113,8 @@ def _map(nbytes: int, shared: bool) -> _Mapped:
     return mapped
 
 
-def _memfd(nbytes: int, flags: int) -> _Mapped:
-    fd = os.memfd_create("kvtier", os.MFD_CLOEXEC | flags)
+def _memfd(nbytes: int, name: str, flags: int) -> _Mapped:
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | flags)
     try:
         os.ftruncate(fd, nbytes)
         return _Mapped(mmap.mmap(fd, nbytes), fd, huge=flags != 0)
@@ -116,12 +123,37 @@ def _memfd(nbytes: int, flags: int) -> _Mapped:
         raise
 
 
-def _free_huge_pages(nodes: Sequence[int]) -> int:
-    """Count those on the nodes; where it does not matter which, not those of CXL memory: they would be slow."""
+def free_huge_nbytes(nodes: Sequence[int]) -> int:
+    """Return the bytes in free explicit huge pages on the nodes; without nodes not of CXL memory: it would be slow."""
     return sum(
-        pages.free
+        pages.free * HUGE_PAGE
         for node in topology.nodes()
         if (node.number in nodes if nodes else not node.memory_only)
         for pages in node.huge_pages
         if pages.page_nbytes == HUGE_PAGE
     )
+
+
+def taken_by_others(owner: str) -> int:
+    """Return the bytes of ordinary memory that the owner's shared regions have taken in other processes.
+
+    What this user may not look at is not seen.
+    """
+    own = {inode for inode, _ in _regions(Path("/proc/self"), owner)}
+    processes = Path("/proc").glob("[0-9]*")
+    found = dict(region for process in processes for region in _regions(process, owner))
+    return sum(nbytes for inode, nbytes in found.items() if inode not in own)
+
+
+def _name(owner: str) -> str:
+    return f"kvtier:{owner}" if owner else "kvtier"
+
+
+def _regions(process: Path, owner: str) -> Iterator[tuple[int, int]]:
+    """List the inodes of the owner's regions that a process holds open, and the bytes that each has taken."""
+    for link in children(process / "fd"):
+        with suppress(OSError):
+            if os.readlink(link) == f"/memfd:{_name(owner)} (deleted)":
+                stat = os.stat(link)
+                if stat.st_blksize < HUGE_PAGE:
+                    yield stat.st_ino, stat.st_blocks * 512

@@ -24,8 +24,7 @@ class Site(NamedTuple):
     name: str  # of the tier, for logs and errors
     rank: int = 0
     world_size: int = 1
-    dp_index: int = 0
-    dp_size: int = 1
+    engine: int | None = None  # which of several data-parallel engines; None: the only one
     capacity: int = 0  # bytes of this rank's share
     nodes: tuple[int, ...] = ()  # NUMA nodes that the configuration names
     spare_nbytes: int | None = None  # memory that it may count on; None: what is free now
@@ -65,6 +64,11 @@ class Tier(ABC):
     def located(self) -> list[tuple[int, int]]:
         """Return NUMA nodes and the bytes on each that its records' memory has now, for metrics; cheap."""
         return []
+
+    @property
+    def memory_nbytes(self) -> int:
+        """Bytes of this machine's ordinary memory that it has, or will take."""
+        return 0
 
     @abstractmethod
     def read(self, key: bytes, bufs: Sequence[Bytes]) -> int:

@@ -2,12 +2,15 @@
 
 import mmap
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from kvtier.arena import Arena
 from kvtier.errors import ConfigError
+from kvtier.region import taken_by_others
 
 
 def open_descriptors() -> set[str]:
@@ -55,3 +58,25 @@ def test_it_has_no_name_in_shared_memory() -> None:
 def test_a_capacity_below_one_chunk_is_refused_in_words() -> None:
     with pytest.raises(ConfigError, match=r"tiers\[0\]\.capacity: no room for one chunk"):
         Arena(0, 4096)
+
+
+def test_what_an_owner_has_taken_in_other_processes_is_known() -> None:
+    """Each region once, however many processes hold it; what nobody touched yet is not taken."""
+    script = (
+        "import os, sys; from kvtier.arena import Arena; a = Arena(4, 1 << 20, owner='server-1');"
+        "a.slot(0)[:] = 1; b = Arena(4, 1 << 20, owner='other'); b.slot(0)[:] = 1;"
+        "os.fork() and print('there', flush=True); sys.stdin.read()"
+    )
+    mine = Arena(2, 1 << 20, owner="server-1")
+    mine.slot(0)[:] = 1
+    assert taken_by_others("server-1") == 0
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline()
+        assert taken_by_others("server-1") in (1 << 20, 2 << 20)  # pages may be huge ones
+        assert taken_by_others("server") == 0
+        child.communicate()
+    assert taken_by_others("server-1") == 0
+    mine.close()

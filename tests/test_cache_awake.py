@@ -124,6 +124,21 @@ def test_who_comes_for_a_read_ahead_that_is_being_cancelled_gets_it_all_the_same
     made.verify()
 
 
+def test_a_cancelled_read_is_not_ordered_anew_from_a_tier_that_rests() -> None:
+    made = started(BELOW._replace(slots=8))
+    arrive(made, "r", A)
+    made.cache.plan_read("r", A[:2])
+    made.ranks.drain()
+    made.cache.cancel("r")
+    made.cache.plan_read("r", A[:2])
+    for _ in range(10):
+        made.cache._core.lowers[0].breaker.failed()
+    made.ranks.answer_all(OpStatus.CANCELLED)
+    assert made.cache.ready("r")
+    assert reads(made) == A[:2]
+    made.verify()
+
+
 def test_a_cancelled_read_that_nobody_waits_for_any_more_stays_cancelled() -> None:
     made = started(BELOW._replace(slots=8))
     arrive(made, "r", A)

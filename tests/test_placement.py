@@ -158,7 +158,7 @@ def test_huge_pages_are_all_there_or_not_used(
         return "madvise: Bad address" if nbytes < 16 << 20 else populate(address, nbytes)
 
     def map_huge(nbytes: int, *_: object) -> region_module._Mapped:
-        return region_module._map(nbytes, shared)._replace(huge=True)
+        return region_module._map(nbytes, "kvtier" if shared else "")._replace(huge=True)
 
     monkeypatch.setattr(region_module, "_map_huge", map_huge)
     if refused:
@@ -180,6 +180,5 @@ def test_without_nodes_no_huge_page_of_cxl_memory_is_taken(
 ) -> None:
     described = topology.nodes(trees.cxl(tmp_path))
     monkeypatch.setattr(topology, "nodes", lambda: described)
-    assert region_module._free_huge_pages([]) == 2  # those of node 0
-    assert region_module._free_huge_pages([1]) == 2
-    assert region_module._free_huge_pages([0, 1]) == 4
+    found = [region_module.free_huge_nbytes(nodes) for nodes in ([], [1], [0, 1])]
+    assert [nbytes >> 21 for nbytes in found] == [2, 2, 4]  # of no node in particular: of node 0

@@ -161,18 +161,6 @@ def test_a_limit_that_is_overdrawn_leaves_nothing(root: Path) -> None:
     assert free_nbytes(root) == 0
 
 
-def test_shared_memory_is_the_cgroup_s_where_it_has_a_limit(root: Path) -> None:
-    assert topology.shared_nbytes(root) == 0
-    write(root, "proc/meminfo", f"MemTotal: {GIB >> 10} kB\nShmem: 64 kB\nHugePages_Total: 5")
-    assert topology.shared_nbytes(root) == 64 << 10
-    write(root, "proc/self/cgroup", "0::/")
-    limit_v2(root, ".", "max", 0)
-    assert topology.shared_nbytes(root) == 64 << 10
-    limit_v2(root, ".", str(GIB), 2 << 20)
-    write(root, "sys/fs/cgroup/memory.stat", "anon 1\nshmem 4096")
-    assert topology.shared_nbytes(root) == 4096
-
-
 def test_cgroup_v1(root: Path) -> None:
     write(root, "proc/self/cgroup", "5:cpu:/a\n4:memory:/a\n")
     write(root, "sys/fs/cgroup/memory/a/memory.limit_in_bytes", str(2 * GIB))

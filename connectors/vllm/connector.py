@@ -195,6 +195,7 @@ class KVTierConnector(OffloadingConnector):
             kv_connector_metadata
         )  # not guarded: a reset is honoured also when we are off
         super().handle_preemptions(kv_connector_metadata)
+        self.rank.after()
 
     def start_load_kv(self, forward_context: "ForwardContext", **kwargs: Any) -> None:
         self.rank.guard.run(partial(self.rank.order, self._connector_metadata), None)

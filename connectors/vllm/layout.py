@@ -12,7 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from kvtier.config import Config
 from kvtier.layout import ChunkLayout, Indices, UnknownLayoutError, chunk_layout
+from kvtier.policy import EvictionPolicy
+from kvtier.registry import build, lookup
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -90,6 +93,14 @@ class Layer:
         self._write(self._layer, key, value, page, self._slots)
         flat = torch.empty(0, dtype=self.dtype, device=self._device).set_(page.untyped_storage())
         return flat.view(_BITS[self.dtype.itemsize]).cpu()
+
+
+def asked_for(config: Config) -> bool:
+    """Whether a codec or a policy cannot do without knowing where keys and values lie."""
+    policies = (lookup("eviction", tier.eviction.kind) for tier in config.tiers)
+    codecs = (build("codec", tier.codec) for tier in config.tiers[1:])
+    scored = any(issubclass(policy, EvictionPolicy) and policy.scored for policy in policies)
+    return scored or any(codec.needs_layout for codec in codecs)
 
 
 def find_pages(

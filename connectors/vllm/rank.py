@@ -14,9 +14,10 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.worker import (
 )
 
 from kvtier.config import Config, digest
+from kvtier.connectors.vllm import placing
 from kvtier.connectors.vllm.guard import Guard
 from kvtier.connectors.vllm.identity import weights_identity
-from kvtier.connectors.vllm.layout import find_pages
+from kvtier.connectors.vllm.layout import asked_for, find_pages
 from kvtier.connectors.vllm.messages import Hello, KVTierMetadata, KVTierWorkerMetadata
 from kvtier.connectors.vllm.spec import KVTierSpec
 from kvtier.connectors.vllm.worker import KVTierWorker
@@ -71,8 +72,13 @@ class Rank:
         """Find out how the backend fills its pages, and who is here besides, before our worker is built."""
         spec = self._base.spec
         assert isinstance(spec, KVTierSpec)
-        spec.engines = max(1, self._vllm_config.parallel_config.data_parallel_size_local)
-        if len(self._config.tiers) > 1:
+        parallel = self._vllm_config.parallel_config
+        engine = placing.engine_of(spec.config.engine_id, parallel)
+        configured = parallel.data_parallel_size_local
+        spec.engines = placing.engines_here(configured, engine, parallel.world_size)
+        on_host = all(cache.device.type == "cpu" for cache in caches.values())
+        # A kernel that fails on a device takes the engine with it: none is called that nobody needs.
+        if len(self._config.tiers) > 1 and (on_host or asked_for(self._config)):
             spec.pages = find_pages(self._vllm_config, self._kv_cache_config, caches)
 
     def attach(self) -> None:
@@ -109,6 +115,10 @@ class Rank:
         if meta.fail_loads:
             self.worker.fail_loads()
         self.worker.spoil(meta.spoiled)
+
+    def after(self) -> None:
+        """Forget what was spoiled and is none of this rank's jobs, now that all of the step are known."""
+        self.worker.forget_spoiled()
 
     def order(self, meta: KVConnectorMetadata | None) -> None:
         """Hand the step's operations to the I/O process."""

@@ -16,7 +16,7 @@ from vllm.v1.kv_offload.base import OffloadKey
 
 from kvtier.cache import TieredCache
 from kvtier.config import Config, digest
-from kvtier.connectors.vllm import identity
+from kvtier.connectors.vllm import identity, placing
 from kvtier.connectors.vllm.brain import build_brain
 from kvtier.connectors.vllm.hints import Hints
 from kvtier.connectors.vllm.manager import TieredCacheManager
@@ -116,8 +116,9 @@ class Scheduling:
         self.manager.attach(brain, groups, self._base._req_status)
         if self._config.trace is not None:
             group = self._base.config.kv_group_configs[self._prefix_group()]
-            parallel = self._vllm_config.parallel_config
-            engine = parallel.data_parallel_index if parallel.data_parallel_size > 1 else None
+            transfer = self._vllm_config.kv_transfer_config
+            assert transfer is not None
+            engine = placing.engine_of(transfer.engine_id, self._vllm_config.parallel_config)
             self._recorder = Recorder(self._config.trace, group.tokens_per_chunk, engine=engine)
         why = identity.ephemeral(self._vllm_config, self._hellos, self._config)
         for tier, _ in identity.lossy(self._config):

@@ -25,6 +25,7 @@ from kvtier.connectors.vllm.guard import Guard
 from kvtier.connectors.vllm.layout import Pages, element_name
 from kvtier.connectors.vllm.messages import SlotSpec
 from kvtier.io_process.client import IoClient, IoSetup
+from kvtier.io_process.plugins import in_memory
 from kvtier.layout import ChunkLayout
 from kvtier.transfer.cpu import CpuTransferEngine
 from kvtier.transfer.cuda import stream_engine
@@ -72,16 +73,26 @@ class KVTierWorker(OffloadingWorker):
         dram = self._config.tiers[0]
         nodes = placing.nodes_for(dram.numa, self.node)
         share = dram_share(self._config, ranks, engines)
-        spare = topology.free_nbytes() - share  # the arena takes its part later
-        self.arena = Arena(share // slot_nbytes, slot_nbytes, nodes)
-        fits = placing.fits(self.arena.nbytes, memory_share(self._config, ranks), ranks * engines)
+        free = topology.free_nbytes()
+        owner = placing.owner_of(config.engine_id)
+        self.arena = Arena(share // slot_nbytes, slot_nbytes, nodes, owner)
+        # Explicit huge pages are nobody else's memory, and all there already.
+        ordinary = 0 if self.arena.huge else self.arena.nbytes
+        lower = memory_share(self._config, ranks)
+        fits = placing.fits(ordinary, lower, ranks * engines, owner)
         # What nobody asked for by name is not taken before it is needed; a device pins all of it.
         fill = fits and (dram.capacity is not None or device.type != "cpu")
         placing.settle(self.arena, nodes, ranks * engines, fill=fill)
         self._engine = _transfer_engine(self.arena, pages, self.blocks_per_chunk, pin=fits)
         layouts = {g: self._layout(layout.get(g, "the pages were not looked at"), g) for g in pages}
         self.io = _start_io(
-            self._config, config, self.arena, self.group_nbytes, layouts, self.node, spare
+            self._config,
+            config,
+            self.arena,
+            self.group_nbytes,
+            layouts,
+            self.node,
+            free - ordinary,
         )
         self._jobs: dict[int, _Job] = {}
         self._failed: dict[int, set[int]] = {}
@@ -129,10 +140,16 @@ class KVTierWorker(OffloadingWorker):
             if job.blocks:
                 self._failed_loads.add(job_id)
                 self._invalid_blocks.update(job.blocks)
+                if job.transfer is not None:
+                    job.transfer.stop()
 
     def spoil(self, job_ids: Iterable[int]) -> None:
         """Let stores fail as a whole: what they read may not be theirs any more. Some are not submitted yet."""
         self._spoiled.update(job_ids)
+
+    def forget_spoiled(self) -> None:
+        """Forget the spoiled jobs that are not here: they have ended, or are other ranks'."""
+        self._spoiled &= self._jobs.keys()
 
     def take_failed(self) -> dict[int, set[int]]:
         """Take the chunk positions that failed, per ended job."""
@@ -258,7 +275,7 @@ def dram_share(config: Config, ranks: int, engines: int) -> int:
 
 def memory_share(config: Config, ranks: int) -> int:
     """Bytes of memory that one rank's lower tiers may take."""
-    return sum((tier.capacity or 0) // ranks for tier in config.tiers[1:] if tier.kind == "memory")
+    return sum((tier.capacity or 0) // ranks for tier in config.tiers[1:] if in_memory(tier.kind))
 
 
 def _group_tensors(caches: CanonicalKVCaches, position: int) -> list[torch.Tensor]:
@@ -295,8 +312,7 @@ def _start_io(
         IoSetup(
             rank=parallel.rank,
             world_size=parallel.world_size,
-            dp_index=parallel.data_parallel_index,
-            dp_size=parallel.data_parallel_size,
+            engine=placing.engine_of(vllm.engine_id, parallel),
             arena_nbytes=arena.nbytes,
             slot_nbytes=arena.slot_nbytes,
             group_nbytes=group_nbytes,

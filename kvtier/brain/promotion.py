@@ -208,8 +208,9 @@ class Promotion:
         fill = self.fills.get(key)
         if fill is None:
             return None
-        if not fill.cancelled:
-            self._core.flights.hasten(fill.flight, Priority.DEMAND)
+        self._core.flights.hasten(
+            fill.flight, Priority.DEMAND
+        )  # also if a cancel may come too late
         self._demand(fill)
         return fill
 

@@ -79,7 +79,7 @@ def sweep(config: Config, in_use: int, nbytes: int) -> list[Point]:
 def rewritten(text: str, advice: list[Advice], use: Chunk) -> str:
     """Put what was found into a configuration: for each tier, and what the most demanding wants; comments are lost."""
     raw = yaml.safe_load(text)
-    for tier, each in zip(raw["tiers"][1:], advice, strict=True):
+    for tier, each in zip(raw.get("tiers", [])[1:], advice, strict=True):
         tier["depth"] = max(2, min(each.depth, each.threads))
         tier["medium"] = {
             "read": format_nbytes(each.medium.read),

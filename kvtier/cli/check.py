@@ -53,7 +53,7 @@ def check(
     """Verify every record of a file tier below DIR; the status is 1 if one is bad and stays."""
     if not path.is_dir():
         raise ConfigError(f"{path} is not a directory; give the `path` of a file tier")
-    bases = fsck.bases(path)
+    bases = directory.bases(path)
     in_use_by = [holder for base in bases for holder in directory.locked_ranks(base)]
     with directory.no_engine(bases) if fix else nullcontext():
         report = examine(bases, in_use_by, progress=not as_json)

@@ -5,6 +5,7 @@ The structs are what every process of one engine must agree on; `digest` is how 
 
 from kvtier.config.load import default_dram_nbytes, load
 from kvtier.config.structs import (
+    ARENA,
     Config,
     HooksConfig,
     IoConfig,
@@ -20,6 +21,7 @@ from kvtier.config.structs import (
 )
 
 __all__ = [
+    "ARENA",
     "Config",
     "HooksConfig",
     "IoConfig",

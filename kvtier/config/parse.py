@@ -8,7 +8,7 @@ from kvtier.config.codecs import codec
 from kvtier.config.plugins import find, options, plugin
 from kvtier.config.replay import medium, replay, trace
 from kvtier.config.rules import check
-from kvtier.config.structs import Config, IoConfig, WriteMode
+from kvtier.config.structs import ARENA, Config, IoConfig, WriteMode
 from kvtier.config.words import choose, join, mapping, mistake, refuse_unknown, translate, unit
 from kvtier.errors import ConfigError
 from kvtier.hook import HookKind
@@ -132,6 +132,8 @@ def _dram(tier: dict[str, object], given: dict[str, object], path: str) -> None:
     if tier["kind"] != "dram":
         raise mistake(join(path, "kind"), f"the first tier is always 'dram', got {tier['kind']!r}")
     refuse_unknown(given, (), path, also=_TIER_KEYS)
+    if isinstance(known := tier.get("medium"), dict):
+        tier["medium"] = {**msgspec.to_builtins(ARENA), **known}
     for key, why in _NOT_FOR_DRAM.items():
         if key in tier:
             raise mistake(join(path, key), f"not for dram: {why}; put it on a lower tier")

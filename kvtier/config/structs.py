@@ -34,6 +34,10 @@ class MediumConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ratio: Annotated[float, Meta(gt=0, le=1)] = 1.0  # bytes of a record by bytes of its chunk
 
 
+ARENA = MediumConfig(read=25 << 30, write=25 << 30, latency_s=2e-5)
+"""What tier 0 is taken to be: copies over PCIe 4.0 x16."""
+
+
 class TierConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One tier: what it is, how much of it, and who decides what it holds."""
 

@@ -100,7 +100,7 @@ def _gpu(gpu: Gpu, card: Card | None) -> Finding:
     size = "" if card.nbytes is None else f", {format_nbytes(card.nbytes)}"
     said = f"{card.name} {card.address} {where}{size}, {link}"
     slot, own = card.slot_generation or 0, card.own_generation or 0
-    if slot < own:
+    if 0 < slot < own:
         said += f"; its slot gives PCIe {slot}, it could do {own}"
         level, advice = Level.WARN, advice or "use another slot, or the firmware's link speed"
     return Finding("gpu", level, said, advice)

@@ -21,7 +21,7 @@ from kvtier.io_process.buffers import Slots
 from kvtier.io_process.census import Census
 from kvtier.io_process.lower import LowerTier
 from kvtier.io_process.outbox import Outbox
-from kvtier.io_process.plugins import TierSetup, in_memory, make_codec, make_tier
+from kvtier.io_process.plugins import TierSetup, make_codec, make_tier
 from kvtier.io_process.service import Service
 from kvtier.io_process.wire import FrameBuffer, FrameKind, Hello, IoSetup
 from kvtier.tier import Site
@@ -138,17 +138,16 @@ def open_tiers(setup: IoSetup, arena_fd: int) -> list[LowerTier]:
             tier.name,
             setup.rank,
             setup.world_size,
-            setup.dp_index,
-            setup.dp_size,
+            setup.engine,
             tier.capacity,
             tier.numa or (),
             spare,
         )
-        if in_memory(tier):
-            spare -= tier.capacity
         codec = make_codec(tier.codec)
         check_facts(tier.name, codec, setup)
-        lower.append(LowerTier(make_tier(tier, site), codec, site, slots, setup, tier.depth))
+        made = make_tier(tier, site)
+        spare -= made.memory_nbytes
+        lower.append(LowerTier(made, codec, site, slots, setup, tier.depth))
     return lower
 
 

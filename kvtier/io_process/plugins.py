@@ -52,9 +52,9 @@ def make_tier(setup: TierSetup, site: Site) -> Tier:
     return tier
 
 
-def in_memory(setup: TierSetup) -> bool:
-    """Whether a tier's records take this machine's memory."""
-    return bool(getattr(registry.lookup("tier", setup.kind), "takes_numa", False))
+def in_memory(kind: str) -> bool:
+    """Whether the records of this kind of tier take this machine's memory."""
+    return bool(getattr(registry.lookup("tier", kind), "takes_numa", False))
 
 
 def make_codec(setup: PluginSetup) -> Codec:

@@ -34,8 +34,7 @@ class IoSetup(msgspec.Struct, frozen=True, kw_only=True):
 
     rank: int = 0
     world_size: int = 1
-    dp_index: int = 0
-    dp_size: int = 1
+    engine: int | None = None  # which of several data-parallel engines; None: the only one
     arena_nbytes: int
     slot_nbytes: int  # a multiple of 4 KiB
     group_nbytes: dict[int, int]  # raw bytes of one chunk on this rank, per KV-cache group

@@ -23,11 +23,18 @@ class Advice(NamedTuple):
 
 
 def advise(points: Sequence[Point], threads: int) -> Advice:
-    """Choose for one tier that runs with `threads` now, by its reads: writes go behind, nobody waits for them."""
+    """Choose for one tier that runs with `threads` now, by its reads: writes go behind, nobody waits for them.
+
+    Only the depth is one that writes need too: it is shared.
+    """
     reads = [point for point in points if point.way == "read"]
     as_now = [point for point in reads if point.threads == threads]
     chunk_nbytes = _least(as_now, "chunk_nbytes", _NEARLY_CHUNK)
-    depth = _least([p for p in as_now if p.chunk_nbytes == chunk_nbytes], "depth", _NEARLY)
+    of_chunk = [p for p in points if (p.chunk_nbytes, p.threads) == (chunk_nbytes, threads)]
+    depth = max(
+        _least([p for p in of_chunk if p.way == way], "depth", _NEARLY)
+        for way in {p.way for p in of_chunk}
+    )
     alone = min(as_now, key=lambda p: (p.depth, abs(p.chunk_nbytes - chunk_nbytes)))
     deepest = max(point.depth for point in reads)
     swept = {point.chunk_nbytes for point in reads if point.threads != threads}

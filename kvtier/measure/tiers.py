@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from kvtier.arena import Arena
@@ -159,7 +160,7 @@ def _bench(tier: TierConfig, chunk_nbytes: int, threads: int, slots: int) -> Ite
         arena_nbytes=arena.nbytes,
         slot_nbytes=arena.slot_nbytes,
         group_nbytes={0: chunk_nbytes},
-        tiers=[to_builtins(tier)],
+        tiers=[to_builtins(msgspec.structs.replace(tier, depth=None))],  # it is what is looked for
         threads=threads,
         log_level="WARNING",
     )

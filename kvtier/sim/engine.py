@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from kvtier.assembly import assemble
 from kvtier.cache import CacheStats, StorePlan
-from kvtier.config import Config, MediumConfig
+from kvtier.config import ARENA, Config, MediumConfig
 from kvtier.errors import ConfigError
 from kvtier.sim.blocks import hit_length
 from kvtier.sim.media import Media
@@ -29,7 +29,6 @@ from kvtier.sim.timeline import Timeline
 from kvtier.sim.trace import NO_SESSION, Trace
 from kvtier.types import BlockKey, GroupSpec, OpKind, OpResult, OpStatus, ScanBatch
 
-_DRAM = MediumConfig(read=25 << 30, write=25 << 30, latency_s=2e-5)  # a PCIe 4 x16 copy
 _MOMENTS = 200  # samples of occupancy
 _STEP_S = 0.01  # an engine's step while it decodes
 _OFFER_AGAIN_S = 0.05  # what had no room is offered at a later step
@@ -104,7 +103,7 @@ def prefill_of(config: Config) -> Prefill:
 
 def media_of(config: Config) -> list[MediumConfig]:
     """Return the speeds of all tiers, DRAM first."""
-    assumed = (MediumConfig() if i else _DRAM for i in range(len(config.tiers)))
+    assumed = (MediumConfig() if i else ARENA for i in range(len(config.tiers)))
     return [tier.medium or medium for tier, medium in zip(config.tiers, assumed, strict=True)]
 
 

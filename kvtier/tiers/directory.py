@@ -1,6 +1,6 @@
 """What lies in a file tier's directory beside records: locks, manifests, trash, foreign namespaces.
 
-    <path>/[dp<i>/]r<rank>.lock                      held by the process that serves this rank
+    <path>/[dp<i>/]r<rank>.lock                      held by the process that serves this rank (of engine <i>)
     <path>/[dp<i>/]<namespace>/manifest.json         for people; its mtime is when it was last opened
     <path>/[dp<i>/]<namespace>/r<rank>/<aa>/<key>.kvt
     <path>/[dp<i>/]<namespace>/r<rank>/partial/      records being written
@@ -15,7 +15,7 @@ import re
 import shutil
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +26,7 @@ from kvtier.tier import Site
 PARTIAL = "partial"
 SUFFIX = ".kvt"
 _NAMESPACE = re.compile(r"[0-9a-f]{32}")
+_ENGINE = re.compile(r"dp\d+")
 _RETRY_S = 0.1
 
 
@@ -62,13 +63,15 @@ class Foreign(NamedTuple):
     path: Path
 
 
-def bases_of(path: Path, site: Site) -> list[Path]:
-    """Name the directory that this engine's ranks share, then those that engines of another number have left."""
-    engines = sorted(found for found in path.glob("dp[0-9]*") if found.is_dir())
-    if site.dp_size == 1:
-        return [path, *engines]
-    used = [path / f"dp{i}" for i in range(site.dp_size)]
-    return [used[site.dp_index], path, *(engine for engine in engines if engine not in used)]
+def base_of(path: Path, site: Site) -> Path:
+    """Name the directory that this engine's ranks share."""
+    return path if site.engine is None else path / f"dp{site.engine}"
+
+
+def bases(path: Path) -> list[Path]:
+    """List the engines' directories at `path`: itself, and those of data-parallel engines below."""
+    below = [p for p in path.iterdir() if _ENGINE.fullmatch(p.name) and p.is_dir()]
+    return [path, *sorted(below)]
 
 
 def lock_rank(
@@ -137,14 +140,28 @@ def namespaces(base: Path) -> Iterator[Path]:
             yield entry
 
 
-def foreign(bases: Sequence[Path], own: str) -> list[Foreign]:
-    """Weigh every namespace but `own` of the first directory, oldest first."""
+def foreign(base: Path, own: str) -> list[Foreign]:
+    """Weigh every namespace but `own`, oldest first."""
     found = []
-    for path in (path for base in bases for path in namespaces(base)):
-        if path != bases[0] / own:
+    for path in namespaces(base):
+        if path.name != own:
             with suppress(FileNotFoundError):
                 found.append(Foreign(_opened(path), _weigh(path), path))
     return sorted(found)
+
+
+def left(path: Path, site: Site, own: str) -> list[Foreign]:
+    """Weigh what engines of another number left at `path`: where no engine is now, and as far as it can be read.
+
+    Of several engines a sibling may start later than this one: what could be its own, `own` by name, stays.
+    """
+    found: list[Foreign] = []
+    for base in bases(path):
+        if base != base_of(path, site):
+            with suppress(OSError):
+                if not locked_ranks(base):
+                    found += foreign(base, "" if site.engine is None else own)
+    return found
 
 
 def discard(namespace: Path) -> bool:

@@ -44,8 +44,8 @@ class FileTier(Tier):
         self, config: FileConfig, site: Site, *, lock_timeout_s: float = _LOCK_TIMEOUT_S
     ) -> None:
         self._site = site
-        self._base, *left = directory.bases_of(Path(config.path), site)
-        self._bases = (self._base, *left)
+        self._path = Path(config.path)
+        self._base = directory.base_of(self._path, site)
         self._serial = itertools.count()
         self._root: Root | None = None
         self._tried: Path | None = None  # what was opened last, well or badly
@@ -59,7 +59,9 @@ class FileTier(Tier):
         except OSError as exc:
             self.close()
             raise ConfigError(f"tier {site.name!r}: {config.path}: {exc.strerror}") from exc
-        self._sweep(directory.trash_in(self._base))
+        self._sweep(
+            [trash for base in directory.bases(self._path) for trash in directory.trash_in(base)]
+        )
 
     def open(self, namespace: str, manifest: str) -> None:
         self._root = None
@@ -73,7 +75,9 @@ class FileTier(Tier):
         own = self._opened("reclaim").path.parent.name
         left = freed = 0
         try:
-            for namespace in directory.foreign(self._bases, own):
+            found = directory.foreign(self._base, own)
+            found += directory.left(self._path, self._site, own)
+            for namespace in sorted(found):
                 if freed < nbytes and directory.discard(namespace.path):
                     logger.info("removed foreign namespace %s", namespace.path)
                     freed += namespace.nbytes

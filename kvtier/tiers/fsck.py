@@ -13,7 +13,6 @@ from kvtier.io_process.record import PAGE
 from kvtier.tiers.directory import PARTIAL, SUFFIX, namespaces, trash_in
 
 _RANK = re.compile(r"r(\d+)")
-_DATA_PARALLEL = re.compile(r"dp\d+")
 
 
 class Place(NamedTuple):
@@ -30,12 +29,6 @@ class Finding(NamedTuple):
     place: Place
     nbytes: int
     fault: str = ""
-
-
-def bases(path: Path) -> list[Path]:
-    """List the engines' directories at `path`: itself, and those of data-parallel engines below."""
-    below = [p for p in path.iterdir() if _DATA_PARALLEL.fullmatch(p.name) and p.is_dir()]
-    return [path, *sorted(below)]
 
 
 def places(base: Path) -> Iterator[Place]:

@@ -15,7 +15,7 @@ from kvtier import topology
 from kvtier.errors import ConfigError, TierError
 from kvtier.placement import PAGE
 from kvtier.prefault import Prefault
-from kvtier.region import Region
+from kvtier.region import Region, free_huge_nbytes
 from kvtier.tier import Bytes, Entry, Site, Tier
 from kvtier.tiers.extents import Extent, Extents
 from kvtier.units import format_nbytes
@@ -74,6 +74,10 @@ class MemoryTier(Tier):
         with self._lock:
             records = list(self._records.values())
         return sum(len(r.extents) for r in records) / len(records) if records else 1.0
+
+    @property
+    def memory_nbytes(self) -> int:
+        return 0 if self._region.huge else len(self._pages)
 
     def located(self) -> list[tuple[int, int]]:
         return self._region.locate().spread(len(self._pages))
@@ -191,7 +195,7 @@ def _mapped(site: Site, spare: int) -> Region:
         ConfigError: there is not so much memory beside the arena and the tiers before this one.
     """
     nbytes = site.capacity // PAGE * PAGE
-    if nbytes <= 0 or nbytes > spare:
+    if not 0 < nbytes <= max(spare, free_huge_nbytes(site.nodes)):
         raise ConfigError(
             f"tier {site.name!r}: capacity: {format_nbytes(nbytes)} per rank, and "
             f"{format_nbytes(max(0, spare))} of memory are left for it"

@@ -27,6 +27,10 @@ class TierWrapper(Tier):
     def located(self) -> list[tuple[int, int]]:
         return self._inner.located()
 
+    @property
+    def memory_nbytes(self) -> int:
+        return self._inner.memory_nbytes
+
     def read(self, key: bytes, bufs: Sequence[Bytes]) -> int:
         return self._inner.read(key, bufs)
 

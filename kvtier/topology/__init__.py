@@ -5,7 +5,7 @@ What cannot be read is absent, never an error.
 """
 
 from kvtier.topology.cxl import CxlDevice, CxlRegion, cxl_devices, cxl_regions
-from kvtier.topology.memory import free_nbytes, limit_nbytes, shared_nbytes
+from kvtier.topology.memory import free_nbytes, limit_nbytes
 from kvtier.topology.nodes import (
     HugePages,
     Node,
@@ -40,5 +40,4 @@ __all__ = [
     "nodes",
     "numa_nodes",
     "parse_list",
-    "shared_nbytes",
 ]

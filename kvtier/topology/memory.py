@@ -30,22 +30,11 @@ def limit_nbytes(root: Path = ROOT) -> int | None:
     return min((most for most in found if most is not None), default=None)
 
 
-def shared_nbytes(root: Path = ROOT) -> int:
-    """Return the bytes of memory that processes share, arenas among it: this cgroup's where it has a limit."""
-    limited = [limits for limits in _cgroups(root) if _most(limits) is not None]
-    shared = [_stat(limits).get("shmem", 0) for limits in limited]
-    return min(shared) if shared else _meminfo(root).get("Shmem", 0)
-
-
 def _available(root: Path) -> int:
-    found = _meminfo(root).get("MemAvailable")
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if found is None else found
-
-
-def _meminfo(root: Path) -> dict[str, int]:
-    """Read lines like `Shmem: 17 kB` into bytes by name."""
-    lines = (line.split() for line in (text(root / "proc/meminfo") or "").splitlines())
-    return {words[0].rstrip(":"): int(words[1]) << 10 for words in lines if words[2:] == ["kB"]}
+    for line in (text(root / "proc/meminfo") or "").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _cgroups(root: Path) -> Iterator[_Limits]:
@@ -81,14 +70,10 @@ def _room(limits: _Limits) -> list[int]:
         most = _most(limits)
         if most is None:
             return []
-        stat = _stat(limits)
-        cache = stat.get("total_inactive_file", stat.get("inactive_file", 0))
+        stat = dict(
+            line.split() for line in (text(limits.folder / "memory.stat") or "").splitlines()
+        )
+        cache = int(stat.get("total_inactive_file", stat.get("inactive_file", "0")))
         return [most - int((limits.folder / limits.used).read_text()) + cache]
     except (OSError, ValueError):
         return []
-
-
-def _stat(limits: _Limits) -> dict[str, int]:
-    """Read a cgroup's `memory.stat`; v1 counts what is below it under names of their own."""
-    lines = (line.split() for line in (text(limits.folder / "memory.stat") or "").splitlines())
-    return {name: int(value) for name, value in lines}

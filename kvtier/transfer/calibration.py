@@ -7,6 +7,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import product
 from pathlib import Path as FilePath
 
 import msgspec
@@ -114,26 +115,36 @@ def measure(
     """
     rates: list[Rate] = []
     stream = site.streams.open()
-    for run_nbytes in (size for size in SIZES if size <= site.arena.slot_nbytes):
+    sizes = [size for size in SIZES if size <= site.arena.slot_nbytes]
+    for run_nbytes, direction in product(sizes, Direction):
         try:
-            trial, work, pages = _trial(site, run_nbytes)
-            ways = [
-                (direction, path, mover)
-                for direction in Direction
-                for path, mover in movers(trial, {0: [pages]}, direction).items()
-            ]
+            rates += _rates(site, movers, direction, run_nbytes, stream, clock)
         except Exception as exc:
             logger.warning("copies in runs of %d bytes are not measured: %s", run_nbytes, exc)
             break
-        nbytes = trial.layout.moved_nbytes(work)
-        for direction, path, mover in ways:
-            try:
-                seconds = statistics.median(_times(trial, mover, work, stream, clock))
-            except Exception as exc:
-                logger.warning("%s: %s does not work here: %s", direction, path, exc)
-            else:
-                rates.append(Rate(direction, path, run_nbytes, nbytes / max(1e-9, seconds)))
     return tuple(rates)
+
+
+def _rates(
+    site: Site,
+    movers: MakeMovers,
+    direction: Direction,
+    run_nbytes: int,
+    stream: int,
+    clock: Callable[[], float],
+) -> list[Rate]:
+    """Measure one size in one direction; the device's memory that it takes goes with the return."""
+    rates = []
+    trial, work, pages = _trial(site, run_nbytes)
+    nbytes = trial.layout.moved_nbytes(work)
+    for path, mover in movers(trial, {0: [pages]}, direction).items():
+        try:
+            seconds = statistics.median(_times(trial, mover, work, stream, clock))
+        except Exception as exc:
+            logger.warning("%s: %s does not work here: %s", direction, path, exc)
+        else:
+            rates.append(Rate(direction, path, run_nbytes, nbytes / max(1e-9, seconds)))
+    return rates
 
 
 def _times(

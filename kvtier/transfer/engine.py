@@ -40,6 +40,9 @@ class Transfer(ABC):
     def done(self) -> bool:
         """Whether the copy is over, well or badly; never blocks."""
 
+    def stop(self) -> None:  # noqa: B027 - optional
+        """Start nothing more of it: nobody wants it any more. It ends with what was started."""
+
     @abstractmethod
     def result(self) -> Moved:
         """Wait for the device side of the copy to be over.

@@ -70,6 +70,9 @@ class StreamTransfer(Transfer):
             raise self._error
         return Moved(self._nbytes, self._ended - self._submitted)
 
+    def stop(self) -> None:
+        self.waiting.clear()
+
     def wait(self) -> None:
         """Wait until nothing of it is under way; all of it has started."""
         while self.started:

@@ -122,7 +122,7 @@ def test_a_live_engine_is_read_and_never_fixed(path: Path) -> None:
 
 
 def test_data_parallel_engines_are_found(tmp_path: Path) -> None:
-    with rig([file_tier(tmp_path)], dp_index=1, dp_size=2) as io:
+    with rig([file_tier(tmp_path)], engine=1) as io:
         io.fill(0)
         io.one(OpKind.WRITE, 0)
     assert [n["records"] for n in json.loads(run(tmp_path, "--json").stdout)["namespaces"]] == [1]

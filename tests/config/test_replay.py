@@ -19,7 +19,8 @@ def test_units_and_defaults() -> None:
     )
     assert config.replay.kv_bytes_per_token == 64 << 10
     assert config.replay.prefill_knee == 30_000
-    assert config.tiers[0].medium == MediumConfig(read=20 << 30, latency_s=0.002)
+    medium = MediumConfig(read=20 << 30, write=25 << 30, latency_s=0.002)
+    assert config.tiers[0].medium == medium  # what is not said of tier 0 is not a disk's
 
 
 def test_a_record_is_a_file_in_a_directory(tmp_path: Path) -> None:

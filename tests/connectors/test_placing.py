@@ -1,6 +1,7 @@
 """A rank's memory is put on the node of its device, or where the configuration says."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -51,27 +52,82 @@ def test_what_is_not_bound_is_said_and_what_has_room_is_filled_in(
 
 
 @pytest.mark.parametrize(
-    ("lower_mib", "free_mib", "shared_mib", "enough"),
+    ("arena_mib", "lower_mib", "free_mib", "taken_mib", "enough"),
     [
-        (0, 32, 0, True),
-        (0, 31, 0, False),
-        (2, 48, 0, True),
-        (2, 47, 0, False),
-        (0, 4, 28, True),  # the last of eight ranks: the others have theirs
-        (0, 4, 27, False),
-        (0, 3, 500, False),  # what others share is no more than seven arenas
+        (4, 0, 32, 0, True),
+        (4, 0, 31, 0, False),
+        (4, 2, 48, 0, True),
+        (4, 2, 47, 0, False),
+        (4, 0, 4, 28, True),  # the last of eight ranks: the others have theirs
+        (4, 2, 6, 28, True),
+        (4, 0, 4, 27, False),
+        (4, 0, 3, 500, False),  # its own is not there
+        (0, 2, 16, 0, True),  # an arena of explicit huge pages
+        (0, 2, 15, 0, False),
     ],
 )
 def test_there_must_be_room_for_every_rank(
+    arena_mib: int,
     lower_mib: int,
     free_mib: int,
-    shared_mib: int,
+    taken_mib: int,
     enough: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(topology, "free_nbytes", lambda: free_mib << 20)
-    monkeypatch.setattr(topology, "shared_nbytes", lambda: shared_mib << 20)
-    assert placing.fits(4 << 20, lower_mib << 20, 8) == enough
+    monkeypatch.setattr(placing, "taken_by_others", lambda owner: taken_mib << 20)
+    assert placing.fits(arena_mib << 20, lower_mib << 20, 8, "server") == enough
+
+
+@pytest.mark.parametrize(
+    ("engine_id", "index", "size", "engine"),
+    [
+        ("ab12", 0, 1, None),
+        ("ab12_dp0", 0, 1, 0),  # of a dense model: vLLM keeps the name only
+        ("ab12_dp13", 0, 1, 13),
+        ("ab12_dp1", 1, 4, 1),
+        ("ab12", 2, 4, 2),
+        (None, 0, 1, None),
+        ("ab12_dp1_x", 0, 1, None),
+    ],
+)
+def test_which_engine_this_is(
+    engine_id: str | None, index: int, size: int, engine: int | None
+) -> None:
+    parallel = SimpleNamespace(data_parallel_index=index, data_parallel_size=size)
+    assert placing.engine_of(engine_id, parallel) == engine
+
+
+def test_engines_of_one_server_have_one_owner() -> None:
+    assert {placing.owner_of(f"ab12_dp{i}") for i in range(3)} == {"ab12"}
+    assert placing.owner_of("ab12") == "ab12"
+    assert placing.owner_of(None) == ""
+
+
+@pytest.mark.parametrize(
+    ("configured", "engine", "ranks", "cards", "gpus", "engines"),
+    [
+        (1, None, 2, 0, 8, 1),
+        (0, None, 2, 0, 0, 1),
+        (4, 1, 2, 0, 8, 4),  # vLLM knows
+        (1, 1, 2, 8, 0, 4),  # vLLM forgot
+        (1, 0, 2, 0, 8, 4),
+        (1, 0, 1, 0, 0, 1),  # on the CPU nothing says
+    ],
+)
+def test_how_many_engines_share_the_node(
+    configured: int,
+    engine: int | None,
+    ranks: int,
+    cards: int,
+    gpus: int,
+    engines: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nvml = SimpleNamespace(cards=range(cards))
+    monkeypatch.setattr(topology, "ask_nvml", lambda: nvml)
+    monkeypatch.setattr(topology, "gpus", lambda: range(gpus))
+    assert placing.engines_here(configured, engine, ranks) == engines
 
 
 def test_memory_that_was_not_asked_for_is_not_taken() -> None:

@@ -40,6 +40,7 @@ def worker() -> Iterator[KVTierWorker]:
         groups=[SimpleNamespace(group_id=0)],
         model=SimpleNamespace(dtype="bfloat16"),
         parallel=SimpleNamespace(rank=1, world_size=2, data_parallel_index=0, data_parallel_size=1),
+        engine_id="engine",
     )
     worker = KVTierWorker(config, caches)
     yield worker

@@ -73,6 +73,12 @@ def test_the_doctor_sees_what_the_slot_does_not_give(tmp_path: Path) -> None:
     assert driver.what == "NVIDIA driver 580.65.06"
 
 
+def test_a_slot_that_is_not_told_is_no_worse_than_the_gpu(tmp_path: Path) -> None:
+    card = H100._replace(slot_generation=None)
+    patient = Patient(trees.two_sockets(tmp_path), nvml=Nvml((card,), "580"))
+    assert {finding.level for finding in devices.gpus(patient)} == {Level.OK}
+
+
 def test_the_doctor_says_when_nvml_does_not_answer(tmp_path: Path) -> None:
     *_, last = devices.gpus(Patient(trees.two_sockets(tmp_path), nvml=Nvml(error="not there")))
     assert (last.level, last.what) == (Level.WARN, "NVML does not answer: not there")

@@ -1,6 +1,7 @@
 """A real server over HTTP: streams, metrics, cache events for routers, and a second connector beside ours."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +91,33 @@ def test_beside_another_connector(
         for prompt in LONG:
             assert running.generate([prompt], TOKENS) == reference.of([prompt])
     assert running.metrics()["kvtier:loads_total"] > 0
+
+
+def test_data_parallel_engines_keep_to_themselves(
+    serve: ServerFactory, reference: Reference, llama: Path, tmp_path: Path
+) -> None:
+    """Of a dense model vLLM tells each engine that it is the only one, in all but its name."""
+    trace = {"record": str(tmp_path / "trace.jsonl")}
+    tiers = nvme(tmp_path / "nvme", dram_capacity="64MiB")
+    server = serve(
+        ServerConfig(
+            model=llama,
+            blocks=40,
+            max_tokens=2304,
+            kvtier={**tiers, "trace": trace},
+            options=("--data-parallel-size", "2"),
+            env={"VLLM_CPU_OMP_THREADS_BIND": "0|1"},
+        )
+    )
+    with ThreadPoolExecutor(len(LONG)) as pool:
+        answers = pool.map(lambda prompt: complete(server.port, prompt, TOKENS), LONG)
+        assert [answer.tokens for answer in answers] == reference.of(LONG)
+    server.close()
+    assert sorted(path.name for path in tmp_path.glob("trace*")) == [
+        "trace.dp0.jsonl",
+        "trace.dp1.jsonl",
+    ]
+    for engine in ("dp0", "dp1"):
+        (lock,) = (tmp_path / "nvme" / engine).glob("r*.lock")
+        assert lock.name == "r0.lock"
+        assert list((tmp_path / "nvme" / engine).glob("*/r0/??/*.kvt")), "both were asked"

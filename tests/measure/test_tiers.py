@@ -8,7 +8,9 @@ import yaml
 from typer.testing import CliRunner
 
 from kvtier.cli import bench_tiers
+from kvtier.cli.bench_tiers import rewritten
 from kvtier.cli.main import build
+from kvtier.cli.room import Chunk
 from kvtier.config import load
 from kvtier.errors import ConfigError
 from kvtier.measure import fio, page
@@ -34,6 +36,8 @@ def test_it_recommends_the_least_that_gives_nearly_the_most() -> None:
         Point("nvme", 2 << 20, 2, 32, "write", 9.9, 0.0, 0.0, 1 << 20),  # nobody waits for it
     ]
     found = advise(points, threads=8)
+    writes = [Point("nvme", 2 << 20, 8, d, "write", d, 0.0, 0.0, 1 << 20) for d in (1, 32)]
+    assert advise([*points, *writes], threads=8).depth == 32  # writes share it
     assert (found.threads, found.depth, found.chunk_nbytes) == (4, 8, 2 << 20)
     assert (found.read_gb_s, found.latency_s) == (3.2, 0.001)
     assert (found.medium.read, found.medium.write) == (1.6e9, 4.95e9)  # of records of half a chunk
@@ -129,3 +133,18 @@ def test_the_command_writes_back_what_it_recommends(
     assert medium.write == pytest.approx(advice["medium"]["write"], rel=0.001)
     assert medium.latency_s == pytest.approx(advice["medium"]["latency_s"], abs=1e-5)
     assert "<table>" in (tmp_path / "report.html").read_text()
+
+
+def test_a_configuration_without_lower_tiers_has_nothing_to_write_back() -> None:
+    assert yaml.safe_load(rewritten("io: {queue: 128}", [], Chunk(0, 1, 1, 1))) == {
+        "io": {"queue": 128}
+    }
+
+
+def test_a_configured_depth_does_not_bound_what_is_measured(tmp_path: Path) -> None:
+    slow = {"kind": "slow", "read_s": 0.02}
+    far = {"name": "far", "kind": "memory", "capacity": "4MiB", "depth": 2, "wrappers": [slow]}
+    tier = load({"tiers": [{"kind": "dram"}, far]}).tiers[1]
+    points = measure(tier, CHUNK, threads=8, depths=(8,), nbytes=1)
+    read = next(point for point in points if point.way == "read")
+    assert read.gb_s > 3 * CHUNK / 0.02 / 1e9  # of eight at a time; two would make 2

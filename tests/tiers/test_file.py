@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -36,7 +37,7 @@ class TestFileTier(FileMedium, TierContract):
             assert mode == (0o700 if path.is_dir() else 0o600), path
 
     def test_each_data_parallel_engine_has_its_level(self) -> None:
-        tier = self.make(Site("kv", dp_index=3, dp_size=4))
+        tier = self.make(Site("kv", engine=3))
         tier.open(FIRST, "{}")
         tier.write(KEY, [pages(1)])
         assert len(list((self.base / "dp3" / FIRST / "r0").rglob("*.kvt"))) == 1
@@ -198,7 +199,7 @@ class TestForeign(FileMedium):
             tier.close()
             os.utime(self.base / (namespace * 32) / "manifest.json", (i, i))
         tier = self.opened(FIRST)
-        everything = sum(f.nbytes for f in directory.foreign([self.base], FIRST))
+        everything = sum(f.nbytes for f in directory.foreign(self.base, FIRST))
         assert everything >= 3 * 4 * PAGE
         assert tier.reclaim(0) == -(-everything // 2)  # one of two ranks
         left = tier.reclaim(1)
@@ -206,22 +207,55 @@ class TestForeign(FileMedium):
         assert left < everything // 2
         assert tier.reclaim(1 << 40) == 0
 
-    @pytest.mark.parametrize("engines", [1, 2])
-    def test_what_engines_of_another_number_left_counts_and_goes(self, engines: int) -> None:
-        for site in (Site("kv"), *(Site("kv", dp_index=i, dp_size=3) for i in range(3))):
-            tier = self.make(site)
-            tier.open(FIRST, "{}")
-            tier.write(KEY, [pages(4)])
-            tier.close()
+    def left_by(self, engine: int | None, namespace: str = FIRST) -> FileTier:
+        tier = self.make(Site("kv", engine=engine))
+        tier.open(namespace, "{}")
+        tier.write(KEY, [pages(4)])
+        return tier
+
+    def records(self) -> set[str]:
+        return {str(path.relative_to(self.base))[:5] for path in self.base.rglob("*.kvt")}
+
+    def test_what_several_engines_left_counts_for_one_and_goes(self) -> None:
+        for engine in range(3):
+            self.left_by(engine).close()
         (self.base / "dp7").write_text("not a directory")
-        tier = self.make(Site("kv", dp_size=engines))
-        tier.open(FIRST, "{}")
-        left = {1: ["dp0", "dp1", "dp2"], 2: ["", "dp2"]}[engines]
-        assert len(left) * 4 * PAGE <= tier.reclaim(0) < (len(left) + 1) * 4 * PAGE
+        (self.base / "dp0-old").mkdir()
+        ((self.base / "dp0-old") / FIRST).mkdir()
+        tier = self.left_by(None)
+        assert 3 * 4 * PAGE <= tier.reclaim(0) < 4 * 4 * PAGE
         assert tier.reclaim(1 << 40) == 0
-        kept = {"", "dp0", "dp1", "dp2"} - set(left)
-        records = {path.relative_to(self.base).parts[0] for path in self.base.rglob("*.kvt")}
-        assert records == {name or FIRST for name in kept}
+        assert self.records() == {FIRST[:5]}
+        assert (self.base / "dp0-old" / FIRST).exists()
+
+    def test_engines_spare_each_other_and_take_what_one_left(self) -> None:
+        for engine in (None, 1):
+            self.left_by(engine, SECOND).close()
+        self.left_by(1).close()  # it may start again
+        live = self.left_by(2, SECOND)
+        tier = self.left_by(0)
+        assert 2 * 4 * PAGE <= tier.reclaim(0) < 3 * 4 * PAGE
+        assert tier.reclaim(1 << 40) == 0
+        assert self.records() == {f"dp0/{FIRST[0]}", f"dp1/{FIRST[0]}", f"dp2/{SECOND[0]}"}
+        live.close()
+
+    def test_what_cannot_be_read_of_others_or_went_meanwhile_is_not_counted(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tier = self.left_by(0)
+        self.left_by(1, SECOND).close()
+        real = directory.foreign
+
+        def denied(base: Path, own: str) -> list[directory.Foreign]:
+            if base.name == "dp1":
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return real(base, own)
+
+        monkeypatch.setattr(directory, "foreign", denied)
+        assert tier.reclaim(0) == 0
+        monkeypatch.undo()
+        shutil.rmtree(self.base / "dp1")
+        assert tier.reclaim(0) == 0
 
     def test_spares_what_a_live_process_uses(self) -> None:
         self.opened(FIRST, rank=1).write(KEY, [pages(1)])

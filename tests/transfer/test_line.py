@@ -149,6 +149,18 @@ def test_a_large_demand_starts_part_by_part(
     assert torch.equal(r.page, before)
 
 
+def test_nothing_more_is_started_of_what_nobody_wants(
+    monkeypatch: pytest.MonkeyPatch, make: Make
+) -> None:
+    monkeypatch.setitem(line.PACES, Urgency.DEMAND, Pace(2 * PAGE, 4 * PAGE))
+    r = make(Path.BATCHED)
+    unwanted, wanted = r.load(0, 10), r.load(10, 3)
+    unwanted.stop()
+    assert unwanted.result().nbytes == 4 * PAGE
+    assert wanted.result().nbytes == 3 * PAGE
+    assert r.sizes() == [2, 2, 2, 1]
+
+
 def test_a_part_that_fails_ends_a_large_demand(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

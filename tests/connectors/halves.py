@@ -1,0 +1,63 @@
+"""The two halves of the connector without an engine around them."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from kvtier.config import digest, load
+from kvtier.connectors.vllm.guard import Guard
+from kvtier.connectors.vllm.manager import TieredCacheManager
+from kvtier.connectors.vllm.messages import Hello
+from kvtier.connectors.vllm.rank import Rank
+from kvtier.connectors.vllm.scheduling import Scheduling
+from kvtier.connectors.vllm.worker import KVTierWorker
+
+CONFIG = load({"tiers": [{"name": "dram", "kind": "dram", "capacity": "1MiB"}]})
+
+
+def hello(slots: int) -> Hello:
+    """A rank's hello."""
+    return Hello(
+        rank=0,
+        slots=slots,
+        group_nbytes={0: 4096},
+        pages={0: (2048,)},
+        config_digest=digest(CONFIG),
+        blocks_per_chunk=2,
+        weights="commit:0",
+    )
+
+
+def scheduling(groups: tuple[object, ...] = (), **vllm: object) -> Scheduling:
+    """EngineCore's half, that has met one rank; `vllm` are attributes of vLLM's configuration."""
+    group = SimpleNamespace(group_idx=0, tokens_per_chunk=32, sliding_window_size_in_chunks=None)
+    base: Any = SimpleNamespace(
+        manager=TieredCacheManager(),
+        config=SimpleNamespace(kv_group_configs=[group]),
+        _req_status={},
+    )
+    vllm_config: Any = SimpleNamespace(
+        model_config=SimpleNamespace(get_hidden_size=lambda: 64),
+        parallel_config=SimpleNamespace(world_size=1),
+        cache_config=SimpleNamespace(prefix_caching_hash_algo="sha256"),
+        **vllm,
+    )
+    cache_config: Any = SimpleNamespace(kv_cache_groups=list(groups))
+    made = Scheduling(CONFIG, vllm_config, cache_config, base)
+    made.meet([hello(8)])
+    return made
+
+
+def worker(engine: object) -> KVTierWorker:
+    """A worker of one block per chunk around a transfer engine."""
+    made = KVTierWorker.__new__(KVTierWorker)
+    made.blocks_per_chunk, made._groups, made._engine = 1, [0], engine  # type: ignore[assignment]
+    made._jobs, made._failed, made._spoiled = {}, {}, set()
+    made._failed_loads, made._invalid_blocks, made.guard = set(), set(), Guard()
+    return made
+
+
+def rank(of: KVTierWorker) -> Rank:
+    """The worker's half."""
+    made = Rank.__new__(Rank)
+    made._base = SimpleNamespace(worker=of)
+    return made

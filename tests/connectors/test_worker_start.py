@@ -1,0 +1,152 @@
+"""What a worker decides at its start: what is pinned and filled in, what is left for its lower tiers, who is here."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+import torch
+from vllm.v1.kv_offload.base import (
+    CanonicalKVCacheRef,
+    CanonicalKVCaches,
+    CanonicalKVCacheTensor,
+)
+
+from kvtier import topology
+from kvtier.arena import Arena
+from kvtier.config import load
+from kvtier.connectors.vllm import layout, placing, rank, worker
+from kvtier.connectors.vllm.rank import Rank
+from kvtier.connectors.vllm.spec import KVTierSpec
+from kvtier.connectors.vllm.worker import KVTierWorker
+
+PAGE = 8192
+MIB = 1 << 20
+FAR = {"name": "far", "kind": "memory", "capacity": "4MiB"}
+
+
+class Seen:
+    """What the worker asked for."""
+
+    pin: bool | None = None
+    spare: int = -1
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
+    """A machine with 32 MiB free, and a device that is none."""
+    found = Seen()
+
+    def engine(*_: object, pin: bool) -> None:
+        found.pin = pin
+
+    def start_io(*arguments: Any) -> None:
+        found.spare = arguments[-1]
+
+    monkeypatch.setattr(topology, "free_nbytes", lambda: 32 * MIB)
+    monkeypatch.setattr(worker, "stream_engine", engine)
+    monkeypatch.setattr(worker, "_start_io", start_io)
+    return found
+
+
+def start(capacity: str | None, *, ranks: int = 1, engines: int = 1) -> KVTierWorker:
+    """Start a worker on a device."""
+    tensor = torch.zeros((4, PAGE), dtype=torch.int8, device="meta")
+    caches = CanonicalKVCaches(
+        [CanonicalKVCacheTensor(tensor, PAGE)], [[CanonicalKVCacheRef(0, PAGE)]]
+    )
+    dram = {"kind": "dram", **({"capacity": capacity} if capacity else {})}
+    config: Any = SimpleNamespace(
+        extra_config={"kvtier": {"tiers": [dram, FAR]}},
+        cache=SimpleNamespace(blocks_per_chunk=2),
+        groups=[SimpleNamespace(group_id=0)],
+        parallel=SimpleNamespace(rank=0, world_size=ranks),
+        engine_id="server_dp1",
+    )
+    return KVTierWorker(config, caches, engines=engines)
+
+
+def is_filled(made: KVTierWorker) -> bool:
+    prefault = made.arena._prefault
+    if prefault is not None:
+        prefault.wait()
+    made.arena.close()
+    return prefault is not None
+
+
+@pytest.mark.parametrize(
+    ("capacity", "ranks", "engines", "fits"),
+    [
+        ("16MiB", 1, 1, True),
+        ("28MiB", 1, 1, True),
+        ("29MiB", 1, 1, False),
+        ("16MiB", 2, 1, True),  # 8 MiB each
+        ("16MiB", 2, 2, False),  # of each of two engines
+        (None, 1, 1, True),  # a quarter of 32 MiB
+        (None, 1, 4, True),
+    ],
+)
+def test_an_arena_is_pinned_and_filled_in_where_all_fit(
+    seen: Seen, capacity: str | None, ranks: int, engines: int, fits: bool
+) -> None:
+    made = start(capacity, ranks=ranks, engines=engines)
+    assert seen.pin == fits
+    assert seen.spare == 32 * MIB - made.arena.nbytes
+    assert is_filled(made) == fits
+
+
+def test_explicit_huge_pages_take_no_ordinary_memory(
+    seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Huge(Arena):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.huge = True
+
+    monkeypatch.setattr(worker, "Arena", Huge)
+    made = start("64MiB")
+    assert (seen.pin, seen.spare) == (True, 32 * MIB)
+    made.arena.close()
+
+
+def test_every_rank_of_a_server_has_one_owner(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    owners: list[str] = []
+
+    def taken(owner: str) -> int:
+        owners.append(owner)
+        return 0
+
+    monkeypatch.setattr(placing, "taken_by_others", taken)
+    start("8MiB").arena.close()
+    assert owners == ["server"]
+
+
+@pytest.mark.parametrize(
+    ("device", "codec", "eviction", "asked"),
+    [
+        ("cpu", "raw", "lru", True),
+        ("meta", "raw", "lru", False),  # no kernel is called that nobody needs
+        ("meta", "int8", "lru", True),
+        ("meta", "raw", "attention", True),
+    ],
+)
+def test_a_rank_learns_who_is_here_and_where_keys_lie(
+    device: str, codec: str, eviction: str, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topology, "ask_nvml", lambda: SimpleNamespace(cards=range(8)))
+    monkeypatch.setattr(rank, "find_pages", lambda *_: {0: "asked"})
+    tiers = [{"kind": "dram", "eviction": eviction}, {**FAR, "codec": codec}]
+    spec = KVTierSpec.__new__(KVTierSpec)
+    spec.config, spec.pages, spec.engines = SimpleNamespace(engine_id="a_dp1"), {}, 1
+    parallel = SimpleNamespace(
+        world_size=2, data_parallel_size_local=1, data_parallel_index=1, data_parallel_size=1
+    )
+    vllm: Any = SimpleNamespace(parallel_config=parallel)
+    cache: Any = SimpleNamespace(kv_cache_groups=[object()])
+    base: Any = SimpleNamespace(spec=spec)
+    Rank(load({"tiers": tiers}), vllm, cache, base).learn({"a": torch.zeros(1, device=device)})
+    assert spec.pages == ({0: "asked"} if asked else {})
+    assert spec.engines == 4
+    assert layout.asked_for(load({"tiers": tiers})) == (asked and device == "meta")
