@@ -11,11 +11,14 @@ import pytest
 import torch
 
 from kvtier.arena import Arena
+from kvtier.transfer import line
 from kvtier.transfer.cuda import find
-from kvtier.transfer.engine import ChunkCopy, TransferEngine, chunk_nbytes
+from kvtier.transfer.engine import ChunkCopy, TransferEngine, Urgency, chunk_nbytes
 from kvtier.transfer.hardware import Hardware
+from kvtier.transfer.line import Pace
 from kvtier.transfer.paths import Path
 from kvtier.transfer.stream_engine import StreamTransferEngine
+from kvtier.transfer.streams import TorchStreams
 from tests.transfer.contract import Groups, TransferContract, fill, pages
 
 pytestmark = pytest.mark.gpu
@@ -133,6 +136,37 @@ def test_pages_may_be_overwritten_as_soon_as_a_transfer_is_done(path: Path) -> N
         assert all(torch.equal(a, b) for a, b in zip(layers, before, strict=True)), turn
     engine.close()
     arena.close()
+
+
+def test_what_is_more_than_may_be_under_way_arrives_too(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = pages([16384] * 4, blocks=256, device="cuda:0")
+    before = [layer.clone() for layer in layers]
+    engine, arena = engine_of(path, 64, layers, 4)
+    monkeypatch.setitem(line.PACES, Urgency.DEMAND, Pace(3 * arena.slot_nbytes, 1 << 20))
+    copies = [ChunkCopy(i, 0, tuple(range(4 * i, 4 * i + 4))) for i in range(64)]
+    store = engine.offload(copies)
+    while not store.done():
+        pass
+    for layer in layers:
+        layer.fill_(99)
+    load, later = engine.onload(copies[:63]), engine.onload(copies[63:])
+    later.result()
+    assert load.done()
+    assert all(torch.equal(a, b) for a, b in zip(layers, before, strict=True))
+    engine.close()
+    arena.close()
+
+
+def test_its_streams_are_nobody_else_s() -> None:
+    """Torch hands the same 32 of each priority to all who ask."""
+    streams = find(CUDA).streams
+    assert isinstance(streams, TorchStreams)
+    numbers = [streams.open(urgent=urgent) for urgent in (False, True)]
+    ours = {streams._streams[number].cuda_stream for number in numbers}
+    theirs = {torch.cuda.Stream(priority=p).cuda_stream for _ in range(64) for p in (0, -1)}
+    assert len(ours - theirs) == 2
 
 
 def test_a_calling_stream_of_its_own(path: Path) -> None:
