@@ -72,7 +72,7 @@ demo: setup
 bench: setup
 	@command -v fio >/dev/null || echo "fio is missing (Debian package fio): what needs it is left out" >&2
 	@/sbin/ldconfig -p | grep libnuma >/dev/null || echo "libnuma is missing (Debian package libnuma1): what needs it is left out" >&2
-	@for file in bench/[!_]*.py; do echo "== $$file"; $(BIN)/python $$file; done
+	@for file in bench/[!_]*.py; do echo "== $$file"; $(BIN)/python $$file || echo "$$file failed" >&2; done
 
 test-compat:
 	bash tests/compat/run.sh

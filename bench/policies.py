@@ -60,6 +60,9 @@ def main(words: list[str]) -> None:
     machine()
     chosen = [word for word in words if word not in FILES]
     for trace_name in [word for word in words if word in FILES] or FILES:
+        if not (TRACES / FILES[trace_name]).is_file():
+            print(f"# left out: there is no {TRACES / FILES[trace_name]}")
+            continue
         trace = TraceFile(TRACES / FILES[trace_name]).load(CHUNK_TOKENS[trace_name])
         for capacity in SIZES:
             compare(trace_name, trace, chosen or [*sorted(EVICTION), "belady"], capacity)

@@ -61,6 +61,9 @@ def replay(trace: Trace, prefetch: list[str], capacity: int) -> ReplayRow:
 def main() -> None:
     """Print every result."""
     machine()
+    if not WEKA.is_file():
+        print(f"# left out: there is no {WEKA}")
+        return
     with TemporaryDirectory() as directory:
         trace = load(Path(directory))
     for capacity in SIZES:

@@ -15,6 +15,11 @@ from kvtier.cli.room import Chunk, chunk_of, chunks_held, tier_nbytes
 from kvtier.cli.suggest import suggest
 from kvtier.config import Config, Plugin, TierConfig, load
 from kvtier.config.codecs import codec
+from kvtier.doctor import disks
+from kvtier.doctor.finding import Level
+from kvtier.errors import ConfigError
+from kvtier.io_process.plugins import in_memory
+from kvtier.region import free_huge_nbytes
 from kvtier.registry import STAGES
 from kvtier.units import format_nbytes
 
@@ -40,16 +45,35 @@ def check(
 ) -> None:
     """Check FILE as an engine on this machine would, and explain what it would do."""
     config = load(file)
+    refuse_memory(config)
     geometry = read_geometry(model, ranks=tp, dtype=kv_dtype) if model else None
     chunk = chunk_of(config, geometry, block_tokens) if geometry else None
     room = _room_table(config, geometry, chunk, tp)
     console = Console(highlight=False)
-    console.print(f"{escape(str(file))}: works on this machine")
+    console.print(f"{escape(str(file))}: an engine would start with it on this machine")
     if geometry and chunk:
         console.print(_describe_model(geometry, chunk, config, tp))
     console.print(room, _behaviour_table(config))
     for note in notes(config, geometry):
         console.print(f"- {escape(note)}")
+
+
+def refuse_memory(config: Config) -> None:
+    """Refuse memory tiers that the start would refuse: more than is free beside the arena and each other.
+
+    Raises:
+        ConfigError: the first of them.
+    """
+    spare = topology.free_nbytes() - tier_nbytes(config.tiers[0], 1)
+    for index, tier in enumerate(config.tiers):
+        if index and in_memory(tier.kind):
+            wanted = tier.capacity or 0
+            if wanted > max(spare, free_huge_nbytes(tier.numa or ())):
+                raise ConfigError(
+                    f"tiers[{index}].capacity: {format_nbytes(wanted)}, and "
+                    f"{format_nbytes(max(0, spare))} of memory are left for it beside the tiers above"
+                )
+            spare -= wanted
 
 
 def notes(config: Config, geometry: Geometry | None) -> list[str]:
@@ -61,6 +85,12 @@ def notes(config: Config, geometry: Geometry | None) -> list[str]:
             f"tiers[0].capacity: {format_nbytes(dram)} is more than the {format_nbytes(free)} of memory "
             "that is free here now"
         )
+    for tier in config.tiers:
+        path = tier.options.get("path")
+        if isinstance(path, str):
+            room = disks.room(Path(path), tier.capacity or 0)
+            if room.level is not Level.OK:
+                found.append(f"{room.area}: {room.what}: {room.advice}")
     if config.store == "prompt":
         found.append("store: prompt - what the model answers is not stored")
     if len(config.tiers) > 1 and not config.persist_lora:

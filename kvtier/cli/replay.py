@@ -54,7 +54,7 @@ def replay(  # noqa: PLR0913 - a command's options are its arguments
     jobs: Annotated[int, typer.Option(help="Processes; 0: one per core.")] = 0,
 ) -> None:
     """Replay a trace through the brain, per policy and size; Belady and an infinite cache are the ceilings."""
-    tiers = load(config) if config else None
+    tiers = load(config, here=False) if config else None
     if tiers and chunk_tokens is None:
         chunk_tokens = tiers.chunk_tokens
     sizes = counts(capacity_tokens, "--capacity-tokens")

@@ -50,15 +50,15 @@ def suggest(
     geometry = read_geometry(model, ranks=tp)
     made = compose(geometry, model, path, tp, block_tokens, output)
     text = yaml.safe_dump(made.raw, sort_keys=False, default_flow_style=None, width=100)
+    said = [*made.notes, " \\\n  ".join(made.flags)]
+    if deepspeed:
+        said.append(json.dumps(zero_blocks(path, made.config.io.threads), indent=2))
     if output:
         output.write_text(text)
-    else:
-        typer.echo(text)
-    for note in made.notes:
-        typer.echo(f"# {note}")
-    typer.echo("\n" + " \\\n  ".join(made.flags))
-    if deepspeed:
-        typer.echo("\n" + json.dumps(zero_blocks(path, made.config.io.threads), indent=2))
+        typer.echo("\n\n".join(said))
+    else:  # all of it is YAML, so that it can be redirected into a file
+        lines = "\n\n".join(said).splitlines()
+        typer.echo(text + "\n" + "\n".join(f"# {line}".rstrip() for line in lines))
 
 
 def compose(
@@ -82,7 +82,7 @@ def compose(
     else:
         notes.append("no file tier: name a directory on a local NVMe with --path")
     threads = min(16, max(4, (os.cpu_count() or 4) // (2 * ranks)))
-    raw: dict[str, object] = {"tiers": tiers, "prefetch": ["arrival"], "io": {"threads": threads}}
+    raw: dict[str, object] = {"tiers": tiers, "io": {"threads": threads}}
     config = load({**raw, "tiers": [_known(tier) for tier in tiers]})
     chunk = chunk_of(config, geometry, block_tokens)
     for index, tier in enumerate(config.tiers):
@@ -141,7 +141,7 @@ def _file(path: Path) -> dict[str, object]:
         "capacity": _whole(stat.f_bavail * stat.f_frsize * _DISK_SHARE),
     }
     if importlib.util.find_spec("zstandard"):
-        tier["codec"] = "zstd"
+        tier["codec"] = "lossless"
     return tier
 
 

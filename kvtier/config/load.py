@@ -15,20 +15,22 @@ from kvtier.errors import ConfigError
 Source = str | os.PathLike[str] | Mapping[str, object]
 
 
-def load(source: Source | None) -> Config:
+def load(source: Source | None, *, here: bool = True) -> Config:
     """Return the configuration in `source`: the path of a YAML, a mapping, or None for the default.
 
+    One that is not to run `here` may name directories and NUMA nodes of another machine.
+
     Raises:
-        ConfigError: it cannot work here; the message names the path of the mistake and helps.
+        ConfigError: it cannot work; the message names the path of the mistake and helps.
     """
     if source is None:
         return Config()
     if isinstance(source, Mapping):
-        return parse(source)
+        return parse(source, here=here)
     if not isinstance(source, str | os.PathLike):
         raise ConfigError(f"expected the path of a YAML file or a mapping, got {describe(source)}")
     try:
-        return parse(_read(Path(source)))
+        return parse(_read(Path(source)), here=here)
     except ConfigError as exc:
         raise ConfigError(f"{os.fspath(source)}: {exc}") from exc.__cause__
 

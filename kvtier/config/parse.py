@@ -29,8 +29,8 @@ _NOT_FOR_DRAM = {
 }
 
 
-def parse(raw: object) -> Config:
-    """Turn decoded YAML into a checked configuration.
+def parse(raw: object, *, here: bool = True) -> Config:
+    """Turn decoded YAML into a checked configuration; what is not to run `here` is not held against this machine.
 
     Raises:
         ConfigError: the first mistake.
@@ -46,19 +46,19 @@ def parse(raw: object) -> Config:
     if "io" in top:
         top["io"] = _io(top["io"])
     if top.get("trace") is not None:
-        top["trace"] = trace(top["trace"])
+        top["trace"] = trace(top["trace"], here=here)
     if "replay" in top:
         top["replay"] = replay(top["replay"])
     if "hooks" in top:
         top["hooks"] = _hooks(top["hooks"])
     _plugins(top, "prefetch", "prefetch", "prefetch")
     if isinstance(tiers := top.get("tiers"), list | tuple):
-        top["tiers"] = [_tier(tier, index) for index, tier in enumerate(tiers)]
+        top["tiers"] = [_tier(tier, index, here) for index, tier in enumerate(tiers)]
     try:
         config = msgspec.convert(top, Config)
     except msgspec.ValidationError as exc:
         raise translate(exc, "") from exc
-    check(config)
+    check(config, here=here)
     return config
 
 
@@ -90,7 +90,7 @@ def _callable(name: object, path: str) -> None:
             raise mistake(path, exc) from exc.__cause__
 
 
-def _tier(raw: object, index: int) -> dict[str, object]:
+def _tier(raw: object, index: int, here: bool) -> dict[str, object]:
     path = f"tiers[{index}]"
     given = dict(mapping(raw, path))
     tier = {key: given.pop(key) for key in _TIER_KEYS if key in given}
@@ -110,6 +110,7 @@ def _tier(raw: object, index: int) -> dict[str, object]:
         _dram(tier, given, path)
     else:
         _lower(tier, kind, given, path)
+        _directory(tier["options"], join(path, "path"), here)
     if "deadline" in tier:
         tier["deadline_s"] = tier.pop("deadline")
     return tier
@@ -145,9 +146,7 @@ def _lower(tier: dict[str, object], kind: str, given: dict[str, object], path: s
         raise mistake(join(path, "kind"), "only the first tier is 'dram'")
     tier_class = find("tier", kind, join(path, "kind"))
     assert issubclass(tier_class, Tier)
-    tier["options"] = own = options(tier_class, given, path, also=_TIER_KEYS)
-    if isinstance(directory := own.get("path"), str):
-        _directory(directory, join(path, "path"))
+    tier["options"] = options(tier_class, given, path, also=_TIER_KEYS)
     if "numa" in tier and not tier_class.takes_numa:
         raise mistake(join(path, "numa"), f"{kind!r} keeps nothing in memory that could be bound")
     tier["persistent"] = tier_class.persistent
@@ -157,13 +156,18 @@ def _lower(tier: dict[str, object], kind: str, given: dict[str, object], path: s
         tier["write"] = WriteMode.IDLE
 
 
-def _directory(directory: str, path: str) -> None:
+def _directory(options: object, path: str, here: bool) -> None:
     """Refuse a directory that cannot be made; the tier itself finds out whether it may write there."""
+    directory = options.get("path") if isinstance(options, dict) else None
+    if not isinstance(directory, str):
+        return
     parent = os_path.dirname(directory.rstrip("/"))
     if not os_path.isabs(directory):
         raise mistake(
             path, f"{directory!r} is not absolute: the engine's processes may start elsewhere"
         )
+    if not here:
+        return
     if not os_path.isdir(parent):
         raise mistake(path, f"there is no directory {parent!r} to make {directory!r} in")
     if os_path.exists(directory) and not os_path.isdir(directory):

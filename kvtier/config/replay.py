@@ -22,7 +22,7 @@ def replay(raw: object) -> dict[str, object]:
     return made
 
 
-def trace(raw: object) -> dict[str, object]:
+def trace(raw: object, *, here: bool) -> dict[str, object]:
     """Read the section `trace`; the file's directory must be there.
 
     Raises:
@@ -36,7 +36,7 @@ def trace(raw: object) -> dict[str, object]:
                 "trace.record",
                 f"{record!r} is not absolute: the engine's processes may start elsewhere",
             )
-        if not os.path.isdir(os.path.dirname(record)):
+        if here and not os.path.isdir(os.path.dirname(record)):
             directory = os.path.dirname(record)
             raise mistake("trace.record", f"there is no directory {directory!r}")
         if os.path.isdir(record):

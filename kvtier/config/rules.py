@@ -5,8 +5,8 @@ from kvtier.config.structs import Config, TierConfig
 from kvtier.config.words import mistake
 
 
-def check(config: Config) -> None:
-    """Refuse a configuration that its structs allow but that cannot work here.
+def check(config: Config, *, here: bool) -> None:
+    """Refuse a configuration that its structs allow but that cannot work, on this machine if it is to run `here`.
 
     Raises:
         ConfigError: the first rule that is broken.
@@ -22,12 +22,10 @@ def check(config: Config) -> None:
         _check_capacity(tier, index, path)
         if (tier.depth or 0) > (threads := config.io.threads):
             raise mistake(f"{path}.depth", f"{tier.depth} are more than io.threads, {threads}")
-        for node in tier.numa or ():
+        for node in tier.numa or () if here else ():
             if node not in nodes:
                 known = ", ".join(map(str, nodes))
-                raise mistake(
-                    f"{path}.numa", f"there is no NUMA node {node}; this machine has {known}"
-                )
+                raise mistake(f"{path}.numa", f"there is no NUMA node {node}; here are: {known}")
 
 
 def _check_capacity(tier: TierConfig, index: int, path: str) -> None:

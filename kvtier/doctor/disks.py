@@ -49,15 +49,22 @@ def look(path: Path, capacity: int, root: Path = Path("/")) -> Iterator[Finding]
         yield Finding(area, Level.WARN, f"no O_DIRECT: {refused}", advice)
     if rotational(mount.device, root):
         advice = "reads of many chunks at once will be slow; use an SSD"
-        yield Finding(area, Level.WARN, "the disk rotates", advice)
+        said = "the kernel says that the disk rotates, as it does of many virtual ones"
+        yield Finding(area, Level.WARN, said, advice)
+    yield room(path, capacity)
+
+
+def room(path: Path, capacity: int) -> Finding:
+    """Judge whether so many bytes of records have room at a path, those that are there included."""
+    area = f"disk {path}"
+    there = next(folder for folder in (path, *path.parents) if folder.is_dir())
     stat = os.statvfs(there)
     free = stat.f_bavail * stat.f_frsize
     held = sum(file.stat().st_size for file in path.rglob("*.kvt")) if path.is_dir() else 0
     said = f"{format_nbytes(free)} free, {format_nbytes(held)} of records, for {format_nbytes(capacity)}"
     if free + held < capacity:
-        yield Finding(area, Level.WARN, said, "writes will fail when it is full: lower capacity")
-    else:
-        yield Finding(area, Level.OK, said)
+        return Finding(area, Level.WARN, said, "writes will fail when it is full: lower capacity")
+    return Finding(area, Level.OK, said)
 
 
 def mount_of(path: Path, root: Path = Path("/")) -> Mount:

@@ -19,7 +19,8 @@ def nodes(patient: Patient) -> Iterator[Finding]:
     for node in found:
         kind = f"{len(node.cpus)} processors" if node.cpus else "no processors (CXL, or a device's)"
         what = (
-            f"node {node.number}: {format_nbytes(node.nbytes)}, {kind}, distances {node.distances}"
+            f"node {node.number}: {format_nbytes(node.free_nbytes)} free of "
+            f"{format_nbytes(node.nbytes)}, {kind}, distances {node.distances}"
         )
         if node.latency_ns and node.bandwidth_mb_s:
             what += f"; the firmware says {node.latency_ns} ns, {node.bandwidth_mb_s / 1000:g} GB/s"
@@ -69,7 +70,8 @@ def huge_pages(patient: Patient) -> Iterator[Finding]:
 def room(patient: Patient) -> Iterator[Finding]:
     """What the configuration takes against what there is."""
     free, limit = topology.free_nbytes(patient.root), topology.limit_nbytes(patient.root)
-    total = sum(node.nbytes for node in topology.nodes(patient.root)) or free
+    # Nodes of a machine whose memory comes and goes show less than there is.
+    total = max(free, sum(node.nbytes for node in topology.nodes(patient.root)))
     most = min(total, limit or total)
     said = f"{format_nbytes(free)} are free" + (
         f", the container's limit is {format_nbytes(limit)}" if limit else ""

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from kvtier.config import load
+from kvtier.errors import ConfigError
 from tests.trees import LLAMA_8B
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -104,3 +106,40 @@ def test_it_says_which_version_it_is(run: Run) -> None:
 
 def test_help_lists_the_commands(run: Run) -> None:
     assert "config" in run("--help").stdout
+
+
+def test_what_the_start_would_refuse_is_refused(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "kvtier.yaml"
+    path.write_text(
+        "tiers:\n"
+        "  - {kind: dram, capacity: 16MiB}\n"
+        "  - {name: near, kind: memory, capacity: 16MiB}\n"
+        "  - {name: far, kind: memory, capacity: 900TiB}\n"
+    )
+    done = run("config", "check", path)
+    assert done.returncode == 1
+    assert "tiers[2].capacity: 900TiB, and " in done.stderr
+    assert "of memory are left for it" in done.stderr
+
+
+def test_a_disk_that_is_too_small_is_a_note(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "kvtier.yaml"
+    path.write_text(
+        f"tiers: [{{kind: dram, capacity: 16MiB}}, {{kind: file, path: {tmp_path}/kv, capacity: 900TiB}}]"
+    )
+    done = run("config", "check", path)
+    assert done.returncode == 0
+    assert "0B of records, for 900TiB: writes will fail when it is full" in done.stdout
+
+
+def test_a_trace_is_replayed_over_a_machine_that_is_not_here(tmp_path: Path) -> None:
+    tiers: list[dict[str, object]] = [
+        {"kind": "dram", "capacity": "1GiB", "numa": [900]},
+        {"kind": "file", "path": "/no/such/place/kv", "capacity": "1GiB"},
+    ]
+    elsewhere = {"tiers": tiers, "trace": {"record": "/no/such/place/trace"}}
+    assert load(elsewhere, here=False).tiers[1].options == {"path": "/no/such/place/kv"}
+    with pytest.raises(ConfigError, match="is not absolute"):
+        load({"tiers": [tiers[0], {**tiers[1], "path": "kv"}]}, here=False)
+    with pytest.raises(ConfigError):
+        load(elsewhere)

@@ -71,7 +71,7 @@ def test_a_mistake_at_the_top(raw: Mapping[str, object], expected: str) -> None:
             ),
         ),
         ({"capacity": 0}, "tiers[0].capacity: 0 holds nothing; remove the tier instead"),
-        ({"numa": [1023]}, "tiers[0].numa: there is no NUMA node 1023; this machine has "),
+        ({"numa": [1023]}, "tiers[0].numa: there is no NUMA node 1023; here are: "),
         ({"numa": "near"}, "tiers[0].numa: expected a list, got a string"),
         ({"name": "my tier"}, "tiers[0].name: expected a string matching regex"),
         (
