@@ -128,10 +128,10 @@ class KVTierConnector(OffloadingConnector):
         return ours
 
     def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
-        meta = connector_output.kv_connector_worker_meta
+        meta, side = connector_output.kv_connector_worker_meta, self.scheduling
         if isinstance(meta, KVTierWorkerMetadata):
-            side = self.scheduling
             side.guard.run(partial(side.hear, meta), None)
+        side.speed.output()
         super().update_connector_output(connector_output)
 
     def has_pending_push_work(self) -> bool:

@@ -46,6 +46,7 @@ class KVTierMetadata(OffloadingConnectorMetadata):
     ops: list[TierOp] = field(default_factory=list)
     fail_loads: bool = False  # a reset: every load in flight is of a cache that is gone
     spoiled: set[int] = field(default_factory=set)  # stores whose blocks may be overwritten already
+    timed: int = 0  # the number of a step whose time says how fast the engine computes; 0: of none
 
 
 @dataclass
@@ -61,6 +62,9 @@ class KVTierWorkerMetadata(OffloadingWorkerMetadata):
     failed: dict[int, set[int]] = field(default_factory=dict)
     """Job -> positions of its chunks (in job order) that did not make it on some rank."""
     broken: str = ""  # why a rank turned itself off
+    timed: int = (
+        0  # the step that this comes with, if it is timed: without it there may be nothing to say
+    )
     placed: list[Placed] = field(default_factory=list)
     """Where the memory of each rank that is named here is; of the others nothing has changed."""
 
@@ -78,6 +82,7 @@ class KVTierWorkerMetadata(OffloadingWorkerMetadata):
                 scans=self.scans + other.scans,
                 failed=failed,
                 broken=self.broken or other.broken,
+                timed=max(self.timed, other.timed),
                 placed=self.placed + other.placed,
             )
         return KVTierWorkerMetadata(
@@ -87,5 +92,6 @@ class KVTierWorkerMetadata(OffloadingWorkerMetadata):
             scans=self.scans,
             failed=failed,
             broken=self.broken,
+            timed=self.timed,
             placed=self.placed,
         )

@@ -55,6 +55,7 @@ class Rank:
         self._hello: Hello | None = None
         self._placed: list[Placed] = []
         self._look_at = 0.0
+        self._timed = 0
 
     @property
     def worker(self) -> KVTierWorker:
@@ -115,6 +116,7 @@ class Rank:
         if meta.fail_loads:
             self.worker.fail_loads()
         self.worker.spoil(meta.spoiled)
+        self._timed = meta.timed
 
     def after(self) -> None:
         """Forget what was spoiled and is none of this rank's jobs, now that all of the step are known."""
@@ -145,7 +147,8 @@ class Rank:
         broken = "" if self._said_broken else self.guard.broken
         unmoved: list[Placed] = []
         placed = self.guard.run(self._moved, unmoved)
-        if base is None and not answers and not failed and not broken and not placed:
+        timed, self._timed = self._timed, 0
+        if base is None and not (answers or failed or broken or placed or timed):
             return None
         self._said_broken = bool(self.guard.broken)
         meta = KVTierWorkerMetadata(
@@ -153,6 +156,7 @@ class Rank:
             scans=[answer for answer in answers if isinstance(answer, ScanBatch)],
             failed=failed,
             broken=broken,
+            timed=timed,
             placed=placed,
         )
         if base is not None:

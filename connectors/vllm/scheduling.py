@@ -1,7 +1,6 @@
 """EngineCore's half of the connector: what `KVTierConnector` adds to vLLM's own scheduler hooks."""
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -22,6 +21,7 @@ from kvtier.connectors.vllm.hints import Hints
 from kvtier.connectors.vllm.manager import TieredCacheManager
 from kvtier.connectors.vllm.messages import Hello, KVTierMetadata, KVTierWorkerMetadata, SlotSpec
 from kvtier.connectors.vllm.overwrites import Overwrites
+from kvtier.connectors.vllm.speed import Speed
 from kvtier.errors import ConfigError
 from kvtier.sim.recorder import Recorder
 from kvtier.types import BlockKey, OpKind, TierOp
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FORSAKEN = 1 << 62  # operation ids beyond the brain's
-_PREFILL_TOKENS = 64  # a step of fewer is decode and says nothing about prefill
 
 
 class Fetch(Enum):
@@ -81,7 +80,7 @@ class Scheduling:
         self._reading: set[str] = set()
         self._fail_loads = False
         self._recorder: Recorder | None = None
-        self._step_started = (0.0, 0)
+        self.speed = Speed()
 
     @property
     def brain(self) -> TieredCache:
@@ -192,7 +191,7 @@ class Scheduling:
         meta.ops = self.brain.drain()
         meta.fail_loads, self._fail_loads = self._fail_loads, False
         meta.spoiled = self._overwrites.spoiled(output, meta.jobs_to_flush)
-        self._step_started = (time.monotonic(), output.total_num_scheduled_tokens)
+        meta.timed = self.speed.begin(output.total_num_scheduled_tokens)
 
     def hear(self, meta: KVTierWorkerMetadata) -> None:
         """Take what the ranks report: answers first, so that a failure is known before its job ends."""
@@ -211,7 +210,8 @@ class Scheduling:
                 self._jobs[job_id].failed |= positions
         for job_id, count in meta.completed_jobs.items():
             self._acknowledge(job_id, count)
-        self._measure_prefill()
+        if sample := self.speed.end(meta.timed):
+            self.brain.prefilled(*sample)
 
     def cancel(self, request: str) -> None:
         """Forget what was being read for a request that ended."""
@@ -302,12 +302,6 @@ class Scheduling:
         if job.ranks_left <= 0:
             del self._jobs[job_id]
             self.brain.finish(job.plan, [job.keys[i] for i in job.failed])
-
-    def _measure_prefill(self) -> None:
-        started, tokens = self._step_started
-        if tokens >= _PREFILL_TOKENS:
-            self.brain.prefilled(tokens, time.monotonic() - started)
-        self._step_started = (0.0, 0)
 
 
 def agree(hellos: Sequence[Hello], ranks: int, config_digest: str) -> None:

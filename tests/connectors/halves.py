@@ -60,4 +60,6 @@ def rank(of: KVTierWorker) -> Rank:
     """The worker's half."""
     made = Rank.__new__(Rank)
     made._base = SimpleNamespace(worker=of)
+    made.guard, made._said_broken, made._placed = of.guard, False, []
+    made._look_at, made._timed = 0.0, 0
     return made
