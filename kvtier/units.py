@@ -8,6 +8,8 @@ _DECIMAL = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])i?[Bb]?\s*", re.IGNORECASE)
 
 _COUNT = re.compile(r"\s*(\d[\d_]*(?:\.\d+)?)\s*(k|K|M|G|Ki|Mi|Gi)?\s*")
 
+_MOST = 2**63 - 1  # that every format on the way can write
+
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _COUNTS = {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 _TIMES = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
@@ -20,9 +22,9 @@ def parse_nbytes(value: object) -> int:
         ValueError: it is neither; the message says what to write.
     """
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
+        return int(_bounded(value))
     if isinstance(value, str) and (match := _NBYTES.fullmatch(value)):
-        return int(float(match[1]) * _UNITS[match[2] or "B"])
+        return int(_bounded(float(match[1]) * _UNITS[match[2] or "B"]))
     if isinstance(value, str) and (match := _DECIMAL.fullmatch(value)):
         raise ValueError(
             f"{value!r} is not a size (did you mean '{match[1]}{match[2].upper()}iB'?)"
@@ -69,7 +71,7 @@ def parse_count(value: object) -> int:
         count = float(match[1].replace("_", "")) * _COUNTS[match[2] or ""]
     if count < 1:
         raise ValueError(f"{value!r} is not a number of tokens; write for example 3M, 128k or 64Ki")
-    return int(count)
+    return int(_bounded(count))
 
 
 def format_count(count: int) -> str:
@@ -78,3 +80,9 @@ def format_count(count: int) -> str:
         if count >= _COUNTS[unit]:
             return f"{count / _COUNTS[unit]:.4g}{unit}"
     return str(count)
+
+
+def _bounded(value: float) -> float:
+    if value > _MOST:
+        raise ValueError(f"{value:g} is more than anything can hold")
+    return value

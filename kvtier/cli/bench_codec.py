@@ -16,6 +16,7 @@ from rich.table import Table
 
 from kvtier import registry
 from kvtier.cli.codec_rows import Array, Row, Sample, cut, measure
+from kvtier.cli.outputs import check_writable, save
 from kvtier.codec import Codec
 from kvtier.config import Plugin
 from kvtier.config.codecs import codec as read_codec
@@ -51,12 +52,13 @@ def codec(
     """Encode and decode real keys and values with each codec, on one core."""
     if (kv is None) == (model is None):
         raise ConfigError("give either --kv FILE.npy or --model DIR")
+    check_writable(json_file)
     sample = cut(read(kv, dtype) if kv else capture(model, text), dtype, chunk_tokens)
     if not sample.chunks:
         raise ConfigError(f"there are fewer than {chunk_tokens} tokens; say --chunk-tokens")
     rows = [measure(name, make(name), sample) for name in codecs or CODECS]
     if json_file:
-        json_file.write_text(msgspec.json.encode({"rows": rows}).decode() + "\n")
+        save(json_file, msgspec.json.encode({"rows": rows}).decode() + "\n")
     Console(highlight=False).print(_table(rows, sample, chunk_tokens))
 
 

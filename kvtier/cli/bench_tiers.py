@@ -1,28 +1,44 @@
 """`kvtier bench tiers`: measure every configured tier, on the machine that it is configured for."""
 
 import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
-import yaml
 from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
 from rich.table import Table
 
-from kvtier.chunking import LIMIT_TOKENS, TARGET_NBYTES
+from kvtier.chunking import TARGET_NBYTES
 from kvtier.cli.geometry import read_geometry
+from kvtier.cli.outputs import check_writable, save
 from kvtier.cli.room import PAGE, Chunk, chunk_of
-from kvtier.config import Config, load
+from kvtier.cli.tuned import BLOCK, recommended, tuned
+from kvtier.config import Config, TierConfig, load
+from kvtier.errors import ConfigError
 from kvtier.measure import fio, page
-from kvtier.measure.advice import Advice, advise
+from kvtier.measure.advice import Advice, choose, confirmed
 from kvtier.measure.tiers import Point, measure, measure_dram
 from kvtier.units import format_nbytes, parse_nbytes
 
 _CHUNKS = (512 << 10, 1 << 20, 2 << 20, 4 << 20)
 _THREADS = (2, 4, 8, 16)
 _DEPTHS = (1, 8, 32)
-_BLOCK = 16  # tokens of vLLM's block
+_MOST_FIO_S = 60.0
+
+
+class Found:
+    """What was measured until now; a failure or Ctrl-C in the middle does not take it away."""
+
+    def __init__(self) -> None:
+        self.points: list[Point] = []
+        self.disks: dict[str, fio.Disk] = {}
+        self.advice: list[Advice] = []
 
 
 def tiers(
@@ -31,7 +47,9 @@ def tiers(
         Path | None, typer.Option(help="A model's directory: its chunk size is the one in use.")
     ] = None,
     nbytes: Annotated[str, typer.Option(help="Bytes of each point.")] = "256MiB",
-    fio_seconds: Annotated[float, typer.Option(help="Of each point of fio; 0: without fio.")] = 1.0,
+    fio_seconds: Annotated[
+        float, typer.Option(help="Of each of fio's 54 points; 0: without fio.")
+    ] = 1.0,
     html: Annotated[Path | None, typer.Option(help="Write a report with heat maps here.")] = None,
     output: Annotated[
         Path | None, typer.Option(help="Write the YAML with what is recommended here.")
@@ -40,103 +58,155 @@ def tiers(
 ) -> None:
     """Measure latency and bandwidth of every tier, and recommend threads, depth and chunk size."""
     loaded = load(config)
+    text = config.read_text()
     use = _in_use(loaded, model)
-    points = sweep(loaded, use.nbytes, parse_nbytes(nbytes))
-    of_tier = {tier.name: [p for p in points if p.tier == tier.name] for tier in loaded.tiers[1:]}
-    advice = [advise(found, loaded.io.threads) for found in of_tier.values()]
-    disks = _fio(loaded, fio_seconds)
-    if as_json:
-        _print_json(points, disks, advice)
-    else:
-        _print(points, advice)
+    size, seconds = _nbytes(nbytes), _seconds(fio_seconds)
+    check_writable(html, output)
+    refuse_small(loaded, use.nbytes)
+    found = Found()
+    try:
+        with _progress() as status:
+            examine(loaded, use.nbytes, size, seconds, found, status)
+    finally:
+        _print_json(found) if as_json else _print(found, use)
     if html:
-        html.write_text(
-            page.render(points, disks, f"{platform.node()}, Linux {platform.release()}")
-        )
+        wanted = recommended(found.advice, use) if found.advice else ""
+        machine = f"{platform.node()}, Linux {platform.release()}"
+        save(html, page.render(found.points, found.disks, wanted, machine))
     if output:
-        output.write_text(rewritten(config.read_text(), advice, use))
+        save(output, tuned(text, found.advice, use))
+    for file in filter(None, (html, output)):
+        typer.echo(f"{file}: written", err=as_json)
 
 
-def sweep(config: Config, in_use: int, nbytes: int) -> list[Point]:
-    """Measure every tier: by chunk size and depth, then by threads at the chunk size in use.
+def examine(
+    config: Config, in_use: int, nbytes: int, fio_s: float, found: Found, status: Status
+) -> None:
+    """Measure every tier: by chunk size and depth, by threads at the chunk size in use, and as is recommended then.
 
     Raises:
         ConfigError: a tier cannot be opened.
         TierError: an operation failed.
     """
-    points = measure_dram(config.tiers[0], in_use, nbytes)
+    found.points += measure_dram(config.tiers[0], in_use, nbytes)
     now = config.io.threads
     for tier in config.tiers[1:]:
+        run = partial(_run, found, status, tier, nbytes)
         for chunk in sorted({*_CHUNKS, in_use}):
-            points += measure(tier, chunk, threads=now, depths=_DEPTHS, nbytes=nbytes)
+            if _fits(tier, chunk):
+                run(chunk, now, _DEPTHS)
         for threads in _THREADS:
             if threads != now:
-                deep = _DEPTHS[-1:]
-                points += measure(tier, in_use, threads=threads, depths=deep, nbytes=nbytes)
+                run(in_use, threads, _DEPTHS[-1:])
+        choice = choose([point for point in found.points if point.tier == tier.name], now)
+        as_chosen = run(choice.chunk_nbytes, choice.threads, (1, choice.depth))
+        found.advice.append(confirmed(choice, as_chosen))
+    for tier in config.tiers[1:]:
+        path = tier.options.get("path")
+        if fio_s and fio.installed() and isinstance(path, str):
+            status.update(f"{tier.name}: fio, {fio.POINTS} times {fio_s:g} s")
+            assert tier.capacity is not None
+            found.disks[tier.name] = fio.characterise(Path(path), fio_s, capacity=tier.capacity)
+
+
+def _run(
+    found: Found,
+    status: Status,
+    tier: TierConfig,
+    nbytes: int,
+    chunk_nbytes: int,
+    threads: int,
+    depths: Sequence[int],
+) -> list[Point]:
+    status.update(f"{tier.name}: chunks of {format_nbytes(chunk_nbytes)}, {threads} threads")
+    points = measure(tier, chunk_nbytes, threads=threads, depths=depths, nbytes=nbytes)
+    found.points += points
     return points
 
 
-def rewritten(text: str, advice: list[Advice], use: Chunk) -> str:
-    """Put what was found into a configuration: for each tier, and what the most demanding wants; comments are lost."""
-    raw = yaml.safe_load(text)
-    for tier, each in zip(raw.get("tiers", [])[1:], advice, strict=True):
-        tier["depth"] = max(2, min(each.depth, each.threads))
-        tier["medium"] = {
-            "read": format_nbytes(each.medium.read),
-            "write": format_nbytes(each.medium.write),
-            "latency": f"{max(0.01, each.medium.latency_s * 1e3):.2f}ms",
-        }
-    if advice:
-        others = len(advice) - 1  # a thread is kept for each
-        raw.setdefault("io", {})["threads"] = max(each.threads for each in advice) + others
-    if advice and use.tokens:
-        wanted = max(each.chunk_nbytes for each in advice)
-        blocks = round(wanted * use.tokens / use.nbytes / _BLOCK)
-        raw["chunk_tokens"] = _BLOCK * max(1, min(blocks, LIMIT_TOKENS // _BLOCK))
-    text = yaml.safe_dump(raw, sort_keys=False, default_flow_style=None, width=100)
-    return str(text)
+def refuse_small(config: Config, chunk_nbytes: int) -> None:
+    """Refuse tiers in which nothing could be measured.
+
+    Raises:
+        ConfigError: the first of them.
+    """
+    for index, tier in enumerate(config.tiers):
+        if not _fits(tier, chunk_nbytes, below=bool(index)):
+            held = format_nbytes(tier.capacity or 0)
+            raise ConfigError(
+                f"tiers[{index}].capacity: {held} has no room for {2 if index else 1} x "
+                f"{format_nbytes(chunk_nbytes)}, a chunk: nothing could be measured"
+            )
+
+
+def _fits(tier: TierConfig, chunk_nbytes: int, *, below: bool = True) -> bool:
+    least = 2 * (chunk_nbytes + PAGE) if below else chunk_nbytes
+    return tier.capacity is None or tier.capacity >= least
+
+
+def _nbytes(words: str) -> int:
+    try:
+        return parse_nbytes(words)
+    except ValueError as exc:
+        raise ConfigError(f"--nbytes: {exc}") from exc
+
+
+def _seconds(given: float) -> float:
+    if not 0 <= given <= _MOST_FIO_S:
+        raise ConfigError(f"--fio-seconds: {given:g} is not from 0 to {_MOST_FIO_S:g}")
+    return given
 
 
 def _in_use(config: Config, model: Path | None) -> Chunk:
     """Size a chunk; of no model in particular it has no tokens."""
     if model is None:
         return Chunk(0, TARGET_NBYTES, TARGET_NBYTES, TARGET_NBYTES + PAGE)
-    return chunk_of(config, read_geometry(model, ranks=1), _BLOCK)
+    return chunk_of(config, read_geometry(model, ranks=1), BLOCK)
 
 
-def _fio(config: Config, seconds: float) -> dict[str, list[fio.Cell]]:
-    found: dict[str, list[fio.Cell]] = {}
-    for tier in config.tiers[1:]:
-        path = tier.options.get("path")
-        if seconds and fio.installed() and isinstance(path, str):
-            found[tier.name] = list(fio.characterise(Path(path), seconds))
-    return found
+@contextmanager
+def _progress() -> Iterator[Status]:
+    """Say what is being measured, where somebody watches."""
+    with Console(stderr=True).status("dram") as status:
+        yield status
 
 
-def _print_json(
-    points: list[Point], disks: dict[str, list[fio.Cell]], advice: list[Advice]
-) -> None:
-    lines: list[dict[str, object]] = [{"result": "tier", **p._asdict()} for p in points]
-    for name, cells in disks.items():
-        lines += [{"result": "fio", "tier": name, **cell._asdict()} for cell in cells]
-    lines += [{"result": "advice", **each._asdict()} for each in advice]
+def _print_json(found: Found) -> None:
+    lines: list[dict[str, object]] = [{"result": "tier", **p._asdict()} for p in found.points]
+    for name, disk in found.disks.items():
+        lines += [{"result": "fio", "tier": name, **cell._asdict()} for cell in disk.cells]
+        lines += [{"result": "fio refused", "tier": name, "why": why} for why in disk.refused]
+    lines += [{"result": "advice", **each._asdict()} for each in found.advice]
     for line in lines:
         typer.echo(msgspec.json.encode(line).decode())
 
 
-def _print(points: list[Point], advice: list[Advice]) -> None:
-    console = Console(highlight=False)
+def _print(found: Found, use: Chunk) -> None:
+    console = Console(highlight=False, soft_wrap=True)
     table = Table("tier", "chunk", "threads", "depth", "way", "GB/s", "median ms", "p99 ms")
-    for p in points:
+    for p in found.points:
         sizes = (format_nbytes(p.chunk_nbytes), str(p.threads), str(p.depth), p.way)
         speeds = (f"{p.gb_s:.2f}", f"{p.median_s * 1e3:.2f}", f"{p.p99_s * 1e3:.2f}")
         table.add_row(p.tier, *sizes, *speeds)
     console.print(table)
-    for each in advice:
-        console.print(
-            f"{each.tier}: io.threads {each.threads}, {each.depth} reads at a time, chunks of "
-            f"{format_nbytes(each.chunk_nbytes)}: {each.read_gb_s:.2f} GB/s; one read alone "
-            f"{each.latency_s * 1e3:.2f} ms"
-        )
+    for name, disk in found.disks.items():
+        if disk.cells:
+            best = max(disk.cells, key=lambda cell: cell.gb_s)
+            console.print(
+                f"{escape(name)}: the disk alone, by fio: up to {best.gb_s:.2f} GB/s ({best.mix}, "
+                f"{best.engine}, blocks of {format_nbytes(best.block_nbytes)}, depth {best.depth})"
+            )
+        for why in disk.refused[:1]:
+            more = f"; {len(disk.refused) - 1} more" if len(disk.refused) > 1 else ""
+            console.print(f"{escape(name)}: fio refused {escape(why)}{more}")
     if not fio.installed():
         console.print("fio is not installed (Debian package fio): the disk alone was not measured")
+    for each in found.advice:
+        console.print(
+            f"{escape(each.tier)}: {each.threads} threads, {each.depth} at a time, chunks of "
+            f"{format_nbytes(each.chunk_nbytes)}: {each.read_gb_s:.2f} GB/s read; one alone "
+            f"{each.latency_s * 1e3:.2f} ms"
+        )
+    if found.advice:
+        console.print("recommended, in the YAML:\n")
+        console.print(escape(recommended(found.advice, use)))

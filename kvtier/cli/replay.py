@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from kvtier.brain.cost import EVEN_TOKENS
+from kvtier.cli.outputs import check_writable, save
 from kvtier.cli.tracefile import Chunk, Format, Seed, SessionRate, open_trace, say_skipped
 from kvtier.config import Config, Plugin, ReplayConfig, load
 from kvtier.config.plugins import plugin
@@ -54,6 +55,7 @@ def replay(  # noqa: PLR0913 - a command's options are its arguments
     jobs: Annotated[int, typer.Option(help="Processes; 0: one per core.")] = 0,
 ) -> None:
     """Replay a trace through the brain, per policy and size; Belady and an infinite cache are the ceilings."""
+    check_writable(json, html)
     tiers = load(config, here=False) if config else None
     if tiers and chunk_tokens is None:
         chunk_tokens = tiers.chunk_tokens
@@ -88,9 +90,9 @@ def replay(  # noqa: PLR0913 - a command's options are its arguments
     console.print(block_table(table.rows) if tiers is None else tier_table(table.rows))
     say_skipped(file.skipped, console)
     if json is not None:
-        json.write_bytes(msgspec.json.format(msgspec.json.encode(table), indent=1))
+        save(json, msgspec.json.format(msgspec.json.encode(table), indent=1).decode())
     if html is not None:
-        html.write_text(render(table))
+        save(html, render(table))
 
 
 def policies(words: str) -> list[Plugin]:

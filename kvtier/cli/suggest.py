@@ -11,6 +11,7 @@ import yaml
 
 from kvtier import topology
 from kvtier.cli.geometry import Geometry, read_geometry
+from kvtier.cli.outputs import check_writable, save
 from kvtier.cli.room import chunk_of, chunks_held
 from kvtier.config import Config, load
 from kvtier.units import format_nbytes
@@ -47,6 +48,7 @@ def suggest(
     ] = False,
 ) -> None:
     """Print a YAML that works on this machine as it is now, and vLLM's flags for it."""
+    check_writable(output)
     geometry = read_geometry(model, ranks=tp)
     made = compose(geometry, model, path, tp, block_tokens, output)
     text = yaml.safe_dump(made.raw, sort_keys=False, default_flow_style=None, width=100)
@@ -54,7 +56,7 @@ def suggest(
     if deepspeed:
         said.append(json.dumps(zero_blocks(path, made.config.io.threads), indent=2))
     if output:
-        output.write_text(text)
+        save(output, text)
         typer.echo("\n\n".join(said))
     else:  # all of it is YAML, so that it can be redirected into a file
         lines = "\n\n".join(said).splitlines()

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from kvtier.cli.outputs import check_writable, save
 from kvtier.cli.replay import counts
 from kvtier.cli.tracefile import Chunk, Format, Seed, SessionRate, open_trace, say_skipped
 from kvtier.sim.sessions import Drawn, drawn, templates
@@ -89,6 +90,7 @@ def stats(  # noqa: PLR0913 - a command's options are its arguments
 ) -> None:
     """Say what a trace is like: lengths, gaps, and LRU's hits by size; beside its source, if there is one."""
     sizes = counts(capacity_tokens, "--capacity-tokens")
+    check_writable(json)
     made: list[TraceStats] = []
     console = Console(highlight=False)
     for path in (trace, source):
@@ -98,7 +100,7 @@ def stats(  # noqa: PLR0913 - a command's options are its arguments
             made.append(describe(loaded.first(requests) if requests else loaded, sizes))
     console.print(table(made))
     if json is not None:
-        json.write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=1))
+        save(json, msgspec.json.format(msgspec.json.encode(made), indent=1).decode())
 
 
 def table(made: list[TraceStats]) -> Table:

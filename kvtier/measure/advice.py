@@ -8,10 +8,19 @@ from kvtier.measure.tiers import Point
 
 _NEARLY = 0.95
 _NEARLY_CHUNK = 0.9  # a larger chunk is hit less often: it has to be worth it
+_LEAST_DEPTH = 2  # that can be configured
+
+
+class Choice(NamedTuple):
+    """What one tier wants."""
+
+    threads: int
+    depth: int  # operations under way at a time: a thread works on one
+    chunk_nbytes: int
 
 
 class Advice(NamedTuple):
-    """What one tier wants."""
+    """What one tier wants, and how fast it was so."""
 
     tier: str
     threads: int
@@ -22,7 +31,7 @@ class Advice(NamedTuple):
     medium: MediumConfig
 
 
-def advise(points: Sequence[Point], threads: int) -> Advice:
+def choose(points: Sequence[Point], threads: int) -> Choice:
     """Choose for one tier that runs with `threads` now, by its reads: writes go behind, nobody waits for them.
 
     Only the depth is one that writes need too: it is shared.
@@ -35,14 +44,21 @@ def advise(points: Sequence[Point], threads: int) -> Advice:
         _least([p for p in of_chunk if p.way == way], "depth", _NEARLY)
         for way in {p.way for p in of_chunk}
     )
-    alone = min(as_now, key=lambda p: (p.depth, abs(p.chunk_nbytes - chunk_nbytes)))
     deepest = max(point.depth for point in reads)
     swept = {point.chunk_nbytes for point in reads if point.threads != threads}
     deep = [p for p in reads if p.depth == deepest and (not swept or p.chunk_nbytes in swept)]
-    best = max(point.gb_s for point in reads)
     wanted = _least(deep, "threads", _NEARLY)
-    medium = _medium(points, alone)
-    return Advice(reads[0].tier, wanted, depth, chunk_nbytes, best, alone.median_s, medium)
+    if wanted < depth or wanted > threads:  # the threads of now bounded what depth could give
+        depth = wanted
+    return Choice(wanted, max(_LEAST_DEPTH, depth), chunk_nbytes)
+
+
+def confirmed(choice: Choice, points: Sequence[Point]) -> Advice:
+    """Say how fast a choice is by what was measured of it: one operation alone, and as many as it allows."""
+    reads = sorted((point for point in points if point.way == "read"), key=lambda p: p.depth)
+    best = max(point.gb_s for point in reads)
+    medium = _medium(points, reads[0])
+    return Advice(reads[0].tier, *choice, best, reads[0].median_s, medium)
 
 
 def _medium(points: Sequence[Point], alone: Point) -> MediumConfig:

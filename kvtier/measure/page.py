@@ -3,28 +3,52 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from kvtier.measure.fio import Cell
+from kvtier.measure.fio import Cell, Disk
 from kvtier.measure.tiers import Point
 from kvtier.units import format_nbytes
 
 _STYLE = """
-:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;
+:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;
 padding:0 1rem}table{border-collapse:collapse;font-variant-numeric:tabular-nums;margin:.6rem 0 1.6rem}
 th,td{padding:.3rem .7rem;text-align:right;border:1px solid #8884}th{font-weight:600}
-h2{font-size:1.1rem}.soft{opacity:.7}
+h2{font-size:1.2rem;margin-top:2rem}h3{font-size:1rem;font-weight:600}.soft{opacity:.7}
+pre{background:#8881;padding:.8rem 1rem;border-radius:.3rem;overflow:auto}
+.row{display:flex;flex-wrap:wrap;gap:0 2rem}
 """
 
 
-def render(points: Sequence[Point], disks: Mapping[str, Sequence[Cell]], machine: str) -> str:
-    """Write the page: `disks` are fio's cells by tier."""
-    maps = "".join(
-        f"<h2>{escape(tier)}: fio, {engine}, {mix}</h2>{_heat_map(cells, engine, mix)}"
-        for tier, cells in disks.items()
-        for engine, mix in dict.fromkeys((cell.engine, cell.mix) for cell in cells)
+def render(
+    points: Sequence[Point], disks: Mapping[str, Disk], recommended: str, machine: str
+) -> str:
+    """Write the page: `disks` are what fio found by tier, `recommended` is YAML."""
+    maps = "".join(_disk(tier, disk) for tier, disk in disks.items())
+    wanted = (
+        f"<h2>Recommended, in the YAML</h2><pre>{escape(recommended)}</pre>" if recommended else ""
     )
     return (
         f"<!doctype html><meta charset=utf-8><title>kvtier bench tiers</title><style>{_STYLE}</style>"
-        f"<h1>Tiers</h1><p class=soft>{escape(machine)}</p>{_table(points)}{maps}"
+        f"<h1>Tiers</h1><p class=soft>{escape(machine)}</p>{wanted}{maps}"
+        f"<h2>Through kvtier</h2><p class=soft>Chunks written and read through the I/O process. "
+        f"Times are from a chunk's submission to its answer, waiting included; a tier's last lines are "
+        f"with what is recommended.</p>{_table(points)}"
+    )
+
+
+def _disk(tier: str, disk: Disk) -> str:
+    """One heat map for each engine and mix, the mixes of an engine side by side."""
+    maps = ""
+    for engine in dict.fromkeys(cell.engine for cell in disk.cells):
+        mixes = dict.fromkeys(cell.mix for cell in disk.cells if cell.engine == engine)
+        each = (
+            f"<div><h3>{engine}, {mix}</h3>{_heat_map(disk.cells, engine, mix)}</div>"
+            for mix in mixes
+        )
+        maps += f"<div class=row>{''.join(each)}</div>"
+    refused = "".join(f"<li>{escape(why)}" for why in disk.refused)
+    return (
+        f"<h2>{escape(tier)}: the disk alone, by fio</h2><p class=soft>GB/s, both ways together; the "
+        f"darker, the nearer to the best of the disk.</p>{maps}"
+        + (f"<p class=soft>fio refused:<ul class=soft>{refused}</ul>" if refused else "")
     )
 
 
@@ -42,9 +66,9 @@ def _table(points: Sequence[Point]) -> str:
 
 
 def _heat_map(cells: Sequence[Cell], engine: str, mix: str) -> str:
-    """Block sizes down, depths across; the warmer, the closer to the best of this map."""
+    """Block sizes down, depths across; the warmer, the closer to the best of the disk."""
     shown = {(c.block_nbytes, c.depth): c for c in cells if (c.engine, c.mix) == (engine, mix)}
-    best = max(cell.gb_s for cell in shown.values()) or 1.0
+    best = max(cell.gb_s for cell in cells) or 1.0
     blocks, depths = (sorted({key[i] for key in shown}) for i in (0, 1))
     head = "".join(f"<th>depth {depth}</th>" for depth in depths)
     rows = ""

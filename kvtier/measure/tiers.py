@@ -3,17 +3,19 @@
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
+from kvtier import topology
 from kvtier.arena import Arena
-from kvtier.config import TierConfig, to_builtins
+from kvtier.config import TierConfig, default_dram_nbytes, to_builtins
 from kvtier.errors import TierError
 from kvtier.io_process.client import IoClient, IoSetup
+from kvtier.io_process.plugins import in_memory
 from kvtier.io_process.record import namespace_of
 from kvtier.region import Bytes, Region
 from kvtier.tiers import directory
@@ -43,7 +45,7 @@ class Point(NamedTuple):
 class _Bench:
     """One I/O process over one tier."""
 
-    def __init__(self, client: IoClient, threads: int, tier: str, chunk_nbytes: int) -> None:
+    def __init__(self, client: IoClient, threads: int, tier: TierConfig, chunk_nbytes: int) -> None:
         self._client = client
         self._threads = threads
         self._tier = tier
@@ -55,7 +57,7 @@ class _Bench:
         seconds, results = self.run(kind, chunks, depth)
         each = sorted(second for second, _ in results)
         return Point(
-            self._tier,
+            self._tier.name,
             self._chunk_nbytes,
             self._threads,
             depth,
@@ -97,7 +99,7 @@ class _Bench:
         for result in self._client.poll():
             if isinstance(result, OpResult) and result.op in begun:
                 if result.status is not OpStatus.OK:
-                    raise TierError(self._tier, "bench", f"{result.status}: {result.error}")
+                    raise TierError(_where(self._tier), "bench", f"{result.error or result.status}")
                 ended.append((time.perf_counter() - begun.pop(result.op), result.nbytes))
         if not ended:
             time.sleep(_POLL_S)
@@ -107,18 +109,23 @@ class _Bench:
 def measure(
     tier: TierConfig, chunk_nbytes: int, *, threads: int, depths: Sequence[int], nbytes: int
 ) -> list[Point]:
-    """Write, read and remove about `nbytes` at each depth.
+    """Write, read and remove about `nbytes` at each depth, in a tier of no more than that takes.
 
     Raises:
         ConfigError: the tier cannot be opened: an engine uses it, for example.
         TierError: an operation failed.
     """
     assert tier.capacity is not None
-    records = tier.capacity // 2 // (chunk_nbytes + PAGE)
-    chunks = max(1, min(records, max(_LEAST, *depths, nbytes // chunk_nbytes)))
+    record = chunk_nbytes + PAGE
+    chunks = max(_LEAST, *depths, nbytes // chunk_nbytes)
+    chunks = max(1, min(chunks, tier.capacity // 2 // record))
+    # The depth is what is looked for.
+    small = msgspec.structs.replace(tier, capacity=2 * chunks * record, depth=None)
     found = []
-    with _bench(tier, chunk_nbytes, threads, max(depths)) as bench:
+    with _bench(small, chunk_nbytes, threads, max(depths)) as bench:
         bench.open()
+        if in_memory(tier.kind):  # the first pass takes the pages from the system
+            bench.run(OpKind.WRITE, chunks, max(depths))
         for depth in depths:
             found += [bench.point(kind, chunks, depth) for kind in (OpKind.WRITE, OpKind.READ)]
             bench.run(OpKind.REMOVE, chunks, max(depths))
@@ -127,6 +134,8 @@ def measure(
 
 def measure_dram(tier: TierConfig, chunk_nbytes: int, nbytes: int) -> list[Point]:
     """Copy chunks into and out of memory bound as the arena would be, on one core."""
+    capacity = default_dram_nbytes(1) if tier.capacity is None else tier.capacity
+    nbytes = min(nbytes, capacity, topology.free_nbytes() // 2)
     region = Region(max(nbytes, chunk_nbytes), tier.numa or (), shared=True)
     slots = [
         region.bytes[at : at + chunk_nbytes]
@@ -160,17 +169,25 @@ def _bench(tier: TierConfig, chunk_nbytes: int, threads: int, slots: int) -> Ite
         arena_nbytes=arena.nbytes,
         slot_nbytes=arena.slot_nbytes,
         group_nbytes={0: chunk_nbytes},
-        tiers=[to_builtins(msgspec.structs.replace(tier, depth=None))],  # it is what is looked for
+        tiers=[to_builtins(tier)],
         threads=threads,
         log_level="WARNING",
     )
     client = IoClient(setup, arena.fd)
+    opened = False
     try:
         client.wait_ready(_START_S)
-        yield _Bench(client, threads, tier.name, chunk_nbytes)
+        opened = True
+        yield _Bench(client, threads, tier, chunk_nbytes)
     finally:
         client.close(10.0)
         arena.close()
         path = tier.options.get("path")
-        if tier.kind == "file" and isinstance(path, str):
-            directory.discard(Path(path) / namespace_of(MANIFEST))
+        if opened and tier.kind == "file" and isinstance(path, str):
+            with suppress(OSError):
+                directory.discard(Path(path) / namespace_of(MANIFEST))
+
+
+def _where(tier: TierConfig) -> str:
+    path = tier.options.get("path")
+    return f"{tier.name} at {path}" if path else tier.name

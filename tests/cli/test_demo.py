@@ -202,13 +202,6 @@ def test_its_folder_is_gone_afterwards(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert list(command.cache_folder().iterdir()) == []
 
 
-def test_what_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
-    command.check_writable(tmp_path / "report.html")
-    for file in (tmp_path, tmp_path / "missing" / "report.html"):
-        with pytest.raises(ConfigError, match="cannot be written"):
-            command.check_writable(file)
-
-
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("vllm")
     done = subprocess.run(
