@@ -38,6 +38,11 @@ class Hello(KVConnectorHandshakeMetadata):
     blocks_per_chunk: int
     weights: str  # identity of the weights; empty: none could be found
 
+    @property
+    def arena_nbytes(self) -> int:
+        """Bytes of the rank's tier 0, whole slots and pages aside."""
+        return self.slots * max(self.group_nbytes.values())
+
 
 @dataclass
 class KVTierMetadata(OffloadingConnectorMetadata):

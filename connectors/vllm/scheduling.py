@@ -11,6 +11,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandsha
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import (
     OffloadingConnectorScheduler,
 )
+from vllm.logger import init_logger
 from vllm.v1.kv_offload.base import OffloadKey
 
 from kvtier.cache import TieredCache
@@ -21,6 +22,7 @@ from kvtier.connectors.vllm.hints import Hints
 from kvtier.connectors.vllm.manager import TieredCacheManager
 from kvtier.connectors.vllm.messages import Hello, KVTierMetadata, KVTierWorkerMetadata, SlotSpec
 from kvtier.connectors.vllm.overwrites import Overwrites
+from kvtier.connectors.vllm.settings import summary
 from kvtier.connectors.vllm.speed import Speed
 from kvtier.errors import ConfigError
 from kvtier.sim.recorder import Recorder
@@ -119,6 +121,11 @@ class Scheduling:
             assert transfer is not None
             engine = placing.engine_of(transfer.engine_id, self._vllm_config.parallel_config)
             self._recorder = Recorder(self._config.trace, group.tokens_per_chunk, engine=engine)
+        init_logger("vllm.kvtier").info(  # at its own level: only vLLM's loggers say so much
+            "kvtier: chunks of %d tokens; of each rank: %s",
+            self._base.config.kv_group_configs[self._prefix_group()].tokens_per_chunk,
+            summary(self._config, hellos[0].arena_nbytes, self._ranks),
+        )
         why = identity.ephemeral(self._vllm_config, self._hellos, self._config)
         for tier, _ in identity.lossy(self._config):
             logger.warning(

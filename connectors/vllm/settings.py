@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from kvtier.chunking import auto_chunk_tokens
 from kvtier.config import Config, load
 from kvtier.errors import ConfigError
+from kvtier.units import format_nbytes
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -26,6 +27,17 @@ def configure(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> Co
     extra["offload_prompt_only"] = config.store == "prompt"
     extra["blocks_per_chunk"] = blocks_per_chunk(config, vllm_config, kv_cache_config)
     return config
+
+
+def summary(config: Config, arena_nbytes: int, ranks: int) -> str:
+    """Say in one line which tiers a rank has, the first as large as its slots really are."""
+    said = [f"{config.tiers[0].name} {format_nbytes(arena_nbytes)}"]
+    for tier in config.tiers[1:]:
+        where = f" at {tier.options['path']}" if "path" in tier.options else ""
+        said.append(
+            f"{tier.name} {format_nbytes((tier.capacity or 0) // ranks)} ({tier.kind}{where})"
+        )
+    return ", ".join(said)
 
 
 def name_spec(extra: dict[str, Any]) -> None:

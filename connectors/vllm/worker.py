@@ -31,6 +31,7 @@ from kvtier.transfer.cpu import CpuTransferEngine
 from kvtier.transfer.cuda import stream_engine
 from kvtier.transfer.engine import ChunkCopy, Transfer, TransferEngine, chunk_nbytes
 from kvtier.types import NO_SLOT, TIER0, OpResult, Placed, ScanBatch, TierOp
+from kvtier.units import format_nbytes
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,14 @@ class KVTierWorker(OffloadingWorker):
         ordinary = 0 if self.arena.huge else self.arena.nbytes
         lower = memory_share(self._config, ranks)
         fits = placing.fits(ordinary, lower, ranks * engines, owner)
+        if not fits and self._rank == 0:
+            logger.warning(
+                "kvtier: tiers in memory, %s for each of %d ranks, are more than is free here, %s: nothing is "
+                "pinned or taken ahead, and the system may end processes when they fill; lower tiers[].capacity",
+                format_nbytes(ordinary + lower),
+                ranks * engines,
+                format_nbytes(free),
+            )
         # What nobody asked for by name is not taken before it is needed; a device pins all of it.
         fill = fits and (dram.capacity is not None or device.type != "cpu")
         placing.settle(self.arena, nodes, ranks * engines, fill=fill)
@@ -291,8 +300,6 @@ def _transfer_engine(
 ) -> TransferEngine:
     if next(iter(pages.values()))[0].device.type == "cpu":
         return CpuTransferEngine(arena, pages, blocks_per_chunk)
-    if not pin:
-        logger.warning("the arena is not pinned: memory for all ranks of this node is not free")
     return stream_engine(arena, pages, blocks_per_chunk, pin=pin)
 
 

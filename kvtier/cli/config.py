@@ -85,12 +85,8 @@ def notes(config: Config, geometry: Geometry | None) -> list[str]:
             f"tiers[0].capacity: {format_nbytes(dram)} is more than the {format_nbytes(free)} of memory "
             "that is free here now"
         )
-    for tier in config.tiers:
-        path = tier.options.get("path")
-        if isinstance(path, str):
-            room = disks.room(Path(path), tier.capacity or 0)
-            if room.level is not Level.OK:
-                found.append(f"{room.area}: {room.what}: {room.advice}")
+    rooms = (room for room in disks.rooms(config) if room.level is not Level.OK)
+    found += [f"{room.area}: {room.what}: {room.advice}" for room in rooms]
     if config.store == "prompt":
         found.append("store: prompt - what the model answers is not stored")
     if len(config.tiers) > 1 and not config.persist_lora:

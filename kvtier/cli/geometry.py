@@ -87,7 +87,7 @@ def _attention(raw: Mapping[str, object], ranks: int) -> tuple[str, int]:
         latent = _int(raw, "kv_lora_rank") + _int(raw, "qk_rope_head_dim")
         return f"MLA, {latent} latent elements on every rank", latent
     heads = _int(raw, "num_attention_heads", "n_head")
-    kv_heads = _int(raw, "num_key_value_heads", default=heads)
+    kv_heads = _int(raw, "num_key_value_heads", default=heads) or heads
     dim = _int(raw, "head_dim", default=0) or _int(raw, "hidden_size", "n_embd") // heads
     kind = "MHA" if kv_heads == heads else "MQA" if kv_heads == 1 else "GQA"
     words = f"{kind}, {kv_heads} KV heads of {dim} elements"
@@ -119,6 +119,6 @@ def _group_layers(counts: list[int]) -> int:
 
 def _int(raw: Mapping[str, object], *keys: str, default: int | None = None) -> int:
     value = next((raw[key] for key in keys if raw.get(key) is not None), default)
-    if not isinstance(value, int):
+    if not isinstance(value, int) or value < (default is None):
         raise KeyError(keys[0])
     return value

@@ -24,9 +24,8 @@ from kvtier.sim.results import ReplayRow, ReplayTable
 from kvtier.sim.setting import PREFILL_RATE, Prefill
 from kvtier.sim.sweep import Job, sweep
 from kvtier.sim.trace import Trace
-from kvtier.units import format_count, format_nbytes, parse_count, parse_nbytes
+from kvtier.units import format_count, format_nbytes, parse_count
 
-_KV_NBYTES = "128KiB"  # Llama 3.1 8B in bfloat16: 2 x 8 heads x 128 elements x 32 layers x 2 bytes
 _SIZES = "1M,3M,10M"
 
 
@@ -34,10 +33,11 @@ def replay(  # noqa: PLR0913 - a command's options are its arguments
     trace: Annotated[Path, typer.Option(help="The trace: plain, .gz or .zst.")],
     format: Format = "auto",
     policy: Annotated[
-        str | None, typer.Option(help="Eviction policies, by comma.  [default: lru]")
+        str | None, typer.Option(help="Eviction policies, by comma; default: lru.")
     ] = None,
     capacity_tokens: Annotated[
-        str | None, typer.Option(help=f"Sizes, by comma; of tier 0 with --config.  [{_SIZES}]")
+        str | None,
+        typer.Option(help=f"Sizes, by comma; of tier 0 with --config; default: {_SIZES}."),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="Replay over these tiers, with timing: see `replay:` in it.")
@@ -45,14 +45,21 @@ def replay(  # noqa: PLR0913 - a command's options are its arguments
     json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report with plots here.")] = None,
     chunk_tokens: Chunk = None,
-    kv_bytes_per_token: Annotated[str, typer.Option(help="Of all layers.")] = _KV_NBYTES,
-    prefill_rate: Annotated[float, typer.Option(help="Tokens per second.")] = PREFILL_RATE,
+    kv_bytes_per_token: Annotated[
+        str | None, typer.Option(help="Of all layers; default: 128KiB.")
+    ] = None,
+    prefill_rate: Annotated[
+        float | None, typer.Option(help=f"Tokens per second; default: {PREFILL_RATE:g}.")
+    ] = None,
     prefill_knee: Annotated[
-        float, typer.Option(help="Context at which attention costs as much as the rest.")
-    ] = EVEN_TOKENS,
+        float | None,
+        typer.Option(
+            help=f"Context at which attention costs as much as the rest; default: {EVEN_TOKENS}."
+        ),
+    ] = None,
     seed: Seed = 0,
     session_rate: SessionRate = 0.02,
-    jobs: Annotated[int, typer.Option(help="Processes; 0: one per core.")] = 0,
+    jobs: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core.")] = 0,
 ) -> None:
     """Replay a trace through the brain, per policy and size; Belady and an infinite cache are the ceilings."""
     check_writable(json, html)
@@ -60,12 +67,13 @@ def replay(  # noqa: PLR0913 - a command's options are its arguments
     if tiers and chunk_tokens is None:
         chunk_tokens = tiers.chunk_tokens
     sizes = counts(capacity_tokens, "--capacity-tokens")
+    wanted = {
+        "kv_bytes_per_token": kv_bytes_per_token,
+        "prefill_rate": prefill_rate,
+        "prefill_knee": prefill_knee,
+    }
+    given = assumed({key: value for key, value in wanted.items() if value is not None}, tiers)
     if tiers is None:
-        given = ReplayConfig(
-            kv_bytes_per_token=nbytes(kv_bytes_per_token),
-            prefill_rate=prefill_rate,
-            prefill_knee=prefill_knee,
-        )
         work = block_jobs(
             policies(policy or "lru"),
             sizes or counts(_SIZES, ""),
@@ -73,7 +81,6 @@ def replay(  # noqa: PLR0913 - a command's options are its arguments
             prefill=Prefill(rate=given.prefill_rate, knee=given.prefill_knee),
         )
     else:
-        given = tiers.replay
         work = tier_jobs(tiers, policies(policy) if policy else [], sizes)
     file, loaded = open_trace(trace, format, chunk_tokens, seed, session_rate)
     table = ReplayTable(
@@ -117,16 +124,21 @@ def counts(words: str | None, path: str) -> list[int]:
         raise ConfigError(f"{path}: {exc}") from exc
 
 
-def nbytes(words: str) -> int:
-    """Read a size.
+def assumed(options: dict[str, object], tiers: Config | None) -> ReplayConfig:
+    """Read what the replay goes by: the options, or the section `replay:` of a configuration.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: an option is no such thing, or is for the configuration to say.
     """
-    try:
-        return parse_nbytes(int(words) if words.isdigit() else words)
-    except ValueError as exc:
-        raise ConfigError(f"--kv-bytes-per-token: {exc}") from exc
+    for name, value in options.items():
+        option = f"--{name.replace('_', '-')}"
+        if tiers is not None:
+            raise ConfigError(f"{option}: with --config it is replay.{name} in the file")
+        try:
+            load({"replay": {name: value}})
+        except ConfigError as exc:
+            raise ConfigError(str(exc).replace(f"replay.{name}", option)) from exc
+    return tiers.replay if tiers else load({"replay": options}).replay
 
 
 def cores() -> int:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -166,5 +167,8 @@ def _flags(model: Path, ranks: int, output: Path | None) -> list[str]:
         "kv_connector_extra_config": {"kvtier": kvtier},
     }
     served = model.parent if model.name == "config.json" else model
-    flags = [f"vllm serve {served}", f"--kv-transfer-config '{json.dumps(transfer)}'"]
+    flags = [
+        f"vllm serve {shlex.quote(str(served))}",
+        f"--kv-transfer-config {shlex.quote(json.dumps(transfer))}",
+    ]
     return [*flags, f"--tensor-parallel-size {ranks}"] if ranks > 1 else flags

@@ -1,5 +1,6 @@
 """The options that every command takes which reads a trace, and how its mistakes are said."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -7,13 +8,15 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from kvtier.errors import ConfigError
 from kvtier.sim.files import Skipped, TraceFile
 from kvtier.sim.formats import FORMATS, Drawing
 from kvtier.sim.trace import Trace
 
 Format = Annotated[str, typer.Option(help=f"auto, {', '.join(FORMATS)}.")]
 Chunk = Annotated[
-    int | None, typer.Option(help="Replay in chunks of so many tokens; default: the file's blocks.")
+    int | None,
+    typer.Option(min=1, help="Replay in chunks of so many tokens; default: the file's blocks."),
 ]
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
 SessionRate = Annotated[
@@ -29,6 +32,8 @@ def open_trace(
     Raises:
         ConfigError: it cannot be read.
     """
+    if not 0 < session_rate < math.inf:
+        raise ConfigError(f"--session-rate: {session_rate:g} is not more than 0")
     file = TraceFile(path, format, Drawing(seed=seed, session_rate=session_rate))
     return file, file.load(chunk_tokens)
 

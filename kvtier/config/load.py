@@ -65,6 +65,8 @@ def _read(path: Path) -> object:
     except yaml.MarkedYAMLError as exc:
         line = exc.problem_mark.line + 1 if exc.problem_mark else 1
         raise ConfigError(f"line {line}: not valid YAML: {exc.problem}") from exc
+    except RecursionError as exc:
+        raise ConfigError("not valid YAML for kvtier: nested too deeply") from exc
     except yaml.YAMLError as exc:
         raise ConfigError(f"not valid YAML: {exc}") from exc
     if raw is None:

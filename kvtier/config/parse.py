@@ -161,15 +161,21 @@ def _directory(options: object, path: str, here: bool) -> None:
     directory = options.get("path") if isinstance(options, dict) else None
     if not isinstance(directory, str):
         return
+    if "\0" in directory:
+        raise mistake(path, f"{directory!r} has a NUL in it, which no path can")
     parent = os_path.dirname(directory.rstrip("/"))
     if not os_path.isabs(directory):
         raise mistake(
             path, f"{directory!r} is not absolute: the engine's processes may start elsewhere"
         )
+    if not parent:
+        raise mistake(path, f"{directory!r} is the root of all; give a directory of its own in it")
     if not here:
         return
     if not os_path.isdir(parent):
         raise mistake(path, f"there is no directory {parent!r} to make {directory!r} in")
+    if os_path.islink(directory) and not os_path.exists(directory):
+        raise mistake(path, f"{directory!r} is a link to nothing")
     if os_path.exists(directory) and not os_path.isdir(directory):
         raise mistake(path, f"{directory!r} is not a directory")
 

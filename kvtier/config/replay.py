@@ -50,7 +50,7 @@ def medium(raw: object, path: str) -> dict[str, object]:
     Raises:
         ConfigError: the first mistake.
     """
-    made = dict(mapping(raw, path))
+    made = {key: value for key, value in mapping(raw, path).items() if value is not None}
     refuse_unknown(made, _MEDIUM_KEYS, path)
     unit(made, "read", parse_nbytes, path)
     unit(made, "write", parse_nbytes, path)

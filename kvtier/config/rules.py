@@ -1,5 +1,7 @@
 """What must hold between the parts of a configuration, and between it and this machine."""
 
+import os.path
+
 from kvtier import topology
 from kvtier.config.structs import Config, TierConfig
 from kvtier.config.words import mistake
@@ -14,12 +16,14 @@ def check(config: Config, *, here: bool) -> None:
     if not config.tiers:
         raise mistake("tiers", "there is none; the first is always {name: dram, kind: dram}")
     names: dict[str, int] = {}
+    places: dict[str, int] = {}
     nodes = topology.numa_nodes()
     for index, tier in enumerate(config.tiers):
         path = f"tiers[{index}]"
         if (other := names.setdefault(tier.name, index)) != index:
             raise mistake(f"{path}.name", f"{tier.name!r} is the name of tiers[{other}] already")
         _check_capacity(tier, index, path)
+        _check_place(tier, index, path, places)
         if (tier.depth or 0) > (threads := config.io.threads):
             raise mistake(f"{path}.depth", f"{tier.depth} are more than io.threads, {threads}")
         for node in tier.numa or () if here else ():
@@ -33,3 +37,17 @@ def _check_capacity(tier: TierConfig, index: int, path: str) -> None:
         raise mistake(f"{path}.capacity", "missing; a lower tier needs one, for example 100GiB")
     if tier.capacity == 0:
         raise mistake(f"{path}.capacity", "0 holds nothing; remove the tier instead")
+
+
+def _check_place(tier: TierConfig, index: int, path: str, places: dict[str, int]) -> None:
+    """Refuse a file tier on or below the directory of another: each locks and empties its own."""
+    if tier.kind != "file":
+        return
+    place = os.path.realpath(str(tier.options["path"]))
+    for other, owner in places.items():
+        if os.path.commonpath([place, other]) in (place, other):
+            how = "is" if place == other else "lies on the same path as"
+            raise mistake(
+                f"{path}.path", f"{place!r} {how} the directory of tiers[{owner}], {other!r}"
+            )
+    places[place] = index

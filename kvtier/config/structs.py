@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+_MOST = 1e18  # tokens, or tokens per second: finite is what counts
+
 
 class WriteMode(StrEnum):
     """When a chunk goes down into a tier."""
@@ -41,7 +43,7 @@ ARENA = MediumConfig(read=25 << 30, write=25 << 30, latency_s=2e-5)
 class TierConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One tier: what it is, how much of it, and who decides what it holds."""
 
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,32}\Z")]
     kind: str
     capacity: int | None = (
         None  # bytes per engine and node; None, only for dram: see default_dram_nbytes
@@ -79,12 +81,16 @@ class TraceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 class ReplayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What `kvtier replay` assumes of the model and the engine; the live engine does not read it."""
 
-    kv_bytes_per_token: Annotated[int, Meta(ge=1)] = 128 << 10  # of all layers
-    prefill_rate: Annotated[float, Meta(gt=0)] = 10_000.0  # tokens per second without context
-    prefill_knee: Annotated[float, Meta(gt=0)] = (
+    kv_bytes_per_token: Annotated[int, Meta(ge=1)] = (
+        128 << 10
+    )  # of all layers: Llama 3.1 8B in bfloat16
+    prefill_rate: Annotated[float, Meta(gt=0, le=_MOST)] = (
+        10_000.0  # tokens per second without context
+    )
+    prefill_knee: Annotated[float, Meta(gt=0, le=_MOST)] = (
         24_576.0  # tokens of context at which attention costs as much as the rest
     )
-    decode_rate: Annotated[float, Meta(gt=0)] = 50.0  # tokens per second and request
+    decode_rate: Annotated[float, Meta(gt=0, le=_MOST)] = 50.0  # tokens per second and request
 
 
 class HooksConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

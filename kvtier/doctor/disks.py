@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from kvtier.config import Config
 from kvtier.doctor.finding import Finding, Level, Patient
 from kvtier.units import format_nbytes
 
@@ -27,21 +28,33 @@ class Mount(NamedTuple):
 
 
 def paths(patient: Patient) -> Iterator[Finding]:
-    """Look at the path of every configured tier that has one."""
-    for tier in patient.config.tiers if patient.config else ():
-        path = tier.options.get("path")
-        if isinstance(path, str):
-            yield from look(Path(path), tier.capacity or 0, patient.root)
+    """Look at the path of every configured tier that has one, and at the room on each of their disks."""
+    if patient.config:
+        for path in _places(patient.config):
+            yield from look(path, patient.root)
+        yield from rooms(patient.config)
 
 
-def look(path: Path, capacity: int, root: Path = Path("/")) -> Iterator[Finding]:
-    """Judge one path for so many bytes of records."""
+def look(path: Path, root: Path = Path("/")) -> Iterator[Finding]:
+    """Judge one path: whether it can be written, and on what it is."""
     area = f"disk {path}"
-    there = next(folder for folder in (path, *path.parents) if folder.is_dir())
+    try:
+        there = _there(path)
+        read_only = bool(os.statvfs(there).f_flag & os.ST_RDONLY)
+        mount = mount_of(there, root)
+    except OSError as exc:
+        yield Finding(area, Level.FAIL, f"cannot be looked at: {exc}", "choose another path")
+        return
+    if path.is_symlink() and not path.exists():
+        yield Finding(area, Level.FAIL, "it is a link to nothing", "make the directory it names")
+        return
+    if read_only:
+        said = f"{there} is on a read-only file system"
+        yield Finding(area, Level.FAIL, said, "mount it writable, or choose another path")
+        return
     if not os.access(there, os.W_OK | os.X_OK):
         yield Finding(area, Level.FAIL, f"{there} is not writable", "chown it to the engine's user")
         return
-    mount = mount_of(there, root)
     advice = _POOR.get(mount.kind, "")
     yield Finding(area, Level.WARN if advice else Level.OK, f"on {mount.kind}", advice)
     if refused := _direct(there):
@@ -51,20 +64,47 @@ def look(path: Path, capacity: int, root: Path = Path("/")) -> Iterator[Finding]
         advice = "reads of many chunks at once will be slow; use an SSD"
         said = "the kernel says that the disk rotates, as it does of many virtual ones"
         yield Finding(area, Level.WARN, said, advice)
-    yield room(path, capacity)
 
 
-def room(path: Path, capacity: int) -> Finding:
-    """Judge whether so many bytes of records have room at a path, those that are there included."""
-    area = f"disk {path}"
-    there = next(folder for folder in (path, *path.parents) if folder.is_dir())
-    stat = os.statvfs(there)
-    free = stat.f_bavail * stat.f_frsize
-    held = sum(file.stat().st_size for file in path.rglob("*.kvt")) if path.is_dir() else 0
-    said = f"{format_nbytes(free)} free, {format_nbytes(held)} of records, for {format_nbytes(capacity)}"
-    if free + held < capacity:
-        return Finding(area, Level.WARN, said, "writes will fail when it is full: lower capacity")
-    return Finding(area, Level.OK, said)
+def rooms(config: Config) -> Iterator[Finding]:
+    """Judge whether what the tiers of each disk may take has room there, the records that are there included."""
+    on: dict[int, dict[Path, int]] = {}
+    for path, capacity in _places(config).items():
+        with contextlib.suppress(OSError):
+            on.setdefault(os.stat(_there(path)).st_dev, {})[path] = capacity
+    for capacities in on.values():
+        area = f"disk {', '.join(map(str, capacities))}"
+        try:
+            stat = os.statvfs(_there(next(iter(capacities))))
+            held = sum(_held(path) for path in capacities)
+        except OSError as exc:
+            yield Finding(area, Level.FAIL, f"cannot be looked at: {exc}", "choose another path")
+            continue
+        free, capacity = stat.f_bavail * stat.f_frsize, sum(capacities.values())
+        said = f"{format_nbytes(free)} free, {format_nbytes(held)} of records, for {format_nbytes(capacity)}"
+        if free + held < capacity:
+            advice = "writes will fail when it is full: lower capacity"
+            yield Finding(area, Level.WARN, said, advice)
+        else:
+            yield Finding(area, Level.OK, said)
+
+
+def _places(config: Config) -> dict[Path, int]:
+    """Name every path with the capacity of its tier."""
+    named = ((tier.options.get("path"), tier.capacity or 0) for tier in config.tiers)
+    return {Path(path): capacity for path, capacity in named if isinstance(path, str)}
+
+
+def _there(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
+def _held(path: Path) -> int:
+    nbytes = 0
+    for file in path.rglob("*.kvt") if path.is_dir() else ():
+        with contextlib.suppress(FileNotFoundError):  # an engine at work
+            nbytes += file.stat().st_size
+    return nbytes
 
 
 def mount_of(path: Path, root: Path = Path("/")) -> Mount:

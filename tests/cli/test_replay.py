@@ -10,6 +10,7 @@ from kvtier.cli.main import build
 from kvtier.errors import ConfigError
 
 TRACE = Path(__file__).parents[1] / "traces" / "mooncake_800.jsonl.gz"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 run = CliRunner()
 
 
@@ -58,6 +59,15 @@ def test_a_configuration_adds_times(tmp_path: Path) -> None:
         (["--kv-bytes-per-token", "128KB"], "did you mean '128KiB'"),
         (["--format", "moncake"], "did you mean 'mooncake'"),
         (["--chunk-tokens", "700"], "use 1024"),
+        (["--capacity-tokens", "9" * 400 + "G"], "--capacity-tokens: inf is more than anything"),
+        (["--prefill-rate", "nan"], "--prefill-rate: expected a number > 0"),
+        (["--prefill-knee", "0"], "--prefill-knee: "),
+        (["--session-rate", "0"], "--session-rate: 0 is not more than 0"),
+        (["--json", "/nowhere/rows.json"], "/nowhere/rows.json: cannot be written"),
+        (
+            ["--config", str(EXAMPLES / "nvme.yaml"), "--prefill-rate", "9"],
+            "--prefill-rate: with --config it is replay.prefill_rate in the file",
+        ),
     ],
 )
 def test_mistakes_in_words(words: list[str], message: str) -> None:

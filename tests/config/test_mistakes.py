@@ -74,6 +74,7 @@ def test_a_mistake_at_the_top(raw: Mapping[str, object], expected: str) -> None:
         ({"numa": [1023]}, "tiers[0].numa: there is no NUMA node 1023; here are: "),
         ({"numa": "near"}, "tiers[0].numa: expected a list, got a string"),
         ({"name": "my tier"}, "tiers[0].name: expected a string matching regex"),
+        ({"name": "dram\n"}, "tiers[0].name: expected a string matching regex"),
         (
             {"eviction": "lur"},
             "tiers[0].eviction: unknown eviction 'lur' (did you mean 'lru'?); known: arc, ",
@@ -154,6 +155,16 @@ def test_a_mistake_in_the_dram_tier(change: Mapping[str, object], expected: str)
         ),
         ({"path": 3}, "tiers[1].path: expected a string, got an integer"),
         ({"path": "/proc/version"}, "tiers[1].path: '/proc/version' is not a directory"),
+        ({"path": "/tmp/\0"}, "tiers[1].path: '/tmp/\\x00' has a NUL in it, which no path can"),
+        (
+            {"path": "//"},
+            "tiers[1].path: '//' is the root of all; give a directory of its own in it",
+        ),
+        (
+            {"capacity": "9999999999TiB"},
+            "tiers[1].capacity: 1.09951e+22 is more than anything can hold",
+        ),
+        ({"medium": {"read": 0}}, "tiers[1].medium.read: expected a number > 0.0"),
         (
             {"wrappers": ["solw"]},
             "tiers[1].wrappers[0]: unknown wrapper 'solw' (did you mean 'slow'?); known: faulty, slow",
@@ -166,6 +177,33 @@ def test_a_mistake_in_a_lower_tier(
 ) -> None:
     lower = {"name": "nvme", "kind": "file", "path": str(tmp_path), "capacity": "1GiB", **change}
     assert message(tiers(lower)) == expected
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("kv", "is the directory of"),
+        ("kv/", "is the directory of"),
+        ("kv/in", "lies on the same path as the directory of"),
+        ("link", "is the directory of"),
+    ],
+)
+def test_two_file_tiers_on_one_path(place: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "kv").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "kv")
+    lower = [
+        {"name": name, "kind": "file", "path": f"{tmp_path}/{path}", "capacity": "1GiB"}
+        for name, path in (("a", "kv"), ("b", "kv2"), ("c", place))
+    ]
+    said = message({"tiers": [{"kind": "dram"}, *lower]})
+    assert said.startswith("tiers[3].path: ")
+    assert f"{words} tiers[1], '{tmp_path}/kv'" in said
+
+
+def test_a_link_to_nothing(tmp_path: Path) -> None:
+    (tmp_path / "kv").symlink_to(tmp_path / "nothing")
+    lower = {"kind": "file", "path": f"{tmp_path}/kv", "capacity": "1GiB"}
+    assert message(tiers(lower)) == f"tiers[1].path: '{tmp_path}/kv' is a link to nothing"
 
 
 def test_a_lower_tier_without_its_own_required_option() -> None:
@@ -181,6 +219,7 @@ def test_a_lower_tier_without_its_own_required_option() -> None:
         ("store: all\ntiers: [\n", "line 3: not valid YAML: expected the node content"),
         ("store: all\nstore: prompt\n", "line 2: not valid YAML: the key 'store' is there twice"),
         ("store: \x01\n", "not valid YAML: "),
+        ("[" * 9999, "not valid YAML for kvtier: nested too deeply"),
         ("1: 2\n", "1: unknown key"),
         ("tiers: [{kind: dram, capcity: 1}]", "tiers[0].capcity: unknown key"),
     ],

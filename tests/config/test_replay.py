@@ -20,6 +20,8 @@ def test_units_and_defaults() -> None:
     assert config.replay.kv_bytes_per_token == 64 << 10
     assert config.replay.prefill_knee == 30_000
     medium = MediumConfig(read=20 << 30, write=25 << 30, latency_s=0.002)
+    nothing = {**DRAM, "medium": {"read": "20GiB", "latency": "2ms", "write": None, "ratio": None}}
+    assert load({"tiers": [nothing]}).tiers[0].medium == medium
     assert config.tiers[0].medium == medium  # what is not said of tier 0 is not a disk's
 
 
@@ -36,6 +38,8 @@ def test_a_record_is_a_file_in_a_directory(tmp_path: Path) -> None:
     [
         ({"replay": {"prefil_rate": 5}}, "replay.prefil_rate: unknown key .*'prefill_rate'"),
         ({"replay": {"prefill_rate": 0}}, "replay.prefill_rate: expected a number > 0"),
+        ({"replay": {"prefill_rate": float("nan")}}, "replay.prefill_rate: expected a number > 0"),
+        ({"replay": {"decode_rate": float("inf")}}, "replay.decode_rate: expected a number <="),
         ({"tiers": [{**DRAM, "medium": {"laten": 1}}]}, r"tiers\[0\].medium.laten: .*'latency'"),
         ({"tiers": [{**DRAM, "medium": {"read": "fast"}}]}, r"tiers\[0\].medium.read: 'fast'"),
         ({"tiers": [{**DRAM, "medium": {"read": 0}}]}, r"tiers\[0\].medium.read: expected .* > 0"),

@@ -89,12 +89,18 @@ def is_filled(made: KVTierWorker) -> bool:
     ],
 )
 def test_an_arena_is_pinned_and_filled_in_where_all_fit(
-    seen: Seen, capacity: str | None, ranks: int, engines: int, fits: bool
+    seen: Seen,
+    caplog: pytest.LogCaptureFixture,
+    capacity: str | None,
+    ranks: int,
+    engines: int,
+    fits: bool,
 ) -> None:
     made = start(capacity, ranks=ranks, engines=engines)
     assert seen.pin == fits
     assert seen.spare == 32 * MIB - made.arena.nbytes
     assert is_filled(made) == fits
+    assert ("are more than is free here, 32MiB: nothing is pinned" in caplog.text) != fits
 
 
 def test_explicit_huge_pages_take_no_ordinary_memory(

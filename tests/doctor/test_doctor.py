@@ -6,11 +6,12 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from kvtier.cli.doctor import examine
-from kvtier.config import load
+from kvtier.config import Config, load
 from kvtier.doctor import devices, disks, engines, memory, probes, software
 from kvtier.doctor.finding import Finding, Level, Patient
 from tests import trees
@@ -170,22 +171,58 @@ def test_where_the_pages_of_a_running_engine_are(tmp_path: Path) -> None:
     assert said(engines.arenas(patient))[0][0] is Level.WARN
 
 
+def files(capacity: int, *paths: Path) -> Config:
+    """Make a configuration with a file tier at each path."""
+    each = [
+        {"name": f"f{i}", "kind": "file", "path": str(path), "capacity": capacity}
+        for i, path in enumerate(paths)
+    ]
+    return load({"tiers": [{"kind": "dram"}, *each]})
+
+
 class TestDisks:
     def test_a_directory_that_is_there(self, tmp_path: Path) -> None:
         (tmp_path / "a.kvt").write_bytes(bytes(4096))
-        found = list(disks.look(tmp_path, 4096))
+        found = list(disks.paths(Patient(config=files(4096, tmp_path))))
         assert worst(found).level in (Level.OK, Level.WARN)  # of the file system of /tmp
         assert "4KiB of records, for 4KiB" in found[-1].what
         assert [file.name for file in tmp_path.iterdir()] == ["a.kvt"]
 
     def test_more_than_is_free(self, tmp_path: Path) -> None:
-        last = list(disks.look(tmp_path / "not" / "there", 1 << 60))[-1]
+        (last,) = disks.rooms(files(1 << 60, tmp_path / "not there"))
         assert (last.level, last.advice[:24]) == (Level.WARN, "writes will fail when it")
+
+    def test_tiers_of_one_disk_are_added(self, tmp_path: Path) -> None:
+        (room,) = disks.rooms(files(1 << 20, tmp_path / "a", tmp_path / "b"))
+        assert room.area == f"disk {tmp_path / 'a'}, {tmp_path / 'b'}"
+        assert "for 2MiB" in room.what
+
+    def test_what_cannot_be_used_is_a_failure(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "link").symlink_to(tmp_path / "nothing")
+        assert said(disks.look(tmp_path / "link")) == [(Level.FAIL, "it is a link to nothing")]
+        read_only = SimpleNamespace(f_flag=os.ST_RDONLY)
+        monkeypatch.setattr(os, "statvfs", lambda _: read_only)
+        (found,) = disks.look(tmp_path)
+        assert (found.level, found.what) == (
+            Level.FAIL,
+            f"{tmp_path} is on a read-only file system",
+        )
+
+        def broken(_: Path) -> None:
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr(os, "statvfs", broken)
+        (found,) = disks.look(tmp_path)
+        assert (found.level, "Input/output error" in found.what) == (Level.FAIL, True)
+        (found,) = disks.rooms(files(4096, tmp_path))
+        assert (found.level, "Input/output error" in found.what) == (Level.FAIL, True)
 
     def test_overlayfs_is_named(self, tmp_path: Path) -> None:
         line = "29 1 0:27 / / rw - overlay overlay rw"
         trees.write(tmp_path, "proc/self/mountinfo", line)
-        first = next(iter(disks.look(tmp_path, 0, tmp_path)))
+        first = next(iter(disks.look(tmp_path, tmp_path)))
         assert (first.level, first.what) == (Level.WARN, "on overlay")
         assert "mount a volume" in first.advice
 
@@ -207,14 +244,14 @@ class TestDisks:
             return real(path, flags, mode, **more)
 
         monkeypatch.setattr(os, "open", refusing)
-        assert "no O_DIRECT: Invalid argument" in [each.what for each in disks.look(tmp_path, 0)]
+        assert "no O_DIRECT: Invalid argument" in [each.what for each in disks.look(tmp_path)]
 
     def test_a_directory_of_others_is_a_failure(self) -> None:
         nobody, root = 65534, os.geteuid() == 0
         try:
             if root:  # who may write everywhere
                 os.setresuid(nobody, nobody, 0)
-            first = next(iter(disks.look(Path("/proc/1/x"), 0)))
+            first = next(iter(disks.look(Path("/proc/1/x"))))
         finally:
             if root:
                 os.setresuid(0, 0, 0)
