@@ -20,7 +20,7 @@ from kvtier.cli.geometry import read_geometry
 from kvtier.cli.outputs import check_writable, save
 from kvtier.demo.model import LlamaShape, build
 from kvtier.demo.passes import Demo
-from kvtier.demo.report import WHAT, headline, render
+from kvtier.demo.report import WHAT, headline, identical, render
 from kvtier.demo.results import PassResult, as_json, machine
 from kvtier.demo.workload import QUICK, Workload
 from kvtier.errors import ConfigError
@@ -127,8 +127,7 @@ def table(passes: list[PassResult]) -> Table:
     for each in passes:
         ttft = [f"{each.ttft_s(p) * 1e3:,.0f}" for p in (50, 95)]
         counts = [f"{count:,}" for count in each.sources]
-        same = "yes" if each.identical else "[bold red]no[/]"
-        out.add_row(each.name, *ttft, *counts, same)
+        out.add_row(each.name, *ttft, *counts, identical(each, "[bold red]no[/]"))
     return out
 
 

@@ -152,7 +152,7 @@ def _model(geometry: Geometry, kv: Kv, context: int) -> list[str]:
 
 def _places(found: list[Fit], users: int, each: float) -> Table:
     table = Table("where", box=None)
-    for name in ("bytes for KV", "tokens", "conversations", f"of {users:,} users"):
+    for name in ("bytes for KV", "tokens", "conversations", "users so far"):
         table.add_column(name, justify="right")
     total = 0.0
     for place in found:

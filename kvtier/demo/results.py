@@ -47,9 +47,9 @@ class PassResult:
     seconds: float  # without the start of the engine
     identical: bool  # every token is the first pass's
 
-    def ttft_s(self, percent: float) -> float:
-        """A percentile of the time to first token."""
-        return percentile([turn.ttft_s for turn in self.turns], percent)
+    def ttft_s(self, percent: float, *, first_turn: int = 0) -> float:
+        """A percentile of the time to first token, in seconds; of these turns and later ones."""
+        return percentile([t.ttft_s for t in self.turns if t.turn >= first_turn], percent)
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

@@ -63,8 +63,8 @@ def test_the_replayer_uses_it(module: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ]
     Path("trace.jsonl").write_text("\n".join(map(json.dumps, rows)))
     words = shlex.split(COMMAND)
-    assert words[0] == "kvtier"
-    command = [sys.executable, "-m", "kvtier.cli", *words[1:], "--json", "out.json", "--jobs", "1"]
+    assert words[:2] == ["PYTHONPATH=.", "kvtier"]
+    command = [sys.executable, "-m", "kvtier.cli", *words[2:], "--json", "out.json", "--jobs", "1"]
     path = os.pathsep.join([str(ROOT), str(module.parent)])
     env = os.environ | {"PYTHONPATH": path}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
