@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -40,7 +41,7 @@ LLAMA_8B = LlamaShape(
 SMALL = LlamaShape(layers=8, hidden=512, heads=8, kv_heads=4, intermediate=1024, vocab=2048)
 ENGINES = ("alone", "vllm", "kvtier")
 TAIL = 16  # tokens of a prompt that no chunk holds
-TIMEOUT_S = 900.0
+TIMEOUT_S = 300.0  # of one engine
 
 
 class Case(NamedTuple):
@@ -89,6 +90,7 @@ def main() -> None:
             "bench/gpu_ttft.py needs a CUDA device, or --small; there is none here", file=sys.stderr
         )
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the engine ends with us
     found = {name: run(name, sys.argv[1:]) for name in ENGINES}
     for name, times in found.items():
         for case_name, seconds in times.items():

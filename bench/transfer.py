@@ -1,7 +1,8 @@
 """Copies between device pages and the arena, against one large pinned copy of the same run, in GB/s (1e9 bytes).
 
 Pages are scattered at random and padded apart, so that no two make one run. `chosen` is what the engine does by itself;
-the other names are its ways one by one. Times are from the submission to the end of the copy, on the host's clock.
+the other names are its ways one by one. Times are from the submission to the end of the copy, on the host's clock. What
+fails is a line, and the next part goes on; the headlines come first.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path as FilePath
@@ -25,6 +27,7 @@ from kvtier.transfer.engine import ChunkCopy, Transfer
 from kvtier.transfer.hardware import Hardware
 from kvtier.transfer.paths import Direction, Path
 from kvtier.transfer.stream_engine import StreamTransferEngine
+from kvtier.transfer.streams import COMPUTE
 from kvtier.units import format_nbytes
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -97,11 +100,34 @@ def run(hardware: Hardware, sizes: Sizes, cache: FilePath) -> None:
     link = measure_link(hardware, sizes)
     for direction, speed in zip(Direction, link, strict=True):
         report(f"{direction} one large pinned copy", speed, "GB/s")
-    for nbytes in sizes.pages:
-        sweep(hardware, sizes, nbytes, link, cache)
+    attempt(lambda: print_calibration(hardware, sizes, cache))
     for tokens in sizes.contexts:
-        context(hardware, sizes, tokens, link, cache)
-    beside(hardware, sizes, link, cache)
+        attempt(lambda n=tokens: context(hardware, sizes, n, link, cache))  # type: ignore[misc]
+    attempt(lambda: beside_products(hardware, sizes, link, cache))
+    attempt(lambda: beside_copies(hardware, sizes, cache))
+    for nbytes in sizes.pages:
+        for path in (None, *hardware.paths(pinned=True)):
+            attempt(lambda n=nbytes, p=path: sweep(hardware, sizes, n, p, link, cache))  # type: ignore[misc]
+
+
+def attempt(part: Callable[[], None]) -> None:
+    """Measure a part; say what went wrong and go on: a device's time is short."""
+    try:
+        part()
+    except Exception as exc:
+        print(f"# failed: {exc!r}", flush=True)
+        traceback.print_exc()
+
+
+def print_calibration(hardware: Hardware, sizes: Sizes, cache: FilePath) -> None:
+    """Say which ways there are, and what the engine measured of them: by that it chooses."""
+    with rig(hardware, (sizes.layers, sizes.page_8b, 1, 64), None, cache) as found:
+        print(f"# ways: {', '.join(found.engine.paths)}", flush=True)
+        calibration = found.engine.calibration
+        for rate in calibration.rates if calibration else ():
+            runs = format_nbytes(rate.run_nbytes)
+            name = f"calibration: {rate.direction} runs of {runs}, {rate.path}"
+            report(name, rate.bytes_per_s / 1e9, "GB/s")
 
 
 def measure_link(hardware: Hardware, sizes: Sizes) -> Link:
@@ -126,19 +152,19 @@ def measure_link(hardware: Hardware, sizes: Sizes) -> Link:
     return Link(*(sizes.sweep / each / 1e9 for each in seconds))
 
 
-def sweep(hardware: Hardware, sizes: Sizes, nbytes: int, link: Link, cache: FilePath) -> None:
-    """Measure one page size, each way alone and the chosen one in both directions at once."""
+def sweep(
+    hardware: Hardware, sizes: Sizes, nbytes: int, path: Path | None, link: Link, cache: FilePath
+) -> None:
+    """Measure one page size one way; the chosen one in both directions at once too."""
     per_chunk = max(1, min(sizes.sweep, 2 * MIB) // (sizes.layers * nbytes))
     chunks = max(2, sizes.sweep // (sizes.layers * nbytes * per_chunk))
-    shape = (sizes.layers, nbytes, per_chunk, chunks)
-    for path in (None, *hardware.paths(pinned=True)):
-        with rig(hardware, shape, path, cache) as found:
-            for direction, large in zip(Direction, link, strict=True):
-                seconds = timed(lambda d=direction: found.start(d).result(), sizes.repeats)  # type: ignore[misc]
-                name = f"{direction} {format_nbytes(nbytes)} pages, {path or 'chosen'}"
-                report_speed(name, found, seconds, large, target(nbytes) if path is None else None)
-            if path is None:
-                both(found, sizes, nbytes, link)
+    with rig(hardware, (sizes.layers, nbytes, per_chunk, chunks), path, cache) as found:
+        for direction, large in zip(Direction, link, strict=True):
+            seconds = timed(lambda d=direction: found.start(d).result(), sizes.repeats)  # type: ignore[misc]
+            name = f"{direction} {format_nbytes(nbytes)} pages, {path or 'chosen'}"
+            report_speed(name, found, seconds, large, target(nbytes) if path is None else None)
+        if path is None:
+            both(found, sizes, nbytes, link)
 
 
 def both(found: Rig, sizes: Sizes, nbytes: int, link: Link) -> None:
@@ -156,7 +182,9 @@ def both(found: Rig, sizes: Sizes, nbytes: int, link: Link) -> None:
 
 
 def context(hardware: Hardware, sizes: Sizes, tokens: int, link: Link, cache: FilePath) -> None:
-    """Move one context of an 8B model; say how long the caller's thread was busy with the submission."""
+    """Move one context of an 8B model; say how long the caller's thread was busy with the submission, also with one
+    that the device cannot begin: a driver whose queue is full lets the caller wait.
+    """
     shape = (sizes.layers, sizes.page_8b, 1, tokens // BLOCK_TOKENS)
     with rig(hardware, shape, None, cache) as found:
         for direction, large in zip(Direction, link, strict=True):
@@ -173,15 +201,53 @@ def context(hardware: Hardware, sizes: Sizes, tokens: int, link: Link, cache: Fi
             report_speed(name, found, seconds, large, 0.95)
             report(f"{name}, seconds", seconds, "s")
             report(f"{name}, submission", statistics.median(submit) * 1e3, "ms")
+            submit.clear()
+            for _ in range(3):
+                hold_up(hardware)
+                once()
+            report(f"{name}, submission behind a pass", statistics.median(submit) * 1e3, "ms")
 
 
-def beside(hardware: Hardware, sizes: Sizes, link: Link, cache: FilePath) -> None:
+def hold_up(hardware: Hardware) -> None:
+    """Give the device something that takes it about a quarter of a second, as a long forward pass does."""
+    if hardware.device.type == "cuda":
+        torch.cuda._sleep(400_000_000)  # type: ignore[no-untyped-call] # torch has no types for it
+
+
+class Flow:
+    """Transfers of one direction, three under way whenever somebody looks."""
+
+    def __init__(self, found: Rig, direction: Direction) -> None:
+        self.nbytes = 0  # moved so far
+        self._found = found
+        self._direction = direction
+        self._flying: list[Transfer] = []
+
+    def feed(self) -> None:
+        """Look."""
+        while self._flying and self._flying[0].done():
+            self.nbytes += self._flying.pop(0).result().nbytes
+        while len(self._flying) < 3:
+            self._flying.append(self._found.start(self._direction))
+
+
+def flows(hardware: Hardware, sizes: Sizes, cache: FilePath) -> Iterator[tuple[str, Flow]]:
+    """Make a flow per page size and direction, with its name."""
+    for nbytes in (page for page in (4 * KIB, 16 * KIB, 64 * KIB) if page in sizes.pages):
+        per_chunk = max(1, min(sizes.sweep, 2 * MIB) // (sizes.layers * nbytes))
+        with rig(hardware, (sizes.layers, nbytes, per_chunk, 32), None, cache) as found:
+            for direction in Direction:
+                name = f"{direction} {format_nbytes(nbytes)} pages beside"
+                yield name, Flow(found, direction)
+
+
+def beside_products(hardware: Hardware, sizes: Sizes, link: Link, cache: FilePath) -> None:
     """Measure matrix products alone and beside transfers, and the transfers beside them."""
     n = sizes.matmul
     dtype = torch.bfloat16 if hardware.device.type != "cpu" else torch.float32
     a, b = (torch.randn((n, n), dtype=dtype, device=hardware.device) for _ in range(2))
     out, stream = torch.empty_like(a), hardware.streams.open()
-    hardware.streams.after(stream, hardware.streams.mark(0))
+    hardware.streams.after(stream, hardware.streams.mark(COMPUTE))
 
     def product() -> None:
         torch.mm(a, b, out=out)
@@ -194,28 +260,39 @@ def beside(hardware: Hardware, sizes: Sizes, link: Link, cache: FilePath) -> Non
             meanwhile()
 
     alone = timed(lambda: products(lambda: None), sizes.repeats)
-    for nbytes in (page for page in (4 * KIB, 16 * KIB, 64 * KIB) if page in sizes.pages):
-        per_chunk = max(1, min(sizes.sweep, 2 * MIB) // (sizes.layers * nbytes))
-        shape = (sizes.layers, nbytes, per_chunk, 32)
-        with rig(hardware, shape, None, cache) as found:
-            for direction, large in zip(Direction, link, strict=True):
-                moved, flying = [0], list[Transfer]()
+    for name, flow in flows(hardware, sizes, cache):
+        busy = timed(lambda f=flow: products(f.feed), sizes.repeats)  # type: ignore[misc]
+        large = link.offload if Direction.OFFLOAD in name else link.onload
+        speed = flow.nbytes / (busy * (sizes.repeats + 1)) / 1e9
+        report(f"{name} matrix products / large copy", speed / large, "ratio")
+        report(f"{name} matrix products: these slowed by", busy / alone - 1, "ratio", 0.03)
 
-                def feed(
-                    direction: Direction = direction,
-                    moved: list[int] = moved,
-                    flying: list[Transfer] = flying,
-                ) -> None:
-                    while flying and flying[0].done():
-                        moved[0] += flying.pop(0).result().nbytes
-                    while len(flying) < 3:
-                        flying.append(found.start(direction))
 
-                busy = timed(lambda f=feed: products(f), sizes.repeats)  # type: ignore[misc]
-                name = f"{direction} {format_nbytes(nbytes)} pages beside matrix products"
-                speed = moved[0] / (busy * (sizes.repeats + 1)) / 1e9
-                report(f"{name} / large copy", speed / large, "ratio")
-                report(f"{name}: products slowed by", busy / alone - 1, "ratio", 0.03)
+def beside_copies(hardware: Hardware, sizes: Sizes, cache: FilePath) -> None:
+    """Measure a step's small copies alone and beside transfers: its input and its sampled tokens share the copy engines."""
+    there = torch.zeros(64 * KIB, dtype=torch.int8, device=hardware.device)
+    here = there.cpu() if hardware.device.type == "cpu" else there.cpu().pin_memory()
+    stream = hardware.streams.open()
+    hardware.streams.after(stream, hardware.streams.mark(COMPUTE))
+
+    def exchange() -> None:
+        there.copy_(here, non_blocking=True)
+        here.copy_(there, non_blocking=True)
+
+    def exchanges(name: str, meanwhile: Callable[[], None]) -> None:
+        seconds = []
+        for _ in range(sizes.matmuls):
+            meanwhile()
+            started = time.perf_counter()
+            hardware.streams.run(stream, exchange)
+            hardware.streams.mark(stream).wait()
+            seconds.append(time.perf_counter() - started)
+        report(f"{name}, median", statistics.median(seconds) * 1e3, "ms")
+        report(f"{name}, worst", max(seconds) * 1e3, "ms")
+
+    exchanges("64 KiB to the device and back", lambda: None)
+    for name, flow in flows(hardware, sizes, cache):
+        exchanges(f"{name} 64 KiB to the device and back", flow.feed)
 
 
 @contextmanager

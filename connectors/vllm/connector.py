@@ -197,9 +197,14 @@ class KVTierConnector(OffloadingConnector):
         super().handle_preemptions(kv_connector_metadata)
         self.rank.after()
 
+    def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
+        super().bind_connector_metadata(connector_metadata)
+        self.rank.guard.run(self.rank.worker.launching, None)
+
     def start_load_kv(self, forward_context: "ForwardContext", **kwargs: Any) -> None:
         self.rank.guard.run(partial(self.rank.order, self._connector_metadata), None)
         super().start_load_kv(forward_context, **kwargs)
+        self.rank.guard.run(self.rank.worker.launched, None)
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         loads = dict(self.rank.loads)  # vLLM forgets them as it collects them

@@ -111,6 +111,7 @@ class Rank:
 
     def before(self, meta: KVConnectorMetadata) -> None:
         """Act on a reset, and on overwritten blocks, before vLLM waits for the copies that it flushes."""
+        self.worker.launched()  # by now it is, however the step before ended
         if not isinstance(meta, KVTierMetadata):
             return
         if meta.fail_loads:

@@ -143,6 +143,16 @@ class KVTierWorker(OffloadingWorker):
                 except Exception:
                     logger.debug("job %d failed; it is reported when it is collected", job_id)
 
+    def launching(self) -> None:
+        """Be told that a forward pass comes next. vLLM submits copies behind its launch, but of blocks that it does
+        not write: loads of requests that wait for them, stores of what earlier passes wrote.
+        """
+        self._engine.launching()
+
+    def launched(self) -> None:
+        """Be told that nothing more is submitted of this pass."""
+        self._engine.launched()
+
     def fail_loads(self) -> None:
         """Fail every load in flight: the cache that it reads from was reset."""
         for job_id, job in self._jobs.items():

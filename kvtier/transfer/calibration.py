@@ -20,7 +20,7 @@ from kvtier.transfer.streams import COMPUTE
 
 logger = logging.getLogger(__name__)
 
-SIZES = (4 << 10, 16 << 10, 64 << 10, 256 << 10)
+SIZES = (4 << 10, 16 << 10, 32 << 10, 64 << 10, 256 << 10)
 NBYTES = 128 << 20
 """Bytes of one measured copy: of more parts than the staging buffers hold, so that their overlap is measured too.
 Twice as much is taken on the device while it is measured."""
@@ -122,6 +122,10 @@ def measure(
         except Exception as exc:
             logger.warning("copies in runs of %d bytes are not measured: %s", run_nbytes, exc)
             break
+    if site.device.type != "cpu":
+        torch.get_device_module(
+            site.device
+        ).empty_cache()  # torch would keep what was taken for this
     return tuple(rates)
 
 

@@ -57,7 +57,8 @@ class TransferEngine(ABC):
 
     A slot holds its chunk layer-major: for each tensor of the group, one page per block of the chunk.
     Transfers of one direction and urgency end in the order of their submission; a demand may overtake
-    prefetches. The caller keeps both ends alive and unwritten until the transfer is done.
+    prefetches. The caller keeps both ends alive and unwritten until the transfer is done. A transfer comes after
+    what the device was given before its submission, or before `launching` where that was called.
     """
 
     def __init__(
@@ -78,6 +79,14 @@ class TransferEngine(ABC):
     @abstractmethod
     def onload(self, copies: Sequence[ChunkCopy], urgency: Urgency = Urgency.DEMAND) -> Transfer:
         """Start to copy slots into device blocks; pieces without a block are left alone."""
+
+    def launching(self) -> None:  # noqa: B027 - there is no order to keep where the caller computes itself
+        """Be told that a forward pass is about to be launched that writes no page of the transfers submitted
+        until `launched`: they do not wait for it.
+        """
+
+    def launched(self) -> None:  # noqa: B027
+        """Order transfers by their submission again."""
 
     @abstractmethod
     def close(self) -> None:

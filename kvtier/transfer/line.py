@@ -14,7 +14,7 @@ from typing import NamedTuple
 from kvtier.transfer.engine import ChunkCopy, Moved, Transfer, Urgency
 from kvtier.transfer.paths import Mover
 from kvtier.transfer.plan import Layout, Work, works
-from kvtier.transfer.streams import COMPUTE, Mark, Streams
+from kvtier.transfer.streams import Mark, Streams
 
 
 class Pace(NamedTuple):
@@ -130,11 +130,11 @@ class Line:
         self._queues: dict[Urgency, deque[StreamTransfer]] = {each: deque() for each in Urgency}
         self._waiting: dict[Urgency, deque[StreamTransfer]] = {each: deque() for each in Urgency}
 
-    def submit(self, copies: Sequence[ChunkCopy], urgency: Urgency) -> StreamTransfer:
-        """Take a transfer, ordered after what the device computes now: one mark, taken here, serves all of it."""
+    def submit(self, copies: Sequence[ChunkCopy], urgency: Urgency, after: Mark) -> StreamTransfer:
+        """Take a transfer, all of it ordered after one mark."""
         n = max(1, PACES[urgency].part_nbytes // self._largest)
         parts = [copies[i : i + n] for i in range(0, len(copies), n)]
-        transfer = StreamTransfer(self, urgency, parts, self._streams.mark(COMPUTE))
+        transfer = StreamTransfer(self, urgency, parts, after)
         self._queues[urgency].append(transfer)
         self._waiting[urgency].append(transfer)
         self.pump()
@@ -168,6 +168,7 @@ class Line:
         for transfer in [transfer for queue in self._queues.values() for transfer in queue]:
             self.start_up_to(transfer)
             transfer.wait()
+        self.pump()  # forgets them
 
     def _start_part(self, transfer: StreamTransfer) -> None:
         part = transfer.waiting.popleft()

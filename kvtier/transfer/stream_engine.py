@@ -19,6 +19,7 @@ from kvtier.transfer.paths import Direction, DirectMover, Mover, Path, Site, Sta
 from kvtier.transfer.pinning import Pinning
 from kvtier.transfer.plain import PlainMover
 from kvtier.transfer.plan import Layout, Work
+from kvtier.transfer.streams import COMPUTE, Mark
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ class StreamTransferEngine(TransferEngine):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(arena, pages, blocks_per_chunk)
+        self._streams = hardware.streams
+        self._before: Mark | None = None  # a forward pass that is being launched
         self._closing = ExitStack()
         self._pinning = Pinning(arena, hardware.registrar)
         self._closing.callback(self._pinning.close)
@@ -66,15 +69,25 @@ class StreamTransferEngine(TransferEngine):
         }
 
     def offload(self, copies: Sequence[ChunkCopy]) -> Transfer:
-        return self._lines[Direction.OFFLOAD].submit(copies, Urgency.DEMAND)
+        return self._lines[Direction.OFFLOAD].submit(copies, Urgency.DEMAND, self._after())
 
     def onload(self, copies: Sequence[ChunkCopy], urgency: Urgency = Urgency.DEMAND) -> Transfer:
-        return self._lines[Direction.ONLOAD].submit(copies, urgency)
+        return self._lines[Direction.ONLOAD].submit(copies, urgency, self._after())
+
+    def launching(self) -> None:
+        self._before = self._streams.mark(COMPUTE)
+
+    def launched(self) -> None:
+        self._before = None
 
     def close(self) -> None:
         for line in self._lines.values():
             line.drain()
+        self._lines.clear()  # the buffers on the device go with the last reference, not when cycles are collected
         self._closing.close()
+
+    def _after(self) -> Mark:
+        return self._before or self._streams.mark(COMPUTE)
 
     def _start(self, hardware: Hardware, direction: Direction) -> Start:
         if self._pinning.pinned:

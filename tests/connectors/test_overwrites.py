@@ -57,6 +57,9 @@ class Engine:
     def offload(self, copies: object) -> Transfer:
         return Done()
 
+    def launched(self) -> None:
+        pass
+
 
 def test_a_spoiled_store_ends_well_for_vllm_and_gives_no_chunk() -> None:
     """From the step that says so to the rank's answer; also one that is submitted after it was spoiled."""

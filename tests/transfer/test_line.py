@@ -1,5 +1,7 @@
 """In which order copies reach the device, what they wait for, and what a failure leaves behind."""
 
+import gc
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -205,6 +207,27 @@ def test_what_is_computed_later_holds_nothing_up(make: Make, path: Path, urgency
     r.streams.queues[0].popleft()
 
 
+@pytest.mark.parametrize("path", list(Path))
+def test_a_pass_that_is_launched_before_the_submission_holds_nothing_up(
+    make: Make, path: Path
+) -> None:
+    """What the device was given before the launch is waited for; after it the order is that of submissions again."""
+    r = make(path)
+    r.streams.compute(partial(fill, r.page[:4], 7))
+    r.engine.launching()
+    r.streams.queues[0].append(held_back)  # a long forward pass
+    store, load = r.store(0, 4), r.load(8, 6)
+    r.engine.launched()
+    late = r.store(4, 4)
+    assert store.result().nbytes == 4 * PAGE
+    assert load.result().nbytes == 6 * PAGE
+    assert all((r.arena.slot(i) == 7).all() for i in range(4))
+    r.streams.step(1000)
+    assert not late.done()
+    r.streams.queues[0].remove(held_back)
+    assert late.result().nbytes == 4 * PAGE
+
+
 @pytest.mark.parametrize("path", [Path.BATCHED, Path.KERNEL])
 def test_the_device_starts_before_all_is_planned(
     monkeypatch: pytest.MonkeyPatch, make: Make, path: Path
@@ -372,3 +395,18 @@ def test_moved_says_how_long_it_took_from_the_submission() -> None:
     assert engine.offload([ChunkCopy(0, 0, (3,))]).result() == (PAGE, 1.0)
     engine.close()
     arena.close()
+
+
+def test_an_engine_that_is_closed_gives_its_memory_back_at_once() -> None:
+    r = rig(Path.STAGED)
+    r.store(0, 4)
+    r.load(8, 4, Urgency.PREFETCH)
+    r.engine.close()
+    r.arena.close()
+    engine = weakref.ref(r.engine)
+    gc.disable()
+    try:
+        del r
+        assert engine() is None
+    finally:
+        gc.enable()
