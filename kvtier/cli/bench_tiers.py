@@ -57,6 +57,8 @@ def tiers(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines instead.")] = False,
 ) -> None:
     """Measure latency and bandwidth of every tier, and recommend threads, depth and chunk size."""
+    if not config.is_file():
+        raise ConfigError(f"{config}: not a file")
     loaded = load(config)
     text = config.read_text()
     use = _in_use(loaded, model)
@@ -66,22 +68,21 @@ def tiers(
     found = Found()
     try:
         with _progress() as status:
-            examine(loaded, use.nbytes, size, seconds, found, status)
+            examine(loaded, use.nbytes, size, found, status)
+            if output:
+                save(output, tuned(text, found.advice, use))
+            examine_disks(loaded, seconds, found, status)
     finally:
         _print_json(found) if as_json else _print(found, use)
     if html:
         wanted = recommended(found.advice, use) if found.advice else ""
         machine = f"{platform.node()}, Linux {platform.release()}"
         save(html, page.render(found.points, found.disks, wanted, machine))
-    if output:
-        save(output, tuned(text, found.advice, use))
     for file in filter(None, (html, output)):
         typer.echo(f"{file}: written", err=as_json)
 
 
-def examine(
-    config: Config, in_use: int, nbytes: int, fio_s: float, found: Found, status: Status
-) -> None:
+def examine(config: Config, in_use: int, nbytes: int, found: Found, status: Status) -> None:
     """Measure every tier: by chunk size and depth, by threads at the chunk size in use, and as is recommended then.
 
     Raises:
@@ -101,6 +102,10 @@ def examine(
         choice = choose([point for point in found.points if point.tier == tier.name], now)
         as_chosen = run(choice.chunk_nbytes, choice.threads, (1, choice.depth))
         found.advice.append(confirmed(choice, as_chosen))
+
+
+def examine_disks(config: Config, fio_s: float, found: Found, status: Status) -> None:
+    """Run fio on the disks of file tiers, so many seconds at each point."""
     for tier in config.tiers[1:]:
         path = tier.options.get("path")
         if fio_s and fio.installed() and isinstance(path, str):

@@ -58,6 +58,8 @@ def _geometry(raw: Mapping[str, object], ranks: int, dtype: str) -> Geometry:
     dtype = _dtype(raw, dtype)
     attention, elements = _attention(raw, ranks)
     kinds = Counter(_layer_kinds(raw))
+    if not kinds or not elements:
+        raise KeyError("num_hidden_layers" if elements else "head_dim")
     group_layers = _group_layers(list(kinds.values()))
     window = raw.get("sliding_window")
     return Geometry(
@@ -100,7 +102,7 @@ def _layer_kinds(raw: Mapping[str, object]) -> list[str]:
     if isinstance(listed, list):
         kinds = [str(kind) for kind in listed[:layers]]
     elif raw.get("sliding_window") and raw.get("use_sliding_window", True):
-        every = _int(raw, "sliding_window_pattern", default=layers + 1)
+        every = _int(raw, "sliding_window_pattern", default=0) or layers + 1
         kinds = [_FULL if (i + 1) % every == 0 else _SLIDING for i in range(layers)]
     else:
         kinds = [_FULL] * layers

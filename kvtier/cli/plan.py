@@ -11,7 +11,7 @@ from rich.table import Table
 
 from kvtier.brain.cost import EVEN_TOKENS
 from kvtier.cli.geometry import Geometry, read_geometry
-from kvtier.cli.replay import policies
+from kvtier.cli.replay import assumed, policies
 from kvtier.cli.tracefile import Format, open_trace, say_skipped
 from kvtier.config import Plugin
 from kvtier.errors import ConfigError
@@ -46,8 +46,8 @@ def plan(  # noqa: PLR0913 - a command's options are its arguments
     kv_dtype: Annotated[str, typer.Option(help="Dtype of the KV cache.")] = "auto",
     prefill_rate: Annotated[float, typer.Option(help="Tokens per second.")] = PREFILL_RATE,
     prefill_knee: Annotated[
-        float, typer.Option(help="Context at which attention costs as much as the rest.")
-    ] = EVEN_TOKENS,
+        str, typer.Option(help="Context at which attention costs as much as the rest.")
+    ] = f"{EVEN_TOKENS:g}",
     trace: Annotated[Path | None, typer.Option(help="Size DRAM and NVMe for this traffic.")] = None,
     format: Format = "auto",
     target: Annotated[
@@ -59,6 +59,9 @@ def plan(  # noqa: PLR0913 - a command's options are its arguments
     policy: Annotated[str, typer.Option(help="Eviction policy.")] = "lru",
 ) -> None:
     """Say how much KV a model makes, what fits where, and what reading must cost to be worth it."""
+    given = assumed({"prefill_rate": prefill_rate, "prefill_knee": prefill_knee}, None)
+    if not 0 < gpu_utilisation <= 1:
+        raise ConfigError(f"--gpu-utilisation: {gpu_utilisation:g} is not a share: from 0 to 1")
     geometry = read_geometry(model, ranks=tp, dtype=kv_dtype)
     kv = kv_of(geometry, tp)
     tokens = _read(parse_count, context, "--context")
@@ -70,7 +73,7 @@ def plan(  # noqa: PLR0913 - a command's options are its arguments
     )
     if sizes.gpu <= sizes.weights:
         raise ConfigError("--weights: they do not fit into --gpu-memory")
-    prefill = Prefill(rate=prefill_rate, knee=prefill_knee)
+    prefill = Prefill(rate=given.prefill_rate, knee=given.prefill_knee)
     console = Console(highlight=False)
     for line in _model(geometry, kv, tokens):
         console.print(escape(line))

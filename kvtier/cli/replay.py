@@ -52,9 +52,9 @@ def replay(  # noqa: PLR0913 - a command's options are its arguments
         float | None, typer.Option(help=f"Tokens per second; default: {PREFILL_RATE:g}.")
     ] = None,
     prefill_knee: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            help=f"Context at which attention costs as much as the rest; default: {EVEN_TOKENS}."
+            help=f"Context at which attention costs as much as the rest; default: {EVEN_TOKENS:g}."
         ),
     ] = None,
     seed: Seed = 0,

@@ -10,7 +10,15 @@ from rich.table import Table
 
 from kvtier.cli.outputs import check_writable, save
 from kvtier.cli.replay import counts
-from kvtier.cli.tracefile import Chunk, Format, Seed, SessionRate, open_trace, say_skipped
+from kvtier.cli.tracefile import (
+    Chunk,
+    Format,
+    Seed,
+    SessionRate,
+    open_trace,
+    positive,
+    say_skipped,
+)
 from kvtier.sim.sessions import Drawn, drawn, templates
 from kvtier.sim.statistics import QUANTILES, TraceStats, describe
 from kvtier.sim.synth import resampled, stream, write
@@ -40,7 +48,7 @@ def synth(  # noqa: PLR0913 - a command's options are its arguments
     session_rate: Annotated[float, typer.Option(help="Drawn: sessions per s.")] = (
         _DRAWN.session_rate
     ),
-    turns: Annotated[float, typer.Option(help="Drawn: mean turns.")] = _DRAWN.turns,
+    turns: Annotated[float, typer.Option(min=1, help="Drawn: mean turns.")] = _DRAWN.turns,
     think: Annotated[float, typer.Option(help="Drawn: median s of thinking.")] = _DRAWN.think_s[0],
     user_tokens: Annotated[float, typer.Option(help="Drawn: median of a user's text.")] = (
         _DRAWN.user_tokens[0]
@@ -51,12 +59,19 @@ def synth(  # noqa: PLR0913 - a command's options are its arguments
     systems: Annotated[int, typer.Option(min=1, help="Drawn: shared system prompts.")] = (
         _DRAWN.systems
     ),
-    system_tokens: Annotated[int, typer.Option(help="Drawn: tokens of each.")] = (
+    system_tokens: Annotated[int, typer.Option(min=0, help="Drawn: tokens of each.")] = (
         _DRAWN.system_tokens
     ),
     block_tokens: Annotated[int, typer.Option(min=1, help="Drawn: tokens of a block.")] = 512,
 ) -> None:
     """Write a synthetic trace, in memory that does not grow with it."""
+    for option, value in {
+        "--session-rate": session_rate,
+        "--think": think,
+        "--user-tokens": user_tokens,
+        "--output-tokens": output_tokens,
+    }.items():
+        positive(option, value)
     if source is None:
         model = Drawn(
             session_rate=session_rate,

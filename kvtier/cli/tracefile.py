@@ -32,10 +32,19 @@ def open_trace(
     Raises:
         ConfigError: it cannot be read.
     """
-    if not 0 < session_rate < math.inf:
-        raise ConfigError(f"--session-rate: {session_rate:g} is not more than 0")
+    positive("--session-rate", session_rate)
     file = TraceFile(path, format, Drawing(seed=seed, session_rate=session_rate))
     return file, file.load(chunk_tokens)
+
+
+def positive(option: str, value: float) -> None:
+    """Refuse what is no finite number above 0.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not 0 < value < math.inf:
+        raise ConfigError(f"{option}: {value:g} is not more than 0")
 
 
 def say_skipped(skipped: Skipped, console: Console) -> None:

@@ -6,6 +6,7 @@ import yaml
 
 from kvtier.chunking import LIMIT_TOKENS
 from kvtier.cli.room import Chunk
+from kvtier.config.structs import MOST_THREADS
 from kvtier.measure.advice import Advice
 from kvtier.units import format_nbytes
 
@@ -34,7 +35,7 @@ def recommended(advice: Sequence[Advice], use: Chunk) -> str:
 
 def _io(advice: Sequence[Advice]) -> dict[str, int]:
     others = len(advice) - 1  # a thread is kept for each
-    return {"threads": max(each.threads for each in advice) + others}
+    return {"threads": min(MOST_THREADS, max(each.threads for each in advice) + others)}
 
 
 def _medium(advice: Advice) -> dict[str, str]:

@@ -23,7 +23,7 @@ def check(config: Config, *, here: bool) -> None:
         if (other := names.setdefault(tier.name, index)) != index:
             raise mistake(f"{path}.name", f"{tier.name!r} is the name of tiers[{other}] already")
         _check_capacity(tier, index, path)
-        _check_place(tier, index, path, places)
+        _check_place(tier, index, path, places, here)
         if (tier.depth or 0) > (threads := config.io.threads):
             raise mistake(f"{path}.depth", f"{tier.depth} are more than io.threads, {threads}")
         for node in tier.numa or () if here else ():
@@ -39,15 +39,13 @@ def _check_capacity(tier: TierConfig, index: int, path: str) -> None:
         raise mistake(f"{path}.capacity", "0 holds nothing; remove the tier instead")
 
 
-def _check_place(tier: TierConfig, index: int, path: str, places: dict[str, int]) -> None:
-    """Refuse a file tier on or below the directory of another: each locks and empties its own."""
+def _check_place(
+    tier: TierConfig, index: int, path: str, places: dict[str, int], here: bool
+) -> None:
+    """Refuse a file tier in the directory of another: each locks its own."""
     if tier.kind != "file":
         return
-    place = os.path.realpath(str(tier.options["path"]))
-    for other, owner in places.items():
-        if os.path.commonpath([place, other]) in (place, other):
-            how = "is" if place == other else "lies on the same path as"
-            raise mistake(
-                f"{path}.path", f"{place!r} {how} the directory of tiers[{owner}], {other!r}"
-            )
-    places[place] = index
+    given = str(tier.options["path"])
+    place = os.path.realpath(given) if here else os.path.normpath(given)
+    if (other := places.setdefault(place, index)) != index:
+        raise mistake(f"{path}.path", f"{given!r} is the directory of tiers[{other}] already")

@@ -10,6 +10,9 @@ from msgspec import Meta, Struct
 
 _MOST = 1e18  # tokens, or tokens per second: finite is what counts
 
+MOST_THREADS = 256
+"""Of one I/O process."""
+
 
 class WriteMode(StrEnum):
     """When a chunk goes down into a tier."""
@@ -66,7 +69,7 @@ class TierConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class IoConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One rank's I/O process."""
 
-    threads: Annotated[int, Meta(ge=2, le=256)] = 8
+    threads: Annotated[int, Meta(ge=2, le=MOST_THREADS)] = 8
     idle_write: Annotated[int, Meta(ge=1)] = 256 << 20  # bytes per second of write-behind
     queue: Annotated[int, Meta(ge=1)] = 4096  # operations that may wait
 

@@ -45,9 +45,6 @@ def look(path: Path, root: Path = Path("/")) -> Iterator[Finding]:
     except OSError as exc:
         yield Finding(area, Level.FAIL, f"cannot be looked at: {exc}", "choose another path")
         return
-    if path.is_symlink() and not path.exists():
-        yield Finding(area, Level.FAIL, "it is a link to nothing", "make the directory it names")
-        return
     if read_only:
         said = f"{there} is on a read-only file system"
         yield Finding(area, Level.FAIL, said, "mount it writable, or choose another path")

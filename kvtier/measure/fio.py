@@ -7,6 +7,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -116,7 +117,8 @@ def _run(data: int, nbytes: int, seconds: float, cell: Cell) -> Cell:
         try:
             out, error = process.communicate(timeout=seconds + _PATIENCE_S)
         except BaseException:  # Ctrl-C too: its jobs are processes of their own
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             raise
     if process.returncode:
         raise OSError((error.strip() or f"status {process.returncode}").splitlines()[0])

@@ -57,12 +57,17 @@ def replay_blocks(
     clock = VirtualClock()
     group = GroupSpec(0, trace.block_tokens, None, block_nbytes)
     cache = assemble(config, [group], ranks=1, local_ranks=1, clock=clock, even_tokens=even_tokens)
-    cache.open(slots, "{}")
+    cache.open(usable(slots, trace), "{}")
     hits = np.zeros(len(trace), np.int64)
     for i, at in enumerate(trace.at_s.tolist()):
         clock.now = at
         hits[i] = serve(cache, str(i), trace.keys(i))
     return BlockReplay(hits=hits, stats=cache.stats())
+
+
+def usable(slots: int, trace: Trace) -> int:
+    """Bound a number of slots by what a trace can fill."""
+    return min(slots, len(trace.ids) + 1)
 
 
 def serve(cache: TieredCache, name: str, keys: list[BlockKey]) -> int:

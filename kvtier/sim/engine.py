@@ -22,7 +22,7 @@ from kvtier.assembly import assemble
 from kvtier.cache import CacheStats, StorePlan
 from kvtier.config import ARENA, Config, MediumConfig
 from kvtier.errors import ConfigError
-from kvtier.sim.blocks import hit_length
+from kvtier.sim.blocks import hit_length, usable
 from kvtier.sim.media import Media
 from kvtier.sim.setting import Prefill
 from kvtier.sim.timeline import Timeline
@@ -93,7 +93,7 @@ def replay_engine(trace: Trace, config: Config, *, slots: int) -> EngineReplay:
     """
     if slots < 1:
         raise ConfigError(f"tiers[0]: no room for one chunk of {trace.block_tokens} tokens")
-    return _Engine(trace, config, slots).run()
+    return _Engine(trace, config, usable(slots, trace)).run()
 
 
 def prefill_of(config: Config) -> Prefill:

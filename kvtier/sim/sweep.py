@@ -1,6 +1,7 @@
 """Runs many replays of one trace, one per core; the trace is shared through files that are mapped."""
 
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 
 import numpy as np
 
@@ -117,6 +119,14 @@ _trace: Trace | None = None  # of a worker process, for its whole life
 def _open(directory: str) -> None:
     global _trace
     _trace = open_saved(Path(directory))
+    Thread(target=_leave_with_the_parent, daemon=True).start()
+
+
+def _leave_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _run(job: Job) -> ReplayRow:
@@ -126,10 +136,14 @@ def _run(job: Job) -> ReplayRow:
 
 @contextmanager
 def _pool(workers: int, directory: str) -> Iterator[ProcessPoolExecutor]:
-    """Start fresh interpreters: the progress bar has a thread, and threads do not fork."""
+    """Start fresh interpreters: the progress bar has a thread, and threads do not fork. They end with us, and at once."""
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, initializer=_open, initargs=(directory,))
     try:
         yield pool
+    except BaseException:  # Ctrl-C too
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)

@@ -89,6 +89,8 @@ def test_a_float32_checkpoint_is_served_in_16_bits(tmp_path: Path) -> None:
         ({**LLAMA_8B, "layer_types": ["linear_attention"] * 32}, "layers of kind linear_attention"),
         ({**LLAMA_8B, "num_attention_heads": 0}, "no attention layers.*num_attention_heads"),
         ({**LLAMA_8B, "num_hidden_layers": 0}, "no attention layers.*num_hidden_layers"),
+        ({**LLAMA_8B, "layer_types": []}, "no attention layers.*num_hidden_layers"),
+        ({**LLAMA_8B, "head_dim": 0, "hidden_size": 2}, "no attention layers.*head_dim"),
         ({**LLAMA_8B, "dtype": "int3"}, "'int3' is not a KV-cache dtype"),
     ],
 )

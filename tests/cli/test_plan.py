@@ -102,6 +102,9 @@ def test_the_command_says_units(tmp_path: Path) -> None:
         (["--gpu-memory", "8GB"], "did you mean '8GiB'"),
         (["--gpu-memory", "8GiB", "--weights", "16GiB"], "do not fit"),
         (["--gpu-memory", "8GiB", "--context", "long"], "not a number of tokens"),
+        (["--gpu-memory", "8GiB", "--prefill-rate", "0"], "--prefill-rate: expected a number > 0"),
+        (["--gpu-memory", "8GiB", "--prefill-knee", "0"], "--prefill-knee: "),
+        (["--gpu-memory", "8GiB", "--gpu-utilisation", "nan"], "--gpu-utilisation: nan is not a"),
     ],
 )
 def test_mistakes_in_words(words: list[str], message: str, tmp_path: Path) -> None:

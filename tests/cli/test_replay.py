@@ -1,7 +1,13 @@
 """`kvtier replay` and `kvtier trace`, as a user types them."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from typer.testing import CliRunner
@@ -74,6 +80,55 @@ def test_mistakes_in_words(words: list[str], message: str) -> None:
     result = run.invoke(build(), ["replay", "--trace", str(TRACE), *words])
     assert isinstance(result.exception, ConfigError)
     assert message in str(result.exception)
+
+
+def test_what_is_assumed_can_be_said(tmp_path: Path) -> None:
+    out = tmp_path / "o.json"
+    words = ["replay", "--trace", str(TRACE), "--jobs", "1", "--json", str(out)]
+    more = ["--prefill-knee", "24k", "--prefill-rate", "9e3", "--capacity-tokens", "2000G"]
+    result = run.invoke(build(), [*words, *more])
+    assert result.exit_code == 0, result.output
+    made = json.loads(out.read_text())
+    assert (made["assumptions"]["prefill_knee"], made["assumptions"]["prefill_rate"]) == (24e3, 9e3)
+    assert made["rows"][0]["hit_blocks"] == made["rows"][-1]["hit_blocks"]  # as an infinite cache
+
+
+@pytest.mark.parametrize("signals", ["TERM", "TERM TERM", "INT INT", "KILL"])
+def test_a_replay_that_is_ended_leaves_at_once_with_its_workers(
+    tmp_path: Path, signals: str
+) -> None:
+    rows = tmp_path / "t.jsonl"
+    done = run.invoke(build(), ["trace", "synth", "--requests", "60000", "-o", str(rows)])
+    assert done.exit_code == 0, done.output
+    words = [sys.executable, "-m", "kvtier.cli", "replay", "--trace", str(rows), "--jobs", "2"]
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(words, stdout=PIPE, stderr=PIPE, env=env) as replay:
+        while len(children(replay.pid)) < 3:  # two workers, and what Python has beside them
+            time.sleep(0.02)
+        time.sleep(1.5)
+        started = children(replay.pid)
+        for name in signals.split():
+            replay.send_signal(signal.Signals[f"SIG{name}"])
+            time.sleep(0.05)
+        assert replay.wait(10) != 0
+    until = time.monotonic() + 5
+    while [pid for pid in started if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    if signals != "KILL":
+        assert list(tmp_path.iterdir()) == [rows]
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a replay started."""
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def test_nonsense_is_not_drawn(tmp_path: Path) -> None:
+    for option in ("--session-rate", "--think", "--user-tokens", "--output-tokens"):
+        words = ["trace", "synth", "-o", str(tmp_path / "t"), option, "nan"]
+        result = run.invoke(build(), words)
+        assert str(result.exception) == f"{option}: nan is not more than 0"
 
 
 def test_malformed_rows_are_named(tmp_path: Path) -> None:

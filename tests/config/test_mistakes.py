@@ -179,16 +179,8 @@ def test_a_mistake_in_a_lower_tier(
     assert message(tiers(lower)) == expected
 
 
-@pytest.mark.parametrize(
-    ("place", "words"),
-    [
-        ("kv", "is the directory of"),
-        ("kv/", "is the directory of"),
-        ("kv/in", "lies on the same path as the directory of"),
-        ("link", "is the directory of"),
-    ],
-)
-def test_two_file_tiers_on_one_path(place: str, words: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["kv", "kv/", "./kv", "kv/../kv", "link"])
+def test_two_file_tiers_in_one_directory(place: str, tmp_path: Path) -> None:
     (tmp_path / "kv").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "kv")
     lower = [
@@ -196,8 +188,21 @@ def test_two_file_tiers_on_one_path(place: str, words: str, tmp_path: Path) -> N
         for name, path in (("a", "kv"), ("b", "kv2"), ("c", place))
     ]
     said = message({"tiers": [{"kind": "dram"}, *lower]})
-    assert said.startswith("tiers[3].path: ")
-    assert f"{words} tiers[1], '{tmp_path}/kv'" in said
+    assert said == f"tiers[3].path: '{tmp_path}/{place}' is the directory of tiers[1] already"
+
+
+def test_a_file_tier_on_a_disk_that_is_mounted_below_another_s(tmp_path: Path) -> None:
+    lower = [
+        {"name": name, "kind": "file", "path": f"{tmp_path}{path}", "capacity": "1GiB"}
+        for name, path in (("a", ""), ("b", "/disk2"))
+    ]
+    assert len(load({"tiers": [{"kind": "dram"}, *lower]}).tiers) == 3
+
+
+@pytest.mark.parametrize("path", ["/", "//", "/.", "/tmp/.."])
+def test_the_root_of_all(path: str) -> None:
+    lower = {"kind": "file", "path": path, "capacity": "1GiB"}
+    assert "is the root of all" in message(tiers(lower))
 
 
 def test_a_link_to_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ from kvtier.cli import bench_tiers
 from kvtier.cli.main import build
 from kvtier.cli.room import Chunk
 from kvtier.cli.tuned import tuned
-from kvtier.config import load
+from kvtier.config import MediumConfig, load
+from kvtier.config.structs import MOST_THREADS
 from kvtier.errors import ConfigError, TierError
 from kvtier.measure import fio, page
-from kvtier.measure.advice import Choice, choose, confirmed
+from kvtier.measure.advice import Advice, Choice, choose, confirmed
 from kvtier.measure.fio import Cell, Disk
 from kvtier.measure.tiers import Point, measure, measure_dram
 from kvtier.tier import Site
@@ -126,6 +128,22 @@ def test_fio_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not child.exists() or child.read_text().split()[2] == "Z"
 
 
+def test_a_signal_that_finds_fio_gone_is_no_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waiting for a child that ends, Python reaps it before it raises."""
+
+    def interrupted(self: "subprocess.Popen[str]", timeout: float) -> None:
+        self.wait()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    (tmp_path / "fio").symlink_to("/bin/true")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(KeyboardInterrupt):
+        fio.characterise(tmp_path, 0.01, engines=["libaio"], mixes=["randread"])
+
+
 def test_the_page_has_a_heat_map_per_engine_and_mix() -> None:
     cells = [Cell("libaio", "randread", 65536, d, d / 10, 0.001) for d in (1, 8)]
     cells += [Cell("io_uring", "randread", 65536, 1, 0.4, 0.001)]
@@ -206,6 +224,30 @@ def test_memory_is_measured_without_taking_all_of_the_tier() -> None:
     assert len(measure_dram(dram, CHUNK, 1 << 60)) == 2
 
 
+def test_what_is_recommended_is_written_before_fio_takes_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench_tiers, "_CHUNKS", (65536,))
+    monkeypatch.setattr(bench_tiers, "examine_disks", stopped)
+    file, out = tmp_path / "kvtier.yaml", tmp_path / "tuned.yaml"
+    far = "{name: far, kind: memory, capacity: 64MiB}"
+    file.write_text(f"tiers: [{{kind: dram, capacity: 8MiB}}, {far}]\n")
+    command = ["bench", "tiers", "--nbytes", "1MiB", "--config", str(file), "--output", str(out)]
+    done = CliRunner().invoke(build(), command)
+    assert done.exit_code == 130
+    assert load(out).tiers[1].medium is not None
+
+
+def test_more_threads_than_there_may_be_are_not_recommended() -> None:
+    medium = MediumConfig(read=1e9, write=1e9)
+    each = Advice("far", MOST_THREADS, 8, 65536, 1.0, 1e-4, medium)
+    text = tuned("tiers: [{kind: dram}, {}, {}]", [each, each], Chunk(0, 65536, 65536, 69632))
+    assert yaml.safe_load(text)["io"]["threads"] == MOST_THREADS
+
+
 def test_a_failure_says_where_and_shows_what_was_measured_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +282,7 @@ def test_a_failure_says_where_and_shows_what_was_measured_before(
         (["--fio-seconds", "nan"], "--fio-seconds: nan is not from 0 to 60"),
         (["--fio-seconds", "-1"], "--fio-seconds: -1 is not from 0 to 60"),
         (["--html", "/nowhere/a.html"], "/nowhere/a.html: cannot be written"),
+        (["--config", "/dev/null"], "/dev/null: not a file"),
     ],
 )
 def test_bad_options_are_refused_before_the_work(
