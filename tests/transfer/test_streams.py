@@ -1,14 +1,17 @@
 """Every way of the stream engine, on a device that runs late and in any order that its marks allow."""
 
+import gc
+import weakref
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 
 from kvtier.arena import Arena
-from kvtier.transfer.engine import TransferEngine
+from kvtier.transfer.engine import ChunkCopy, TransferEngine, Urgency
 from kvtier.transfer.paths import Path
 from kvtier.transfer.stream_engine import StreamTransferEngine
-from tests.transfer.contract import Groups, TransferContract
+from tests.transfer.contract import Groups, TransferContract, pages
 from tests.transfer.simulated import RecordingRegistrar, SimulatedStreams, hardware
 
 
@@ -39,3 +42,18 @@ class TestNotPinned(TestStreams):
         engine = StreamTransferEngine(arena, pages, blocks_per_chunk, device)
         assert engine.paths == (Path.PLAIN,)
         return engine
+
+
+def test_an_engine_that_is_closed_gives_its_memory_back_at_once() -> None:
+    with closing(Arena(8, 4096)) as arena:
+        engine = StreamTransferEngine(arena, {0: pages([4096])}, 1, hardware(), paths=[Path.STAGED])
+        engine.offload([ChunkCopy(0, 0, (0,))])
+        engine.onload([ChunkCopy(1, 0, (1,))], Urgency.PREFETCH)
+        engine.close()
+        gone = weakref.ref(engine)
+        gc.disable()
+        try:
+            del engine
+            assert gone() is None
+        finally:
+            gc.enable()
