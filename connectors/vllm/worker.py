@@ -144,8 +144,8 @@ class KVTierWorker(OffloadingWorker):
                     logger.debug("job %d failed; it is reported when it is collected", job_id)
 
     def launching(self) -> None:
-        """Be told that a forward pass comes next. vLLM submits copies behind its launch, but of blocks that it does
-        not write: loads of requests that wait for them, stores of what earlier passes wrote.
+        """Be told that a forward pass comes next. vLLM submits loads behind its launch, but into blocks that it neither
+        reads nor writes: their requests wait. Stores of earlier passes are submitted by now, with what is flushed.
         """
         self._engine.launching()
 

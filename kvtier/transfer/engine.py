@@ -81,8 +81,8 @@ class TransferEngine(ABC):
         """Start to copy slots into device blocks; pieces without a block are left alone."""
 
     def launching(self) -> None:  # noqa: B027 - there is no order to keep where the caller computes itself
-        """Be told that a forward pass is about to be launched that writes no page of the transfers submitted
-        until `launched`: they do not wait for it.
+        """Be told that a forward pass is about to be launched that neither reads nor writes the pages of the loads
+        submitted until `launched`: they do not wait for it. Nor do stores, whose pages it leaves alone.
         """
 
     def launched(self) -> None:  # noqa: B027
