@@ -48,12 +48,20 @@ class Sizes(NamedTuple):
     matmuls: int = 300
     repeats: int = 5
 
+    def per_chunk(self, nbytes: int) -> int:
+        """Blocks of a chunk of about 2 MiB whose pages are of that size."""
+        return max(1, min(self.sweep, 2 * MIB) // (self.layers * nbytes))
+
 
 class Link(NamedTuple):
     """GB/s of one large pinned copy."""
 
     offload: float
     onload: float
+
+    def of(self, direction: Direction) -> float:
+        """Choose one."""
+        return self.offload if direction is Direction.OFFLOAD else self.onload
 
 
 class Rig(NamedTuple):
@@ -156,7 +164,7 @@ def sweep(
     hardware: Hardware, sizes: Sizes, nbytes: int, path: Path | None, link: Link, cache: FilePath
 ) -> None:
     """Measure one page size one way; the chosen one in both directions at once too."""
-    per_chunk = max(1, min(sizes.sweep, 2 * MIB) // (sizes.layers * nbytes))
+    per_chunk = sizes.per_chunk(nbytes)
     chunks = max(2, sizes.sweep // (sizes.layers * nbytes * per_chunk))
     with rig(hardware, (sizes.layers, nbytes, per_chunk, chunks), path, cache) as found:
         for direction, large in zip(Direction, link, strict=True):
@@ -218,9 +226,9 @@ class Flow:
     """Transfers of one direction, three under way whenever somebody looks."""
 
     def __init__(self, found: Rig, direction: Direction) -> None:
+        self.direction = direction
         self.nbytes = 0  # moved so far
         self._found = found
-        self._direction = direction
         self._flying: list[Transfer] = []
 
     def feed(self) -> None:
@@ -228,17 +236,24 @@ class Flow:
         while self._flying and self._flying[0].done():
             self.nbytes += self._flying.pop(0).result().nbytes
         while len(self._flying) < 3:
-            self._flying.append(self._found.start(self._direction))
+            self._flying.append(self._found.start(self.direction))
 
 
 def flows(hardware: Hardware, sizes: Sizes, cache: FilePath) -> Iterator[tuple[str, Flow]]:
     """Make a flow per page size and direction, with its name."""
     for nbytes in (page for page in (4 * KIB, 16 * KIB, 64 * KIB) if page in sizes.pages):
-        per_chunk = max(1, min(sizes.sweep, 2 * MIB) // (sizes.layers * nbytes))
-        with rig(hardware, (sizes.layers, nbytes, per_chunk, 32), None, cache) as found:
+        shape = (sizes.layers, nbytes, sizes.per_chunk(nbytes), 32)
+        with rig(hardware, shape, None, cache) as found:
             for direction in Direction:
                 name = f"{direction} {format_nbytes(nbytes)} pages beside"
                 yield name, Flow(found, direction)
+
+
+def stream_behind(hardware: Hardware) -> int:
+    """Make a stream that comes after what the device was given until now."""
+    stream = hardware.streams.open()
+    hardware.streams.after(stream, hardware.streams.mark(COMPUTE))
+    return stream
 
 
 def beside_products(hardware: Hardware, sizes: Sizes, link: Link, cache: FilePath) -> None:
@@ -246,8 +261,7 @@ def beside_products(hardware: Hardware, sizes: Sizes, link: Link, cache: FilePat
     n = sizes.matmul
     dtype = torch.bfloat16 if hardware.device.type != "cpu" else torch.float32
     a, b = (torch.randn((n, n), dtype=dtype, device=hardware.device) for _ in range(2))
-    out, stream = torch.empty_like(a), hardware.streams.open()
-    hardware.streams.after(stream, hardware.streams.mark(COMPUTE))
+    out, stream = torch.empty_like(a), stream_behind(hardware)
 
     def product() -> None:
         torch.mm(a, b, out=out)
@@ -262,8 +276,8 @@ def beside_products(hardware: Hardware, sizes: Sizes, link: Link, cache: FilePat
     alone = timed(lambda: products(lambda: None), sizes.repeats)
     for name, flow in flows(hardware, sizes, cache):
         busy = timed(lambda f=flow: products(f.feed), sizes.repeats)  # type: ignore[misc]
-        large = link.offload if Direction.OFFLOAD in name else link.onload
         speed = flow.nbytes / (busy * (sizes.repeats + 1)) / 1e9
+        large = link.of(flow.direction)
         report(f"{name} matrix products / large copy", speed / large, "ratio")
         report(f"{name} matrix products: these slowed by", busy / alone - 1, "ratio", 0.03)
 
@@ -272,8 +286,7 @@ def beside_copies(hardware: Hardware, sizes: Sizes, cache: FilePath) -> None:
     """Measure a step's small copies alone and beside transfers: its input and its sampled tokens share the copy engines."""
     there = torch.zeros(64 * KIB, dtype=torch.int8, device=hardware.device)
     here = there.cpu() if hardware.device.type == "cpu" else there.cpu().pin_memory()
-    stream = hardware.streams.open()
-    hardware.streams.after(stream, hardware.streams.mark(COMPUTE))
+    stream = stream_behind(hardware)
 
     def exchange() -> None:
         there.copy_(here, non_blocking=True)

@@ -67,9 +67,8 @@ class KVTierWorkerMetadata(OffloadingWorkerMetadata):
     failed: dict[int, set[int]] = field(default_factory=dict)
     """Job -> positions of its chunks (in job order) that did not make it on some rank."""
     broken: str = ""  # why a rank turned itself off
-    timed: int = (
-        0  # the step that this comes with, if it is timed: without it there may be nothing to say
-    )
+    timed: int = 0
+    """The step that this comes with, if it is timed: without it there may be nothing to say."""
     placed: list[Placed] = field(default_factory=list)
     """Where the memory of each rank that is named here is; of the others nothing has changed."""
 

@@ -1,8 +1,7 @@
 """`kvtier bench tiers`: measure every configured tier, on the machine that it is configured for."""
 
 import platform
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +15,7 @@ from rich.table import Table
 
 from kvtier.chunking import TARGET_NBYTES
 from kvtier.cli.geometry import read_geometry
+from kvtier.cli.options import read
 from kvtier.cli.outputs import check_writable, save
 from kvtier.cli.room import PAGE, Chunk, chunk_of
 from kvtier.cli.tuned import BLOCK, recommended, tuned
@@ -48,7 +48,7 @@ def tiers(
     ] = None,
     nbytes: Annotated[str, typer.Option(help="Bytes of each point.")] = "256MiB",
     fio_seconds: Annotated[
-        float, typer.Option(help="Of each of fio's 54 points; 0: without fio.")
+        float, typer.Option(help=f"Of each of fio's {fio.POINTS} points; 0: without fio.")
     ] = 1.0,
     html: Annotated[Path | None, typer.Option(help="Write a report with heat maps here.")] = None,
     output: Annotated[
@@ -62,12 +62,12 @@ def tiers(
     loaded = load(config)
     text = config.read_text()
     use = _in_use(loaded, model)
-    size, seconds = _nbytes(nbytes), _seconds(fio_seconds)
+    size, seconds = read(parse_nbytes, nbytes, "--nbytes"), _seconds(fio_seconds)
     check_writable(html, output)
     refuse_small(loaded, use.nbytes)
     found = Found()
     try:
-        with _progress() as status:
+        with Console(stderr=True).status("dram") as status:  # where somebody watches
             examine(loaded, use.nbytes, size, found, status)
             if output:
                 save(output, tuned(text, found.advice, use))
@@ -149,13 +149,6 @@ def _fits(tier: TierConfig, chunk_nbytes: int, *, below: bool = True) -> bool:
     return tier.capacity is None or tier.capacity >= least
 
 
-def _nbytes(words: str) -> int:
-    try:
-        return parse_nbytes(words)
-    except ValueError as exc:
-        raise ConfigError(f"--nbytes: {exc}") from exc
-
-
 def _seconds(given: float) -> float:
     if not 0 <= given <= _MOST_FIO_S:
         raise ConfigError(f"--fio-seconds: {given:g} is not from 0 to {_MOST_FIO_S:g}")
@@ -167,13 +160,6 @@ def _in_use(config: Config, model: Path | None) -> Chunk:
     if model is None:
         return Chunk(0, TARGET_NBYTES, TARGET_NBYTES, TARGET_NBYTES + PAGE)
     return chunk_of(config, read_geometry(model, ranks=1), BLOCK)
-
-
-@contextmanager
-def _progress() -> Iterator[Status]:
-    """Say what is being measured, where somebody watches."""
-    with Console(stderr=True).status("dram") as status:
-        yield status
 
 
 def _print_json(found: Found) -> None:

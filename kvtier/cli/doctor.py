@@ -64,8 +64,8 @@ def _admit(file: Path | None) -> tuple[Patient, list[Finding]]:
 
 def _print(found: list[Finding]) -> None:
     table = Table.grid(padding=(0, 2))
-    for overflow in ("fold", "fold", "fold"):
-        table.add_column(overflow=overflow)
+    for _ in range(3):
+        table.add_column(overflow="fold")
     for finding in found:
         level = f"[{_COLOURS[finding.level]}]{finding.level}[/]"
         advice = f"\n-> {finding.advice}" if finding.advice else ""

@@ -121,6 +121,7 @@ def _group_layers(counts: list[int]) -> int:
 
 def _int(raw: Mapping[str, object], *keys: str, default: int | None = None) -> int:
     value = next((raw[key] for key in keys if raw.get(key) is not None), default)
-    if not isinstance(value, int) or value < (default is None):
+    least = 1 if default is None else 0
+    if not isinstance(value, int) or value < least:
         raise KeyError(keys[0])
     return value

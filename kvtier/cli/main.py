@@ -50,9 +50,8 @@ def build() -> typer.Typer:
 
 def main() -> None:
     """Run the command line; what kvtier refuses on purpose is a message and status 1, not a trace."""
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # cleans up, as ^C does
+    # SIGTERM cleans up, as ^C does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         build()()
     except (KvtierError, OSError) as exc:

@@ -8,12 +8,8 @@ from pathlib import Path
 
 from kvtier.errors import ConfigError
 
-_IN_PLACE = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.EBUSY,
-    errno.EROFS,
-}  # of the directory; the file may allow it
+_IN_PLACE = {errno.EACCES, errno.EPERM, errno.EBUSY, errno.EROFS}
+"""What forbids to replace a file that may still be written to."""
 
 
 def check_writable(*files: Path | None) -> None:
@@ -23,9 +19,8 @@ def check_writable(*files: Path | None) -> None:
         ConfigError: one of them cannot be written.
     """
     for file in filter(None, files):
-        written = (
-            file if file.exists() else file.resolve().parent
-        )  # of a link to nothing, its target's
+        # Of a link to nothing it is its target's directory that counts.
+        written = file if file.exists() else file.resolve().parent
         if file.is_dir() or not os.access(written, os.W_OK):
             raise ConfigError(f"{file}: cannot be written")
 

@@ -1,6 +1,5 @@
 """`kvtier plan`: what fits where, and how much memory the traffic needs, before anything is bought."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -11,6 +10,7 @@ from rich.table import Table
 
 from kvtier.brain.cost import EVEN_TOKENS
 from kvtier.cli.geometry import Geometry, read_geometry
+from kvtier.cli.options import read
 from kvtier.cli.replay import assumed, policies
 from kvtier.cli.tracefile import Format, open_trace, say_skipped
 from kvtier.config import Plugin
@@ -64,12 +64,12 @@ def plan(  # noqa: PLR0913 - a command's options are its arguments
         raise ConfigError(f"--gpu-utilisation: {gpu_utilisation:g} is not a share: from 0 to 1")
     geometry = read_geometry(model, ranks=tp, dtype=kv_dtype)
     kv = kv_of(geometry, tp)
-    tokens = _read(parse_count, context, "--context")
+    tokens = read(parse_count, context, "--context")
     sizes = Sizes(
-        int(_read(parse_nbytes, gpu_memory, "--gpu-memory") * gpu_utilisation),
-        _read(parse_nbytes, weights, "--weights"),
-        _read(parse_nbytes, dram, "--dram"),
-        _read(parse_nbytes, nvme, "--nvme"),
+        int(read(parse_nbytes, gpu_memory, "--gpu-memory") * gpu_utilisation),
+        read(parse_nbytes, weights, "--weights"),
+        read(parse_nbytes, dram, "--dram"),
+        read(parse_nbytes, nvme, "--nvme"),
     )
     if sizes.gpu <= sizes.weights:
         raise ConfigError("--weights: they do not fit into --gpu-memory")
@@ -182,10 +182,3 @@ def _setting(trace: Trace, path: Path, policy: str) -> str:
 
 def _nbytes(kv: Kv, context: int) -> str:
     return format_nbytes(kv.nbytes(context))
-
-
-def _read(read: Callable[[object], int], words: str, option: str) -> int:
-    try:
-        return read(int(words) if words.isdigit() else words)
-    except ValueError as exc:
-        raise ConfigError(f"{option}: {exc}") from exc

@@ -11,7 +11,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from kvtier.brain.cost import EVEN_TOKENS
 from kvtier.cli.outputs import check_writable, save
 from kvtier.cli.tracefile import Chunk, Format, Seed, SessionRate, open_trace, say_skipped
 from kvtier.config import Config, Plugin, ReplayConfig, load
@@ -21,12 +20,13 @@ from kvtier.sim.engine import media_of
 from kvtier.sim.jobs import block_jobs, tier_jobs
 from kvtier.sim.report import render
 from kvtier.sim.results import ReplayRow, ReplayTable
-from kvtier.sim.setting import PREFILL_RATE, Prefill
+from kvtier.sim.setting import Prefill
 from kvtier.sim.sweep import Job, sweep
 from kvtier.sim.trace import Trace
 from kvtier.units import format_count, format_nbytes, parse_count
 
 _SIZES = "1M,3M,10M"
+_ASSUMED = ReplayConfig()
 
 
 def replay(  # noqa: PLR0913 - a command's options are its arguments
@@ -46,15 +46,17 @@ def replay(  # noqa: PLR0913 - a command's options are its arguments
     html: Annotated[Path | None, typer.Option(help="Write a report with plots here.")] = None,
     chunk_tokens: Chunk = None,
     kv_bytes_per_token: Annotated[
-        str | None, typer.Option(help="Of all layers; default: 128KiB.")
+        str | None,
+        typer.Option(help=f"Of all layers; default: {format_nbytes(_ASSUMED.kv_bytes_per_token)}."),
     ] = None,
     prefill_rate: Annotated[
-        float | None, typer.Option(help=f"Tokens per second; default: {PREFILL_RATE:g}.")
+        float | None, typer.Option(help=f"Tokens per second; default: {_ASSUMED.prefill_rate:g}.")
     ] = None,
     prefill_knee: Annotated[
         str | None,
         typer.Option(
-            help=f"Context at which attention costs as much as the rest; default: {EVEN_TOKENS:g}."
+            help="Context at which attention costs as much as the rest; "
+            f"default: {_ASSUMED.prefill_knee:g}."
         ),
     ] = None,
     seed: Seed = 0,

@@ -8,17 +8,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from kvtier.cli.options import positive
 from kvtier.cli.outputs import check_writable, save
 from kvtier.cli.replay import counts
-from kvtier.cli.tracefile import (
-    Chunk,
-    Format,
-    Seed,
-    SessionRate,
-    open_trace,
-    positive,
-    say_skipped,
-)
+from kvtier.cli.tracefile import Chunk, Format, Seed, SessionRate, open_trace, say_skipped
 from kvtier.sim.sessions import Drawn, drawn, templates
 from kvtier.sim.statistics import QUANTILES, TraceStats, describe
 from kvtier.sim.synth import resampled, stream, write

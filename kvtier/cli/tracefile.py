@@ -1,6 +1,5 @@
 """The options that every command takes which reads a trace, and how its mistakes are said."""
 
-import math
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from kvtier.errors import ConfigError
+from kvtier.cli.options import positive
 from kvtier.sim.files import Skipped, TraceFile
 from kvtier.sim.formats import FORMATS, Drawing
 from kvtier.sim.trace import Trace
@@ -35,16 +34,6 @@ def open_trace(
     positive("--session-rate", session_rate)
     file = TraceFile(path, format, Drawing(seed=seed, session_rate=session_rate))
     return file, file.load(chunk_tokens)
-
-
-def positive(option: str, value: float) -> None:
-    """Refuse what is no finite number above 0.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    if not 0 < value < math.inf:
-        raise ConfigError(f"{option}: {value:g} is not more than 0")
 
 
 def say_skipped(skipped: Skipped, console: Console) -> None:

@@ -163,12 +163,13 @@ def _directory(options: object, path: str, here: bool) -> None:
         return
     if "\0" in directory:
         raise mistake(path, f"{directory!r} has a NUL in it, which no path can")
-    parent = os_path.dirname(os_path.normpath(directory))
+    place = os_path.normpath(directory)
+    parent = os_path.dirname(place)
     if not os_path.isabs(directory):
         raise mistake(
             path, f"{directory!r} is not absolute: the engine's processes may start elsewhere"
         )
-    if os_path.normpath(directory).strip("/") == "":
+    if not place.strip("/"):
         raise mistake(path, f"{directory!r} is the root of all; give a directory of its own in it")
     if not here:
         return

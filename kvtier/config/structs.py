@@ -84,9 +84,8 @@ class TraceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 class ReplayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What `kvtier replay` assumes of the model and the engine; the live engine does not read it."""
 
-    kv_bytes_per_token: Annotated[int, Meta(ge=1)] = (
-        128 << 10
-    )  # of all layers: Llama 3.1 8B in bfloat16
+    # Of all layers: Llama 3.1 8B in bfloat16.
+    kv_bytes_per_token: Annotated[int, Meta(ge=1)] = 128 << 10
     prefill_rate: Annotated[float, Meta(gt=0, le=_MOST)] = (
         10_000.0  # tokens per second without context
     )

@@ -123,9 +123,8 @@ def measure(
             logger.warning("copies in runs of %d bytes are not measured: %s", run_nbytes, exc)
             break
     if site.device.type != "cpu":
-        torch.get_device_module(
-            site.device
-        ).empty_cache()  # torch would keep what was taken for this
+        # Torch would keep what was taken for this.
+        torch.get_device_module(site.device).empty_cache()
     return tuple(rates)
 
 
