@@ -14,7 +14,7 @@ from pathlib import Path
 
 from _report import machine, report
 
-from kvtier.cache import LowerTier, TieredCache, WriteMode
+from kvtier.brain.cache import TieredCache, TierSpec, WriteMode
 from kvtier.policies.eviction.lru import LruPolicy
 from kvtier.types import BlockKey, GroupSpec, OpKind, OpResult, OpStatus, ScanBatch
 
@@ -30,7 +30,7 @@ def prefix(rng: random.Random) -> list[BlockKey]:
     return [BlockKey(rng.randbytes(32) + GROUP) for _ in range(PREFIX)]
 
 
-def make(lower: list[LowerTier]) -> TieredCache:
+def make(lower: list[TierSpec]) -> TieredCache:
     """Make a brain of one full-attention group."""
     return TieredCache(
         groups=[GroupSpec(0, 256, None, NBYTES)], ranks=1, tier0=LruPolicy, lower=lower
@@ -156,7 +156,7 @@ def evict(cache: TieredCache) -> None:
 def restart() -> None:
     """Take in the scan of a million records, and find the longest step."""
     rng = random.Random(4)
-    tier = LowerTier(
+    tier = TierSpec(
         name="nvme",
         capacity=1 << 50,
         write=WriteMode.IDLE,

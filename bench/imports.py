@@ -12,7 +12,7 @@ from _report import machine, report
 ROUNDS = 15
 TARGET_MS = 100.0
 FOREIGN = ("torch", "vllm")
-MODULES = ("kvtier", "kvtier.config", "kvtier.cache", "kvtier.io_process.main")
+MODULES = ("kvtier", "kvtier.config", "kvtier.brain.cache", "kvtier.io_process.main")
 
 
 def run(code: str, cache: str) -> str:

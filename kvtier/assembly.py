@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from kvtier.brain.cache import TieredCache, TierSpec
 from kvtier.brain.cost import EVEN_TOKENS, Costs
-from kvtier.cache import LowerTier, TieredCache
 from kvtier.config import Config, HooksConfig, Plugin, TierConfig
 from kvtier.facts import TierFacts
 from kvtier.hook import HookKind, HookSet
@@ -47,13 +47,13 @@ def assemble(
     )
 
 
-def lower_tier(tier: TierConfig, local_ranks: int) -> LowerTier:
+def lower_tier(tier: TierConfig, local_ranks: int) -> TierSpec:
     """Describe one tier below the arena to the brain: a rank's share of it, and of what its medium can do."""
     assert tier.capacity is not None
     medium = tier.medium
     if medium is not None:
         medium = msgspec.structs.replace(medium, read=medium.read / local_ranks)
-    return LowerTier(
+    return TierSpec(
         name=tier.name,
         capacity=tier.capacity // local_ranks,
         write=tier.write,

@@ -3,13 +3,13 @@
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from kvtier.brain.core import Core
-from kvtier.brain.flights import Flight
-from kvtier.brain.lower import Lower
-from kvtier.brain.requests import Place
+from kvtier.brain.groups import Place
+from kvtier.brain.index import HIT, IN_TIER0, TIERS, VOLATILE
+from kvtier.brain.lower_tier import LowerTier
+from kvtier.brain.operations import Operation
+from kvtier.brain.state import State
 from kvtier.config import WriteMode
 from kvtier.hook import HookKind
-from kvtier.index import HIT, IN_TIER0, TIERS, VOLATILE
 from kvtier.types import TIER0, BlockKey, OpKind
 
 _PAGE = 4096  # a record's header, and the unit of its size
@@ -20,18 +20,18 @@ _ON_STORE = (WriteMode.THROUGH, WriteMode.IDLE)
 class Demotion:
     """Evict from tier 0 and keep the lower tiers fed. Never waits: what no tier takes is dropped."""
 
-    def __init__(self, core: Core, *, low_watermark: float) -> None:
-        self._core = core
-        self._ledger = core.ledger
-        self._lowers = core.lowers
-        self._counters = core.counters
+    def __init__(self, state: State, *, low_watermark: float) -> None:
+        self._state = state
+        self._residency = state.residency
+        self._lowers = state.lowers
+        self._counters = state.counters
         self._low_watermark = low_watermark
         self._backlog: dict[int, deque[BlockKey]] = {}  # writes to come, per tier
         self._spared: tuple[int, ...] | None = None  # when the last search found too few
 
     def open(self) -> None:
         """Size what depends on the number of slots; the oldest write falls out of a full queue."""
-        n = self._ledger.slots.n
+        n = self._residency.slots.n
         self._backlog = {
             lower.tier: deque(maxlen=n) for lower in self._lowers if lower.spec.write in _ON_STORE
         }
@@ -56,10 +56,10 @@ class Demotion:
     def make_room(self, n: int) -> None:
         """Free up to `n` slots. Victims that go down first are free at a later step only, and expected then."""
         if not any(lower.stalled for lower in self._lowers):
-            n -= len(self._ledger.leaving)
+            n -= len(self._residency.leaving)
         if n <= 0:
             return
-        victims = self._ledger.victims(TIER0, n, self._ledger.pins)
+        victims = self._residency.victims(TIER0, n, self._residency.pins)
         if not self._lowers:
             self._drop(victims)
             return
@@ -71,25 +71,25 @@ class Demotion:
 
         What a live request has in its prefix is needed.
         """
-        ledger = self._ledger
-        live = [request.places for request in self._core.roster.requests.values()]
+        residency = self._residency
+        live = [request.places for request in self._state.roster.requests.values()]
         for key in reversed(keys):
-            if key in ledger.pins or any(key in places for places in live):
+            if key in residency.pins or any(key in places for places in live):
                 return
-            if ledger.index.resident(key) and key not in ledger.leaving:
+            if residency.index.resident(key) and key not in residency.leaving:
                 self._sink(key)
 
     def _sink(self, key: BlockKey) -> None:
-        flags = self._ledger.index.flags_of(key)
+        flags = self._residency.index.flags_of(key)
         if any(lower.serving and flags >> lower.tier & 1 for lower in self._lowers):
             self._expel(key)
         elif self._save(key):
-            self._ledger.leave(key)
+            self._residency.leave(key)
 
     @property
     def pressed(self) -> bool:
         """Whether free slots are too scarce to read ahead: half of the watermark, the rest is for requests."""
-        return self._ledger.slots.free <= self._target() // 2
+        return self._residency.slots.free <= self._target() // 2
 
     @property
     def due(self) -> bool:
@@ -98,7 +98,7 @@ class Demotion:
 
     def could_free(self) -> bool:
         """Whether a slot would be free at once if one were needed."""
-        victims = self._ledger.policies[TIER0].victims(1, self._ledger.pins.__contains__)
+        victims = self._residency.policies[TIER0].victims(1, self._residency.pins.__contains__)
         return any(not self._would_write(key) for key in victims)
 
     def tick(self) -> None:
@@ -109,24 +109,24 @@ class Demotion:
         if any(lower.serving and not self._full(lower, idle=False) for lower in self._lowers):
             self._to_watermark()
 
-    def wrote(self, flight: Flight, lower: Lower, key: BlockKey) -> None:
+    def wrote(self, operation: Operation, lower: LowerTier, key: BlockKey) -> None:
         """Take the answer to WRITE; the slot of a chunk that was leaving is free with the last one."""
-        ledger = self._ledger
-        ledger.slots.done(flight.op.slot)
-        lower.wrote(flight, key)
-        if flight.ok:
-            place = Place(BlockKey(flight.op.parent) or None, flight.op.end_token)
-            ledger.record(lower.tier, [(key, place, flight.nbytes)])
-            ledger.hooks.tell(HookKind.DEMOTE, lower.tier, (key,))
-        if key in ledger.leaving and not any(self._writing(low, key) for low in self._lowers):
+        residency = self._residency
+        residency.slots.done(operation.op.slot)
+        lower.wrote(operation, key)
+        if operation.ok:
+            place = Place(BlockKey(operation.op.parent) or None, operation.op.end_token)
+            residency.record(lower.tier, [(key, place, operation.nbytes)])
+            residency.hooks.tell(HookKind.DEMOTE, lower.tier, (key,))
+        if key in residency.leaving and not any(self._writing(low, key) for low in self._lowers):
             self._expel(key)
             self._counters.demotions += 1
 
     def _evict(self, key: BlockKey, *, needed: bool) -> None:
         """Send a victim down, or free it; one that is needed nowhere else is dropped only if `needed`."""
         if self._save(key):
-            self._ledger.leave(key)
-        elif needed or self._ledger.index.flags_of(key) & TIERS & ~IN_TIER0:
+            self._residency.leave(key)
+        elif needed or self._residency.index.flags_of(key) & TIERS & ~IN_TIER0:
             self._expel(key)
 
     def _drop(self, keys: Sequence[BlockKey]) -> None:
@@ -134,17 +134,17 @@ class Demotion:
         if keys:
             self._counters.dropped += len(keys)
             self._counters.evictions += len(keys)
-            self._ledger.drop(keys)
+            self._residency.drop(keys)
 
     def _expel(self, key: BlockKey) -> None:
-        if not self._ledger.index.flags_of(key) & TIERS & ~IN_TIER0:
+        if not self._residency.index.flags_of(key) & TIERS & ~IN_TIER0:
             self._counters.dropped += 1
         for lower in self._lowers:
             lower.counters.refused += self._wanted(lower, key)
         self._counters.evictions += 1
-        self._ledger.expel(key)
-        self._core.ahead.left(key)
-        self._ledger.policies[TIER0].evicted(key)
+        self._residency.expel(key)
+        self._state.ahead.left(key)
+        self._residency.policies[TIER0].evicted(key)
 
     def _save(self, key: BlockKey) -> bool:
         """Write a victim, or hurry its write, wherever it should be; return whether a write is under way."""
@@ -164,24 +164,24 @@ class Demotion:
             for lower in self._lowers
         )
 
-    def _wanted(self, lower: Lower, key: BlockKey) -> bool:
+    def _wanted(self, lower: LowerTier, key: BlockKey) -> bool:
         """Whether a chunk that leaves tier 0 should be in `lower` and is not."""
-        flags = self._ledger.index.flags_of(key)
+        flags = self._residency.index.flags_of(key)
         if flags >> lower.tier & 1 or flags & VOLATILE:
             return False
         return lower.spec.write is not WriteMode.ON_REUSE or flags & HIT != 0
 
-    def _writing(self, lower: Lower, key: BlockKey) -> bool:
-        flight = lower.ops.get(key)
-        return flight is not None and flight.op.kind is OpKind.WRITE
+    def _writing(self, lower: LowerTier, key: BlockKey) -> bool:
+        operation = lower.ops.get(key)
+        return operation is not None and operation.op.kind is OpKind.WRITE
 
-    def _write(self, lower: Lower, key: BlockKey, *, idle: bool = False) -> bool:
+    def _write(self, lower: LowerTier, key: BlockKey, *, idle: bool = False) -> bool:
         """Order a write if `lower` lacks the chunk and can take it now."""
-        ledger = self._ledger
-        row = ledger.index.rows.get(key)
+        residency = self._residency
+        row = residency.index.rows.get(key)
         if row is None:
             return False
-        flags = ledger.index.flags[row]
+        flags = residency.index.flags[row]
         if (
             self._full(lower, idle=idle)
             or flags & VOLATILE
@@ -189,15 +189,15 @@ class Demotion:
             or flags >> lower.tier & 1
         ):
             return False
-        group = self._core.layout.group(key)
+        group = self._state.groups.group(key)
         nbytes = worst_case(group.nbytes)
-        end = ledger.index.ends[row]
+        end = residency.index.ends[row]
         if not lower.accepts(key, end, nbytes):
             return False
-        lower.write(key, Place(ledger.index.parents[row], end), group.index, nbytes, idle)
+        lower.write(key, Place(residency.index.parents[row], end), group.index, nbytes, idle)
         return True
 
-    def _write_behind(self, lower: Lower) -> None:
+    def _write_behind(self, lower: LowerTier) -> None:
         backlog = self._backlog[lower.tier]
         idle = lower.spec.write is WriteMode.IDLE
         while backlog and not lower.wanted and not self._full(lower, idle=idle):
@@ -205,26 +205,26 @@ class Demotion:
                 return  # only room lacks: it is being made
             backlog.popleft()
 
-    def _takes(self, lower: Lower) -> bool:
+    def _takes(self, lower: LowerTier) -> bool:
         idle = lower.spec.write is WriteMode.IDLE
         return lower.serving and lower.wanted <= lower.free and not self._full(lower, idle=idle)
 
-    def _full(self, lower: Lower, *, idle: bool) -> bool:
+    def _full(self, lower: LowerTier, *, idle: bool) -> bool:
         if idle:
             return lower.idles >= lower.spec.max_idle_writes
         return lower.demotions >= lower.spec.max_writes
 
     def _target(self) -> int:
-        return int(self._ledger.slots.n * self._low_watermark)
+        return int(self._residency.slots.n * self._low_watermark)
 
     def _to_watermark(self) -> None:
-        ledger = self._ledger
-        n = min(self._target() - ledger.slots.free - len(ledger.leaving), _BATCH)
-        held = ledger.chunks[TIER0]
-        spared = (held, len(ledger.awaited), len(ledger.pins), len(ledger.leaving))
+        residency = self._residency
+        n = min(self._target() - residency.slots.free - len(residency.leaving), _BATCH)
+        held = residency.chunks[TIER0]
+        spared = (held, len(residency.awaited), len(residency.pins), len(residency.leaving))
         if n <= 0 or spared == self._spared:
             return  # a search among chunks that are all spared looks at every one
-        victims = ledger.victims(TIER0, n, ledger.pins, needed=False)
+        victims = residency.victims(TIER0, n, residency.pins, needed=False)
         self._spared = spared if len(victims) < n else None
         for key in victims:
             self._evict(key, needed=False)

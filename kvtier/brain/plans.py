@@ -11,7 +11,7 @@ from kvtier.types import BlockKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LowerTier:
+class TierSpec:
     """What the brain must know of one tier below the arena."""
 
     name: str
@@ -22,7 +22,7 @@ class LowerTier:
     eviction: Callable[[TierFacts], EvictionPolicy]
     admission: Callable[[TierFacts], AdmissionPolicy] | None = None  # None: every chunk may enter
     medium: MediumConfig | None = None  # None: how fast it is, is found out
-    max_writes: int = 64  # demotions in flight
+    max_writes: int = 64  # demotions in operation
     max_idle_writes: int = 512  # what an engine that falls idle still gets written
 
 

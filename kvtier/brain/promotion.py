@@ -3,14 +3,15 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from kvtier.brain.core import Core
 from kvtier.brain.demotion import Demotion
-from kvtier.brain.flights import Flight
-from kvtier.brain.lower import Lower
+from kvtier.brain.groups import Place
+from kvtier.brain.index import TIERS
+from kvtier.brain.lower_tier import LowerTier
+from kvtier.brain.operations import Operation
 from kvtier.brain.plans import ReadPlan
-from kvtier.brain.requests import Place, Reading, Request
+from kvtier.brain.requests import Reading, Request
+from kvtier.brain.state import State
 from kvtier.hook import HookKind
-from kvtier.index import TIERS
 from kvtier.types import NO_SLOT, BlockKey, OpStatus, Priority
 
 _MAX_READS = 2048  # under way; more would not fit into the ranks' queues
@@ -24,8 +25,8 @@ _AHEAD_SHARE = 0.25  # of the slots; more would drive out what is in use when a 
 class Fill:
     """One READ under way into a slot, and who waits for it."""
 
-    lower: Lower
-    flight: Flight
+    lower: LowerTier
+    operation: Operation
     waiters: dict[str, Request] = field(default_factory=dict)
     cancelled: bool = False
     ahead: bool = False  # ordered with nobody waiting
@@ -35,13 +36,13 @@ class Fill:
 class Promotion:
     """At most `read_share` of the slots are being filled at any time; what does not fit is a miss."""
 
-    def __init__(self, core: Core, demotion: Demotion, *, read_share: float) -> None:
+    def __init__(self, state: State, demotion: Demotion, *, read_share: float) -> None:
         self.fills: dict[BlockKey, Fill] = {}
         self._demanded = 0  # of the fills
-        self._core = core
-        self._ledger = core.ledger
-        self._lowers = core.lowers
-        self._layout = core.layout
+        self._state = state
+        self._residency = state.residency
+        self._lowers = state.lowers
+        self._groups = state.groups
         self._demotion = demotion
         self._read_share = read_share
 
@@ -51,17 +52,17 @@ class Promotion:
         With several KV-cache groups all or nothing: a part of one group is no hit.
         """
         self.link(request)
-        missing = [key for key in wanted if not self._ledger.index.resident(key)]
+        missing = [key for key in wanted if not self._residency.index.resident(key)]
         if self._too_dear(request, wanted, missing):
-            self._core.counters.refused_reads += 1
+            self._state.counters.refused_reads += 1
             request.refused = True
-            self._core.roster.settle(request)
+            self._state.roster.settle(request)
             return ReadPlan(0)
         room = self._make_room(missing)
-        if not room and len(self._layout.groups) > 1:
-            self._core.roster.settle(request)
+        if not room and len(self._groups.specs) > 1:
+            self._state.roster.settle(request)
             return ReadPlan(0)
-        reading = Reading(self._core.clock(), self._core.clock())
+        reading = Reading(self._state.clock(), self._state.clock())
         for key in missing:
             fill = self._join(key) or self._start(key, Priority.DEMAND)
             if fill is None:
@@ -70,16 +71,16 @@ class Promotion:
             deadline = reading.started + fill.lower.spec.deadline_s
             reading.expect(key, fill.lower.tier, self._nbytes(fill.lower, key), deadline)
         if not reading.left:
-            self._core.roster.settle(request)
+            self._state.roster.settle(request)
             return ReadPlan(0)
         request.reading = reading
         return ReadPlan(len(reading.left), tuple(key for key in missing if key in reading.left))
 
     def link(self, request: Request) -> None:
         """Give what a scan found of a request's prefix its place."""
-        if self._ledger.index.unlinked:
+        if self._residency.index.unlinked:
             for position, keys in enumerate(request.groups):
-                self._ledger.link(keys, self._layout.placing(keys, position))
+                self._residency.link(keys, self._groups.placing(keys, position))
 
     def read_ahead(self, request: Request, keys: Sequence[BlockKey]) -> Sequence[BlockKey]:
         """Read what a policy wants of a request that arrived, if it can be used: a window group's window only.
@@ -88,12 +89,12 @@ class Promotion:
         """
         reach = self._reach(request)
         usable = set()
-        for group, mine in zip(self._layout.groups, request.groups, strict=True):
+        for group, mine in zip(self._groups.specs, request.groups, strict=True):
             last = min(len(mine), reach // group.chunk_tokens)
             first = 0 if group.window_chunks is None else max(0, last - group.window_chunks)
             usable.update(mine[first:last])
         wanted = [key for key in keys if key in usable]
-        missing = [key for key in wanted if not self._ledger.index.resident(key)]
+        missing = [key for key in wanted if not self._residency.index.resident(key)]
         if missing and not self._too_dear(request, wanted, missing):
             return self.bring_up(missing)
         return ()
@@ -101,7 +102,7 @@ class Promotion:
     def bring_up(self, keys: Sequence[BlockKey]) -> Sequence[BlockKey]:
         """Read ahead, into free slots only, up to the first key that is nowhere; return what lacked room."""
         for i, key in enumerate(keys):
-            if key in self.fills or self._ledger.index.resident(key):
+            if key in self.fills or self._residency.index.resident(key):
                 continue
             if self._source(key) is None:
                 break
@@ -109,21 +110,21 @@ class Promotion:
             if fill is None:
                 return keys[i:]
             fill.ahead = True
-            self._core.counters.prefetches += 1
+            self._state.counters.prefetches += 1
         return ()
 
     def _may_read_ahead(self) -> bool:
         """Whether slots are free, and what was read ahead and not yet used holds no more than its share."""
-        ahead = len(self._core.ahead) + len(self.fills) - self._demanded
-        share = max(_AHEAD_LEAST, self._ledger.slots.n * _AHEAD_SHARE)
+        ahead = len(self._state.ahead) + len(self.fills) - self._demanded
+        share = max(_AHEAD_LEAST, self._residency.slots.n * _AHEAD_SHARE)
         return not self._demotion.pressed and ahead < share
 
     def _reach(self, request: Request) -> int:
         """Tokens that the full groups could give, in any tier."""
         reach = []
-        for group, keys in zip(self._layout.groups, request.groups, strict=True):
+        for group, keys in zip(self._groups.specs, request.groups, strict=True):
             if group.window_chunks is None:
-                flags = map(self._ledger.index.flags_of, keys)
+                flags = map(self._residency.index.flags_of, keys)
                 n = next((i for i, flag in enumerate(flags) if not flag & TIERS), len(keys))
             else:
                 n = len(keys)
@@ -135,14 +136,14 @@ class Promotion:
         reading = request.reading
         if reading is None:
             return
-        self._core.counters.late_reads += 1
+        self._state.counters.late_reads += 1
         late = {self.fills[key].lower.tier for key in reading.left}
         for lower in self._lowers:
             if lower.tier in late:
                 lower.breaker.failed()
         self._learn(reading)
         self.abandon(request)
-        self._core.roster.settle(request)
+        self._state.roster.settle(request)
 
     def abandon(self, request: Request) -> None:
         """Stop to wait; reads that nobody else waits for are cancelled."""
@@ -155,25 +156,25 @@ class Promotion:
             if not fill.waiters:
                 self._cancel(fill)
 
-    def ended(self, flight: Flight, lower: Lower, key: BlockKey) -> bool:
+    def ended(self, operation: Operation, lower: LowerTier, key: BlockKey) -> bool:
         """Take the answer to READ; return whether the chunk is in its slot, to be made readable."""
-        if self._resume(flight, lower, key):
+        if self._resume(operation, lower, key):
             return False
         fill = self.fills.pop(key)
         self._demanded -= fill.demanded
-        lower.counters.hits += len(fill.waiters) if flight.ok else 0
-        self._ledger.slots.done(flight.op.slot)
-        lower.answered(flight, key)
-        if flight.ok:
-            self._ledger.hooks.tell(HookKind.PROMOTE, lower.tier, (key,))
+        lower.counters.hits += len(fill.waiters) if operation.ok else 0
+        self._residency.slots.done(operation.op.slot)
+        lower.answered(operation, key)
+        if operation.ok:
+            self._residency.hooks.tell(HookKind.PROMOTE, lower.tier, (key,))
             if fill.ahead:
-                nbytes = self._layout.group(key).nbytes
-                self._core.ahead.landed(key, nbytes, awaited=bool(fill.waiters))
+                nbytes = self._groups.group(key).nbytes
+                self._state.ahead.landed(key, nbytes, awaited=bool(fill.waiters))
         else:
-            self._ledger.abandon(key)
+            self._residency.abandon(key)
         for request in fill.waiters.values():
-            self._arrived(request, key, ok=flight.ok)
-        return flight.ok
+            self._arrived(request, key, ok=operation.ok)
+        return operation.ok
 
     def relieve(self, wanted: Collection[BlockKey] = ()) -> None:
         """Cancel reads ahead, but for what is wanted: slots are needed."""
@@ -188,18 +189,18 @@ class Promotion:
         if ok:
             request.below += 1
             request.held.append(key)
-            self._ledger.pin((key,))
+            self._residency.pin((key,))
         else:
             reading.failed = True
         if not reading.left:
             self._learn(reading)
             request.reading = None
-            self._core.roster.settle(request)
+            self._state.roster.settle(request)
 
     def _learn(self, reading: Reading) -> None:
         if reading.failed:
             return
-        seconds = self._core.clock() - reading.started
+        seconds = self._state.clock() - reading.started
         for lower in self._lowers:
             if nbytes := reading.nbytes.get(lower.tier):
                 lower.cost.arrived(nbytes, seconds)
@@ -208,21 +209,21 @@ class Promotion:
         fill = self.fills.get(key)
         if fill is None:
             return None
-        self._core.flights.hasten(
-            fill.flight, Priority.DEMAND
+        self._state.operations.hasten(
+            fill.operation, Priority.DEMAND
         )  # also if a cancel may come too late
         self._demand(fill)
         return fill
 
-    def _resume(self, flight: Flight, lower: Lower, key: BlockKey) -> bool:
+    def _resume(self, operation: Operation, lower: LowerTier, key: BlockKey) -> bool:
         """Order a read anew, into its slot, that was cancelled before somebody came to wait for it."""
         fill = self.fills[key]
-        gone = flight.status is OpStatus.CANCELLED and fill.cancelled
+        gone = operation.status is OpStatus.CANCELLED and fill.cancelled
         if not (gone and fill.waiters and lower.serving):
             return False
-        lower.answered(flight, key)
-        op = flight.op
-        fill.flight = lower.read(key, self._place(key), op.slot, op.group, Priority.DEMAND)
+        lower.answered(operation, key)
+        op = operation.op
+        fill.operation = lower.read(key, self._place(key), op.slot, op.group, Priority.DEMAND)
         fill.cancelled = False
         return True
 
@@ -236,10 +237,10 @@ class Promotion:
         if lower is None or self._budget(priority) <= 0:
             return None
         place = self._place(key)
-        slot = self._ledger.claim(key, place)
+        slot = self._residency.claim(key, place)
         if slot == NO_SLOT:
             return None
-        group = self._layout.group(key).index
+        group = self._groups.group(key).index
         fill = Fill(lower, lower.read(key, place, slot, group, priority))
         self.fills[key] = fill
         if priority is Priority.DEMAND:
@@ -248,12 +249,12 @@ class Promotion:
 
     def _place(self, key: BlockKey) -> Place:
         """Return where a chunk of a lower tier stands; a scanned one is linked when a request shows it."""
-        index = self._ledger.index
+        index = self._residency.index
         row = index.rows[key]
         return Place(index.parents[row], index.ends[row])
 
-    def _source(self, key: BlockKey) -> Lower | None:
-        index = self._ledger.index
+    def _source(self, key: BlockKey) -> LowerTier | None:
+        index = self._residency.index
         row = index.rows.get(key)
         if row is None or index.slots[row] != NO_SLOT:
             return None
@@ -264,7 +265,7 @@ class Promotion:
 
     def _budget(self, priority: Priority) -> int:
         """Return how many reads more may be ordered; reads ahead never stand in a request's way."""
-        share = int(self._ledger.slots.n * self._read_share)
+        share = int(self._residency.slots.n * self._read_share)
         if priority is Priority.DEMAND:
             return min(share, _MAX_READS) - self._demanded
         return min(share, _MAX_AHEAD) - len(self.fills)
@@ -276,7 +277,7 @@ class Promotion:
 
     def _make_room(self, missing: Sequence[BlockKey]) -> bool:
         """Make slots free for reads, and return whether all that is missing is being read or can be now."""
-        slots = self._ledger.slots
+        slots = self._residency.slots
         keys = [key for key in missing if key not in self.fills]
         lack = min(len(keys), self._budget(Priority.DEMAND)) - slots.free
         if lack > 0:
@@ -288,19 +289,19 @@ class Promotion:
     def _cancel(self, fill: Fill) -> None:
         if not fill.cancelled:
             fill.cancelled = True
-            self._core.flights.cancel(fill.flight)
+            self._state.operations.cancel(fill.operation)
 
-    def _nbytes(self, lower: Lower, key: BlockKey) -> int:
-        index = self._ledger.index
+    def _nbytes(self, lower: LowerTier, key: BlockKey) -> int:
+        index = self._residency.index
         return index.sizes[lower.tier - 1][index.rows[key]]
 
     def _too_dear(
         self, request: Request, wanted: Sequence[BlockKey], missing: Sequence[BlockKey]
     ) -> bool:
         """Whether to compute from the first missing chunk on is cheaper than to read and load."""
-        if not self._core.costs.known:
+        if not self._state.costs.known:
             return False
-        spans = self._layout.spans(request, wanted)
+        spans = self._groups.spans(request, wanted)
         starts = [spans[key][0] for key in missing if key in spans]
         if not starts:
             return False
@@ -318,5 +319,5 @@ class Promotion:
             if lower.tier in per_tier
         )
         loaded = [key for key, (_, end) in spans.items() if end > first]
-        nbytes = sum(self._layout.group(key).nbytes for key in loaded)
-        return self._core.costs.dearer(read_s, nbytes, tokens)
+        nbytes = sum(self._groups.group(key).nbytes for key in loaded)
+        return self._state.costs.dearer(read_s, nbytes, tokens)

@@ -8,10 +8,10 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from kvtier.brain.flights import Flight, Flights
-from kvtier.brain.ledger import Ledger
-from kvtier.brain.lower import Lower
-from kvtier.brain.requests import Layout
+from kvtier.brain.groups import Groups
+from kvtier.brain.lower_tier import LowerTier
+from kvtier.brain.operations import Operation, Operations
+from kvtier.brain.residency import Residency
 from kvtier.types import BlockKey, OpKind, OpStatus, Priority, TierOp
 
 logger = logging.getLogger(__name__)
@@ -31,17 +31,17 @@ class Scoring:
 
     def __init__(
         self,
-        ledger: Ledger,
-        flights: Flights,
-        lowers: Iterable[Lower],
-        layout: Layout,
+        residency: Residency,
+        operations: Operations,
+        lowers: Iterable[LowerTier],
+        groups: Groups,
         clock: Callable[[], float],
     ) -> None:
-        self._ledger = ledger
-        self._flights = flights
+        self._residency = residency
+        self._operations = operations
         self._lowers = tuple(lowers)
-        self._layout = layout
-        self._on = bool(self._lowers) and any(policy.scored for policy in ledger.policies)
+        self._groups = groups
+        self._on = bool(self._lowers) and any(policy.scored for policy in residency.policies)
         self._waiting: deque[BlockKey] = deque(maxlen=_MAX_WAITING)
         self._under_way = 0
         self._mean = 0.0
@@ -61,13 +61,15 @@ class Scoring:
         while self._waiting and self._under_way < _MAX_UNDER_WAY:
             self._order(self._waiting.popleft(), lower.tier)
 
-    def ended(self, flight: Flight, key: BlockKey) -> None:
+    def ended(self, operation: Operation, key: BlockKey) -> None:
         """Take the answer: a score, or that there will never be one."""
         self._under_way -= 1
-        if flight.ok:
-            if math.isfinite(flight.score) and self._ledger.occupies(key, flight.op.target):
-                self._ledger.rate(key, self._share_above(flight.score))
-        elif flight.status is OpStatus.MISSING:
+        if operation.ok:
+            if math.isfinite(operation.score) and self._residency.occupies(
+                key, operation.op.target
+            ):
+                self._residency.rate(key, self._share_above(operation.score))
+        elif operation.status is OpStatus.MISSING:
             self._turn_off()
 
     def clear(self) -> None:
@@ -76,17 +78,17 @@ class Scoring:
         self._under_way = 0
 
     def _order(self, key: BlockKey, tier: int) -> None:
-        index = self._ledger.index
+        index = self._residency.index
         if not index.resident(key):
             return
         self._under_way += 1
-        self._flights.order(
+        self._operations.order(
             TierOp(
-                self._flights.number(),
+                self._operations.number(),
                 OpKind.SCORE,
                 tier,
                 key,
-                group=self._layout.group(key).index,
+                group=self._groups.group(key).index,
                 priority=Priority.IDLE,
                 target=index.slots[index.rows[key]],
             )

@@ -1,59 +1,11 @@
-"""What the brain counts: cumulative numbers that only grow, and the state of the moment."""
+"""The brain at one moment: its counters and its state as one frozen snapshot."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from kvtier.brain.breaker import BreakerState
-from kvtier.types import OpStatus
-
-
-@dataclass(slots=True)
-class Flow:
-    """Traffic in one direction."""
-
-    chunks: int = 0
-    nbytes: int = 0
-    seconds: float = 0.0  # in service; of the slowest rank
-
-    def add(self, nbytes: int, seconds: float) -> None:
-        """Count one chunk."""
-        self.chunks += 1
-        self.nbytes += nbytes
-        self.seconds += seconds
-
-
-@dataclass(slots=True)
-class TierCounters:
-    """One lower tier's counters while they count."""
-
-    hits: int = 0
-    read: Flow = field(default_factory=Flow)
-    written: Flow = field(default_factory=Flow)
-    evictions: int = 0
-    refused: int = 0  # chunks it could not take when they left tier 0
-    failures: dict[OpStatus, int] = field(default_factory=dict)
-    codecs: dict[str, int] = field(default_factory=dict)  # chunks written, by encoding
-
-
-@dataclass(slots=True)
-class Counters:
-    """The whole cache's counters while they count."""
-
-    lookups: int = 0
-    hits: int = 0
-    stores: int = 0
-    no_room: int = 0
-    orphans: int = 0
-    not_admitted: int = 0
-    evictions: int = 0
-    dropped: int = 0
-    demotions: int = 0
-    loads: int = 0
-    loaded: Flow = field(default_factory=Flow)
-    vanished: int = 0
-    refused_reads: int = 0
-    late_reads: int = 0
-    prefetches: int = 0
-    resets: int = 0
+from kvtier.brain.lower_tier import LowerTier
+from kvtier.brain.state import State
+from kvtier.types import TIER0, OpStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,3 +64,88 @@ class CacheStats:
     hook_failures: int  # calls that raised or took too long
     hooks_disabled: int  # hooks that are called no more
     vetoes: int  # insertions and evictions that hooks refused
+
+
+def take_stats(state: State, reading: int) -> CacheStats:
+    """Take the snapshot; `reading` chunks are on their way up."""
+    residency, counters = state.residency, state.counters
+    return CacheStats(
+        tiers=(_arena(state), *(_lower(state, lower) for lower in state.lowers)),
+        slots=residency.slots.n,
+        free_slots=residency.slots.free,
+        quarantined_slots=residency.slots.quarantined,
+        pinned=len(residency.pins),
+        reading=reading,
+        requests=len(state.roster.requests),
+        lookups=counters.lookups,
+        stores=counters.stores,
+        no_room=counters.no_room,
+        orphans=counters.orphans,
+        not_admitted=counters.not_admitted,
+        evictions=counters.evictions,
+        dropped=counters.dropped,
+        demotions=counters.demotions,
+        loads=counters.loads,
+        vanished=counters.vanished,
+        refused_reads=counters.refused_reads,
+        late_reads=counters.late_reads,
+        prefetches=counters.prefetches,
+        prefetched_bytes=state.ahead.landed_bytes,
+        useful_bytes=state.ahead.useful_bytes,
+        wasted_bytes=state.ahead.wasted_bytes,
+        resets=counters.resets,
+        hook_failures=residency.hooks.failures,
+        hooks_disabled=residency.hooks.disabled,
+        vetoes=residency.hooks.vetoes,
+    )
+
+
+def _arena(state: State) -> TierStats:
+    residency, counters = state.residency, state.counters
+    nbytes = max(group.nbytes for group in state.groups.specs)
+    return TierStats(
+        name="dram",
+        capacity=residency.slots.n * nbytes,
+        used=(residency.slots.n - residency.slots.free) * nbytes,
+        foreign=0,
+        chunks=residency.chunks[TIER0],
+        hits=counters.hits,
+        reads=counters.loads,
+        read_bytes=counters.loaded.nbytes,
+        read_seconds=counters.loaded.seconds,
+        writes=counters.stores,
+        write_bytes=0,
+        write_seconds=0.0,
+        evictions=counters.evictions,
+        refused=counters.no_room,
+        in_flight=0,
+        breaker=BreakerState.CLOSED,
+        trips=0,
+        failures=(),
+        codecs=(),
+    )
+
+
+def _lower(state: State, lower: LowerTier) -> TierStats:
+    counters = lower.counters
+    return TierStats(
+        name=lower.spec.name,
+        capacity=lower.spec.capacity,
+        used=lower.used,
+        foreign=lower.foreign,
+        chunks=state.residency.chunks[lower.tier],
+        hits=counters.hits,
+        reads=counters.read.chunks,
+        read_bytes=counters.read.nbytes,
+        read_seconds=counters.read.seconds,
+        writes=counters.written.chunks,
+        write_bytes=counters.written.nbytes,
+        write_seconds=counters.written.seconds,
+        evictions=counters.evictions,
+        refused=counters.refused,
+        in_flight=len(lower.ops),
+        breaker=lower.breaker.state,
+        trips=lower.breaker.trips,
+        failures=tuple(sorted(counters.failures.items())),
+        codecs=tuple(sorted(counters.codecs.items())),
+    )

@@ -7,7 +7,7 @@ pytest.importorskip("vllm")
 from kvtier.connectors.vllm.messages import KVTierWorkerMetadata
 from kvtier.connectors.vllm.metrics import MEMORY, Meter, definitions
 from kvtier.types import Placed
-from tests.fake_engine import Shape, started
+from tests.brain.fake_engine import Shape, started
 
 
 def test_ranks_are_added_up_and_what_moved_away_is_zero() -> None:

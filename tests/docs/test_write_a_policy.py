@@ -17,8 +17,8 @@ from kvtier.config import load
 from kvtier.facts import RequestHints
 from kvtier.sim.blocks import serve
 from kvtier.types import GroupSpec
+from tests.brain.fake_ranks import Clock, chain
 from tests.docs.pages import blocks
-from tests.fake_ranks import Clock, chain
 
 ROOT = Path(__file__).parents[2]
 PAGE = "write-a-policy.md"
@@ -80,7 +80,7 @@ def test_the_configuration_uses_it_and_priority_counts(module: Path) -> None:
     group = GroupSpec(0, 16, None, 1 << 20)
     cache = assemble(config, [group], ranks=1, local_ranks=1, clock=clock)
     policy = importlib.import_module("priority_policy").PriorityPolicy
-    assert isinstance(cache._ledger.policies[0], policy)
+    assert isinstance(cache._residency.policies[0], policy)
     cache.open(6, "{}")
     dear, cheap, new = chain("dear", 3), chain("cheap", 3), chain("new", 3)
     cache.arrive("r", [dear], hints=RequestHints(priority=1))

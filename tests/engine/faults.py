@@ -2,8 +2,8 @@
 
 import time
 
+from kvtier.brain.cache import TieredCache
 from kvtier.brain.cost import Pace, ReadCost
-from kvtier.cache import TieredCache
 from tests.engine.driver import Driver
 
 FILLER = [3, 1, 4]  # too short for a chunk: it only makes the engine step
@@ -40,22 +40,22 @@ def settle(llm: object, timeout_s: float = 40.0) -> list[str]:
 def cool(llm: object) -> None:
     """Send everything down from tier 0."""
     brain = brain_of(llm)
-    brain._demotion.make_room(brain._ledger.slots.n)
+    brain._demotion.make_room(brain._residency.slots.n)
 
 
 def trust(llm: object) -> None:
     """Forget what reading and computing cost: whatever was slow before is read again."""
-    core = brain_of(llm)._core
+    core = brain_of(llm)._state
     core.costs.prefill = Pace(core.clock)
     for lower in core.lowers:
         lower.cost = ReadCost(core.clock)
 
 
 def _undone(brain: TieredCache) -> list[str]:
-    found = [f"{flight.op.kind.name}" for flight in brain._core.flights.all()]
-    found += ["a copy"] * len(brain._copying.plans)
-    found += ["a scan" for keeper in brain._keepers if keeper._scan is not None]
-    for lower in brain._core.lowers:
+    found = [f"{flight.op.kind.name}" for flight in brain._state.operations.all()]
+    found += ["a copy"] * len(brain._copies.plans)
+    found += ["a scan" for keeper in brain._upkeeps if keeper._scan is not None]
+    for lower in brain._state.lowers:
         if not lower.serving:
             found.append(f"{lower.spec.name} is {lower.phase}, {lower.breaker.state}")
         found += ["a removal"] * len(lower.doomed)

@@ -6,7 +6,7 @@ from kvtier.io_process import wire
 from kvtier.io_process.census import Census
 from kvtier.io_process.lower import LowerTier
 from kvtier.types import Placed
-from tests.fake_ranks import Clock
+from tests.brain.fake_ranks import Clock
 
 
 class Memory:

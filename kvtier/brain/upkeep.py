@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from itertools import islice
 
-from kvtier.brain.flights import Flight, Flights
-from kvtier.brain.ledger import Ledger
-from kvtier.brain.lower import Lower, Phase
-from kvtier.brain.requests import Place
+from kvtier.brain.groups import Place
+from kvtier.brain.lower_tier import LowerTier, Phase
+from kvtier.brain.operations import Operation, Operations
+from kvtier.brain.residency import Residency
 from kvtier.brain.scan import Scan
 from kvtier.types import OpKind, Priority, ScanBatch, TierOp
 
@@ -18,22 +18,22 @@ _MAX_RETRY_S = 60.0
 _RECLAIM_S = 60.0  # until foreign bytes that stayed are asked for again
 
 
-class Keeper:
-    """The upkeep of a `Lower`: what time, room and the ranks' starts ask for, in `tick`."""
+class Upkeep:
+    """The upkeep of a `LowerTier`: what time, room and the ranks' starts ask for, in `tick`."""
 
     def __init__(
         self,
-        lower: Lower,
-        ledger: Ledger,
-        flights: Flights,
+        lower: LowerTier,
+        residency: Residency,
+        operations: Operations,
         *,
         ranks: int,
         largest: int,
         clock: Callable[[], float],
     ) -> None:
         self.lower = lower
-        self._ledger = ledger
-        self._flights = flights
+        self._residency = residency
+        self._operations = operations
         self._ranks = ranks
         capacity = lower.spec.capacity
         some = max(capacity // 16, min(largest, capacity // 2))
@@ -78,34 +78,34 @@ class Keeper:
         self._lingering -= 1
         self._open_if_ready()
 
-    def ended(self, flight: Flight) -> None:
+    def ended(self, operation: Operation) -> None:
         """Take the answer to what this ordered."""
-        match flight.op.kind:
+        match operation.op.kind:
             case OpKind.OPEN | OpKind.RESET:
-                self.opened(flight)
+                self.opened(operation)
             case OpKind.RECLAIM:
-                self.reclaimed(flight)
+                self.reclaimed(operation)
             case OpKind.PROBE:
-                self.lower.breaker.probed(ok=flight.ok)
+                self.lower.breaker.probed(ok=operation.ok)
 
-    def opened(self, flight: Flight) -> None:
+    def opened(self, operation: Operation) -> None:
         """Take the answer to OPEN or RESET; a failure is ordered again later."""
-        if flight.ok:
+        if operation.ok:
             self._started = True
             self._retry_s = _RETRY_S
-            self.lower.set_foreign(flight.nbytes)
+            self.lower.set_foreign(operation.nbytes)
             self._open_if_ready()
         else:
             self.lower.phase = Phase.CLOSED
-            self.lower.fail(flight.status)
+            self.lower.fail(operation.status)
             self._retry_at = self._clock() + self._retry_s
             self._retry_s = min(2 * self._retry_s, _MAX_RETRY_S)
 
-    def reclaimed(self, flight: Flight) -> None:
+    def reclaimed(self, operation: Operation) -> None:
         """Take the answer to RECLAIM; what did not go is not asked for again soon."""
         before, asked = self._reclaiming or (0, 0)
         self._reclaiming = None
-        left = flight.nbytes if flight.ok else before
+        left = operation.nbytes if operation.ok else before
         if before - left < asked:
             self._reclaim_at = self._clock() + _RECLAIM_S
         self.lower.set_foreign(left)
@@ -147,7 +147,7 @@ class Keeper:
         self._order(self._start)
 
     def _order(self, op: TierOp) -> None:
-        self._flights.order(op._replace(op=self._flights.number(), tier=self.lower.tier))
+        self._operations.order(op._replace(op=self._operations.number(), tier=self.lower.tier))
 
     def _open_if_ready(self) -> None:
         if self._started and not self._lingering:
@@ -162,11 +162,11 @@ class Keeper:
         fresh = []
         for key, nbytes in found:
             lower.listed -= nbytes
-            if key in lower.changed or self._ledger.index.flags_of(key) >> lower.tier & 1:
+            if key in lower.changed or self._residency.index.flags_of(key) >> lower.tier & 1:
                 lower.resize(-nbytes)
             else:
                 fresh.append((key, Place(None, 0), nbytes))
-        self._ledger.record(lower.tier, fresh)
+        self._residency.record(lower.tier, fresh)
         if len(found) < _SCAN_SLICE:
             self._scan = lower.changed = None
 
@@ -192,14 +192,14 @@ class Keeper:
 
     def _evict(self, need: int) -> None:
         lower = self.lower
-        policy = self._ledger.policies[lower.tier]
-        chunks = self._ledger.chunks[lower.tier]
+        policy = self._residency.policies[lower.tier]
+        chunks = self._residency.chunks[lower.tier]
         enough = 1 + need * chunks // max(1, lower.used)  # of average size
         n = min(_MAX_REMOVES - lower.removes, enough)
-        for key in self._ledger.victims(lower.tier, n, lower.ops):
+        for key in self._residency.victims(lower.tier, n, lower.ops):
             if need <= 0:
                 return
-            nbytes = self._ledger.erase(lower.tier, key)
+            nbytes = self._residency.erase(lower.tier, key)
             policy.evicted(key)
             lower.counters.evictions += 1
             lower.remove(key, nbytes)

@@ -5,19 +5,20 @@ from collections import deque
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from operator import ge
 
+from kvtier.brain.groups import Place
 from kvtier.brain.hooks import Hooks
+from kvtier.brain.index import HIT, IN_TIER0, TIERS, VOLATILE, Index
 from kvtier.brain.plans import CacheEvent
-from kvtier.brain.requests import Place, Request
+from kvtier.brain.requests import Request
 from kvtier.brain.slots import Slots
 from kvtier.hook import HookKind
-from kvtier.index import HIT, IN_TIER0, TIERS, VOLATILE, Index
 from kvtier.policy import EvictionPolicy
 from kvtier.types import NO_SLOT, TIER0, BlockKey
 
 _MAX_EVENTS = 4096  # batches kept if nobody asks for them; the oldest go first
 
 
-class Ledger:
+class Residency:
     """Every change of residency goes through here.
 
     A policy tracks exactly the chunks that its tier holds, but for those of tier 0 that are `leaving`:
@@ -31,7 +32,9 @@ class Ledger:
         self.pins: dict[BlockKey, int] = {}
         self.leaving: set[BlockKey] = set()
         self.visible = IN_TIER0  # the tiers that lookups see
-        self.policies: list[EvictionPolicy] = []  # one per tier; made after, they ask this ledger
+        self.policies: list[
+            EvictionPolicy
+        ] = []  # one per tier; made after, they ask this residency
         self.awaited: dict[BlockKey, int] = {}  # what waiting requests need, see `Waiting`
         self.chunks = [0] * len(names)
         self._names = names

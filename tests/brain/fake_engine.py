@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kvtier.cache import LowerTier, StorePlan, TieredCache, TierStats, WriteMode
+from kvtier.brain.cache import StorePlan, TieredCache, TierSpec, TierStats, WriteMode
 from kvtier.config import MediumConfig, Plugin
 from kvtier.facts import TierFacts
 from kvtier.policies.prefetch.arrival import ArrivalPolicy
 from kvtier.policy import AdmissionPolicy, EvictionPolicy
 from kvtier.registry import build
 from kvtier.types import NO_SLOT, BlockKey, OpKind, OpResult, OpStatus, ScanBatch, TierOp
-from tests.fake_ranks import FULL, RECORD, WINDOW, Clock, Content, Ranks, chain
+from tests.brain.fake_ranks import FULL, RECORD, WINDOW, Clock, Content, Ranks, chain
 
 _MAX_REQUESTS = 6
 
@@ -71,7 +71,7 @@ class Engine:
             tier0=eviction(shape.eviction),
             admission=admission(shape.admission),
             lower=[
-                LowerTier(
+                TierSpec(
                     name=f"tier{i}",
                     capacity=shape.capacity * RECORD,
                     write=mode,
@@ -246,7 +246,7 @@ class Engine:
     def ask(self) -> None:
         self.cache.awake()
         if self.cache.room():
-            assert self.cache._ledger.slots.free or self.published[0]
+            assert self.cache._residency.slots.free or self.published[0]
         assert self.cache.stats().tiers[0].chunks == len(self.published[0])
 
     # judgement
@@ -262,11 +262,11 @@ class Engine:
             else:
                 assert held.isdisjoint(event.keys)
                 held.update(event.keys)
-        index, leaving = self.cache._ledger.index, self.cache._ledger.leaving
+        index, leaving = self.cache._residency.index, self.cache._residency.leaving
         for tier, held in enumerate(self.published):
             now = {key for key, row in index.rows.items() if index.flags[row] >> tier & 1}
             assert held == now, "events do not add up"
-            tracked = self.cache._ledger.policies[tier].victims(1000, lambda key: False)
+            tracked = self.cache._residency.policies[tier].victims(1000, lambda key: False)
             assert set(tracked) == (held - leaving if tier == 0 else held)
 
     def end(self) -> None:
@@ -284,7 +284,7 @@ class Engine:
         self.verify()
         stats = self.cache.stats()
         assert stats.pinned == stats.reading == stats.quarantined_slots == stats.requests == 0
-        assert not self.cache._ledger.leaving
+        assert not self.cache._residency.leaving
         assert not self.cache.awake()
 
     def _pick(self, n: int) -> Req | None:
@@ -305,7 +305,7 @@ class Engine:
     def _pinned(self, req: Req, keys: list[BlockKey], *, load: bool) -> None:
         assert self.cache.plan_read(req.name, keys) is None
         assert self._hit(req) == keys
-        index = self.cache._ledger.index
+        index = self.cache._residency.index
         for key in keys:
             self.ranks.expect(key, index.slots[index.rows[key]])
         if load and req.epoch in (None, self.ranks.epoch):
@@ -338,7 +338,7 @@ def store(made: Engine, name: str, keys: list[BlockKey]) -> StorePlan:
 
 
 def here(made: Engine, keys: list[BlockKey]) -> list[bool]:
-    return [made.cache._ledger.index.resident(key) for key in keys]
+    return [made.cache._residency.index.resident(key) for key in keys]
 
 
 def sent(made: Engine, kind: OpKind) -> list[TierOp]:
@@ -357,7 +357,7 @@ def stored(made: Engine, keys: list[BlockKey]) -> None:
 
 def below(made: Engine, keys: list[BlockKey]) -> list[bool]:
     """Tell which chunks the first lower tier holds."""
-    return [bool(made.cache._ledger.index.flags_of(key) & 2) for key in keys]
+    return [bool(made.cache._residency.index.flags_of(key) & 2) for key in keys]
 
 
 def tier_of(made: Engine) -> TierStats:

@@ -2,12 +2,12 @@
 
 import pytest
 
-from kvtier.cache import WriteMode
+from kvtier.brain.cache import WriteMode
 from kvtier.policy import AdmissionPolicy
 from kvtier.testing.policies import FixedFacts
 from kvtier.types import BlockKey, OpKind, OpStatus, Priority
-from tests.fake_engine import Engine, Shape, arrive, below, here, sent, started, store, stored
-from tests.fake_ranks import chain
+from tests.brain.fake_engine import Engine, Shape, arrive, below, here, sent, started, store, stored
+from tests.brain.fake_ranks import chain
 
 A, B, C = chain("a", 8), chain("b", 8), chain("c", 8)
 SHAPE = Shape(slots=10, capacity=40, watermark=0.0)
@@ -147,7 +147,7 @@ def test_on_reuse_saves_what_was_hit_once_when_it_is_evicted() -> None:
 def test_victims_are_dropped_while_the_tier_rests() -> None:
     made = engine(WriteMode.ON_EVICT, slots=2)
     for _ in range(5):
-        made.cache._core.lowers[0].breaker.failed()
+        made.cache._state.lowers[0].breaker.failed()
     stored(made, A[:2])
     arrive(made, "b", B)
     assert store(made, "b", B[:2]).keys == tuple(B[:2])
@@ -185,7 +185,7 @@ def test_what_a_tier_does_not_admit_is_dropped() -> None:
             return False
 
     made = engine(WriteMode.ON_EVICT, slots=2)
-    made.cache._core.lowers[0].admission = Never(FixedFacts())
+    made.cache._state.lowers[0].admission = Never(FixedFacts())
     stored(made, A[:2])
     arrive(made, "b", B)
     assert store(made, "b", B[:2]).keys == tuple(B[:2])
@@ -236,4 +236,4 @@ def test_every_tier_below_gets_its_own_copy(second: WriteMode) -> None:
     stored(made, B[:4])
     for _ in range(3):
         made.step()
-    assert made.cache._ledger.index.flags_of(A[0]) & 6 == 6
+    assert made.cache._residency.index.flags_of(A[0]) & 6 == 6

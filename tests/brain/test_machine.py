@@ -8,10 +8,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from kvtier.cache import WriteMode
+from kvtier.brain.cache import WriteMode
 from kvtier.registry import ADMISSION, EVICTION
 from kvtier.types import OpStatus
-from tests.fake_engine import Engine, Shape
+from tests.brain.fake_engine import Engine, Shape
 
 NAMES = "abcde"
 PICK = st.integers(0, 30)

@@ -1,10 +1,10 @@
 """A tier below: its bytes and its health."""
 
 from kvtier.brain.breaker import Breaker, BreakerState
-from kvtier.cache import WriteMode
+from kvtier.brain.cache import WriteMode
 from kvtier.types import OpKind, OpResult, OpStatus
-from tests.fake_engine import Engine, Shape, arrive, below, sent, started, stored, tier_of
-from tests.fake_ranks import RECORD, Clock, chain
+from tests.brain.fake_engine import Engine, Shape, arrive, below, sent, started, stored, tier_of
+from tests.brain.fake_ranks import RECORD, Clock, chain
 
 A, B = chain("a", 8), chain("b", 8)
 THROUGH = Shape(slots=16, capacity=4, modes=(WriteMode.THROUGH,), watermark=0.0)

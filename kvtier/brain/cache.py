@@ -7,30 +7,30 @@ only when no rank can still read or write it.
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from kvtier.brain.agenda import Agenda
 from kvtier.brain.audit import audit
-from kvtier.brain.copying import Copying
-from kvtier.brain.core import Core
+from kvtier.brain.copies import Copies
 from kvtier.brain.cost import Costs
+from kvtier.brain.counters import Counters
 from kvtier.brain.demotion import Demotion, worst_case
-from kvtier.brain.flights import Flight, Flights
+from kvtier.brain.groups import Groups
 from kvtier.brain.hooks import Hooks
-from kvtier.brain.keeper import Keeper
-from kvtier.brain.ledger import Ledger
-from kvtier.brain.lower import Lower
-from kvtier.brain.movement import Movement
-from kvtier.brain.plans import CacheEvent, LoadPlan, LowerTier, ReadPlan, StorePlan
+from kvtier.brain.index import IN_TIER0, MAX_LOWER
+from kvtier.brain.lower_tier import LowerTier
+from kvtier.brain.operations import Operation, Operations
+from kvtier.brain.plans import CacheEvent, LoadPlan, ReadPlan, StorePlan, TierSpec
+from kvtier.brain.policies import Policies
+from kvtier.brain.prefetch import Agenda, Prefetch
 from kvtier.brain.promotion import Promotion
-from kvtier.brain.report import report
-from kvtier.brain.requests import Layout, Request, Roster
+from kvtier.brain.requests import Request, Roster
+from kvtier.brain.residency import Residency
 from kvtier.brain.scoring import Scoring
 from kvtier.brain.slots import Slots
-from kvtier.brain.stats import CacheStats, Counters, TierStats
-from kvtier.brain.told import Told
+from kvtier.brain.state import State
+from kvtier.brain.stats import CacheStats, TierStats, take_stats
+from kvtier.brain.upkeep import Upkeep
 from kvtier.config import WriteMode
 from kvtier.facts import RequestFacts, RequestHints, TierFacts
 from kvtier.hook import HookKind, HookSet
-from kvtier.index import IN_TIER0, MAX_LOWER
 from kvtier.policy import AdmissionPolicy, EvictionPolicy, PrefetchPolicy
 from kvtier.types import NO_SLOT, TIER0, BlockKey, GroupSpec, OpKind, OpResult, ScanBatch, TierOp
 
@@ -38,9 +38,9 @@ __all__ = [
     "CacheEvent",
     "CacheStats",
     "LoadPlan",
-    "LowerTier",
     "ReadPlan",
     "StorePlan",
+    "TierSpec",
     "TierStats",
     "TieredCache",
     "WriteMode",
@@ -62,7 +62,7 @@ class TieredCache:
         groups: Sequence[GroupSpec],
         ranks: int,
         tier0: Callable[[TierFacts], EvictionPolicy],
-        lower: Sequence[LowerTier],
+        lower: Sequence[TierSpec],
         admission: Callable[[TierFacts], AdmissionPolicy] | None = None,
         prefetch: Sequence[Callable[[TierFacts], PrefetchPolicy]] = (),
         hooks: HookSet = _NO_HOOKS,
@@ -73,36 +73,38 @@ class TieredCache:
     ) -> None:
         assert len(lower) <= MAX_LOWER
         names = ["dram", *(tier.name for tier in lower)]
-        ledger = Ledger(names, Hooks(hooks, names))
-        flights = Flights(ranks, clock)
-        core = self._core = Core(
-            layout=Layout(groups),
-            ledger=ledger,
-            flights=flights,
-            lowers=tuple(Lower(i, tier, ledger, flights, clock) for i, tier in enumerate(lower, 1)),
+        residency = Residency(names, Hooks(hooks, names))
+        operations = Operations(ranks, clock)
+        state = self._state = State(
+            groups=Groups(groups),
+            residency=residency,
+            operations=operations,
+            lowers=tuple(
+                LowerTier(i, tier, residency, operations, clock) for i, tier in enumerate(lower, 1)
+            ),
             roster=Roster(),
             costs=costs or Costs(clock),
             counters=Counters(),
             clock=clock,
         )
         largest = max(worst_case(group.nbytes) for group in groups)
-        self._keepers = [
-            Keeper(low, ledger, flights, ranks=ranks, largest=largest, clock=clock)
-            for low in core.lowers
+        self._upkeeps = [
+            Upkeep(low, residency, operations, ranks=ranks, largest=largest, clock=clock)
+            for low in state.lowers
         ]
         self._agenda = Agenda(clock)
-        self._told = Told(core, self._agenda, tier0, lower, admission, prefetch)
-        self._scoring = Scoring(ledger, flights, core.lowers, core.layout, clock)
-        self._demotion = Demotion(core, low_watermark=low_watermark)
-        self._promotion = Promotion(core, self._demotion, read_share=read_share)
-        self._movement = Movement(core, self._agenda, self._promotion, self._demotion)
-        self._copying = Copying(
-            core, self._demotion, self._promotion, self._scoring, self._told.admission
+        self._policies = Policies(state, self._agenda, tier0, lower, admission, prefetch)
+        self._scoring = Scoring(residency, operations, state.lowers, state.groups, clock)
+        self._demotion = Demotion(state, low_watermark=low_watermark)
+        self._promotion = Promotion(state, self._demotion, read_share=read_share)
+        self._prefetch = Prefetch(state, self._agenda, self._promotion, self._demotion)
+        self._copies = Copies(
+            state, self._demotion, self._promotion, self._scoring, self._policies.admission
         )
-        self._ledger = ledger
-        self._counters = core.counters
-        self._requests = core.roster.requests
-        self._masks = core.roster.masks
+        self._residency = residency
+        self._counters = state.counters
+        self._requests = state.roster.requests
+        self._masks = state.roster.masks
         self._opened = False
         self._next_manifest: str | None = None  # of a reset before `open`
 
@@ -110,10 +112,10 @@ class TieredCache:
         """Start to serve with so many slots; orders the start of every lower tier."""
         assert not self._opened
         self._opened = True
-        self._ledger.slots = Slots(slots)
+        self._residency.slots = Slots(slots)
         self._demotion.open()
-        for keeper in self._keepers:
-            keeper.open(manifest)
+        for upkeep in self._upkeeps:
+            upkeep.open(manifest)
         if self._next_manifest is not None:
             self._end_epoch(self._next_manifest)
 
@@ -130,7 +132,7 @@ class TieredCache:
             request.reading = None
             request.counted = request.below = 0
             if not request.refused:
-                self._core.roster.unsettle(request)
+                self._state.roster.unsettle(request)
             if stale is None or request.used or request.name in stale:
                 request.stale = True
         if self._opened:
@@ -152,14 +154,14 @@ class TieredCache:
         """
         self.depart(request)
         known = Request(request, persist, [list(keys) for keys in groups])
-        keys_of = self._core.layout.keys(known.groups)
-        known.facts = RequestFacts(request, keys_of, self._core.clock(), hints)
+        keys_of = self._state.groups.keys(known.groups)
+        known.facts = RequestFacts(request, keys_of, self._state.clock(), hints)
         self._requests[request] = known
         for keys in known.groups:
             known.places.update(zip(keys, range(len(keys)), strict=True))
         self._promotion.link(known)
-        for move in self._told.arrived(known):
-            self._movement.ahead(known, move.keys)
+        for move in self._policies.arrived(known):
+            self._prefetch.ahead(known, move.keys)
 
     def extend(self, request: str, group: int, keys: Sequence[BlockKey]) -> None:
         """Add the chunks that decoding made to one of the request's groups, by its position."""
@@ -175,7 +177,7 @@ class TieredCache:
         if known is not None:
             known.stale = known.used = False
             if not known.refused and known.reading is None:
-                self._core.roster.unsettle(known)
+                self._state.roster.unsettle(known)
 
     def cancel(self, request: str) -> None:
         """Drop what a request waits for and holds."""
@@ -189,22 +191,22 @@ class TieredCache:
         self.cancel(request)
         known = self._requests.get(request)
         if known is not None:
-            self._core.roster.drop(request)
-            self._told.departed(known)
+            self._state.roster.drop(request)
+            self._policies.departed(known)
 
     def started(self, request: str) -> None:
         """Note that a request was scheduled, where neither its load nor its store says so."""
         known = self._requests.get(request)
         if known is not None:
-            self._told.started(known)
+            self._policies.started(known)
 
     def lookup(self, request: str, key: BlockKey) -> bool:
         """Whether a request may count on a chunk: in any tier before its reads are settled, then in tier 0."""
-        ledger = self._ledger
-        row = ledger.index.rows.get(key)
+        residency = self._residency
+        row = residency.index.rows.get(key)
         self._counters.lookups += 1
         if row is not None:
-            return ledger.index.flags[row] & self._masks.get(request, ledger.visible) != 0
+            return residency.index.flags[row] & self._masks.get(request, residency.visible) != 0
         return False
 
     def plan_read(self, request: str, keys: Sequence[BlockKey]) -> ReadPlan | None:
@@ -220,13 +222,13 @@ class TieredCache:
         wanted = list(keys)
         if known.given and known.held == wanted:
             return None
-        resident = self._ledger.index.residents(wanted)
+        resident = self._residency.index.residents(wanted)
         self._hold(known, resident)
         if len(resident) == len(wanted):
             self._count_hits(known, wanted)
             known.given = True
             return None
-        if self._core.roster.settled(known):
+        if self._state.roster.settled(known):
             return ReadPlan(0)
         return self._promotion.plan(known, wanted)
 
@@ -235,18 +237,18 @@ class TieredCache:
         known = self._requests.get(request)
         if known is None or known.reading is None:
             return True
-        if self._core.clock() < known.reading.deadline:
+        if self._state.clock() < known.reading.deadline:
             return False
         self._promotion.expire(known)
         return True
 
     def plan_load(self, request: str, keys: Sequence[BlockKey]) -> LoadPlan:
         """Give the slots of a hit to copy to the device; the plan takes over the request's pins."""
-        plan = self._copying.load(keys)
+        plan = self._copies.load(keys)
         known = self._requests.get(request)
         if known is not None:
             known.used = True
-            self._told.started(known)
+            self._policies.started(known)
             self._hold(known, [])
         return plan
 
@@ -258,69 +260,69 @@ class TieredCache:
         known = self._requests.get(request)
         if known is None:
             return StorePlan(0, (), (), ())
-        self._told.started(known)
+        self._policies.started(known)
         if known.stale:
             return StorePlan(0, (), (), ())
         known.used = True
-        return self._copying.store(known, keys)
+        return self._copies.store(known, keys)
 
     def finish(self, plan_id: int, failed: Collection[BlockKey] = ()) -> None:
         """End a plan: every rank has made its copies, but for the keys that failed somewhere."""
-        self._copying.finish(plan_id, failed)
+        self._copies.finish(plan_id, failed)
 
     def prefilled(self, tokens: int, seconds: float) -> None:
         """Learn how fast the engine computes."""
-        self._core.costs.prefill.add(tokens, seconds)
+        self._state.costs.prefill.add(tokens, seconds)
 
     def transferred(self, nbytes: int, seconds: float) -> None:
         """Learn how fast slots are copied to the device."""
-        self._core.costs.load.add(nbytes, seconds)
+        self._state.costs.load.add(nbytes, seconds)
         self._counters.loaded.add(nbytes, seconds)
 
     def drain(self) -> list[TierOp]:
         """Take the operations for every rank; call it once per step, it also does what is due."""
-        for keeper in self._keepers:
-            keeper.tick()
+        for upkeep in self._upkeeps:
+            upkeep.tick()
         self._demotion.tick()
         self._scoring.tick()
-        self._movement.tick()
+        self._prefetch.tick()
         self._refresh()
-        return self._core.flights.drain()
+        return self._state.operations.drain()
 
     def complete(self, results: Iterable[OpResult]) -> None:
         """Take the ranks' answers; an operation ends with the last one and is OK only if all are."""
         landed: list[BlockKey] = []
         for result in results:
-            flight = self._core.flights.answer(result)
-            if flight is not None:
-                self._ended(flight, landed)
+            operation = self._state.operations.answer(result)
+            if operation is not None:
+                self._ended(operation, landed)
         if landed:
-            self._ledger.arrived(landed)
+            self._residency.arrived(landed)
         self._refresh()
 
     def scanned(self, batch: ScanBatch) -> None:
         """Take a list of what one rank found at start."""
-        self._keepers[batch.tier - 1].scanned(batch)
+        self._upkeeps[batch.tier - 1].scanned(batch)
 
     def room(self) -> bool:
         """Whether a store could take a slot now."""
-        return self._ledger.slots.free > 0 or self._demotion.could_free()
+        return self._residency.slots.free > 0 or self._demotion.could_free()
 
     def awake(self) -> bool:
         """Whether the engine must step on: something moved a moment ago, or waits for `drain` only."""
         return (
-            self._core.flights.awake()
-            or any(keeper.scanning for keeper in self._keepers)
+            self._state.operations.awake()
+            or any(upkeep.scanning for upkeep in self._upkeeps)
             or self._demotion.due
         )
 
     def events(self) -> list[CacheEvent]:
         """Take what became readable and what left, per tier, since the last call."""
-        return self._ledger.events()
+        return self._residency.events()
 
     def stats(self) -> CacheStats:
         """Count everything."""
-        return report(self._core, len(self._promotion.fills))
+        return take_stats(self._state, len(self._promotion.fills))
 
     def check(self) -> None:
         """Assert every invariant, in a pass over everything.
@@ -328,71 +330,71 @@ class TieredCache:
         Raises:
             AssertionError: names the broken one.
         """
-        audit(self._core, self._promotion, self._copying)
+        audit(self._state, self._promotion, self._copies)
 
     def _end_epoch(self, manifest: str) -> None:
-        old, unsent = self._core.flights.end_epoch()
-        for flight in unsent:
-            if flight.op.slot != NO_SLOT:
-                self._ledger.slots.done(flight.op.slot)
-        for flight in old:
-            if flight.op.slot != NO_SLOT:
-                self._core.flights.cancel(flight)
-        self._copying.clear()
+        old, unsent = self._state.operations.end_epoch()
+        for operation in unsent:
+            if operation.op.slot != NO_SLOT:
+                self._residency.slots.done(operation.op.slot)
+        for operation in old:
+            if operation.op.slot != NO_SLOT:
+                self._state.operations.cancel(operation)
+        self._copies.clear()
         self._promotion.clear()
-        self._core.ahead.clear()
+        self._state.ahead.clear()
         self._demotion.clear()
         self._agenda.clear()
         self._scoring.clear()
-        self._ledger.clear()
-        for keeper in self._keepers:
-            keeper.reset(manifest, sum(f.op.tier == keeper.lower.tier for f in old))
+        self._residency.clear()
+        for upkeep in self._upkeeps:
+            upkeep.reset(manifest, sum(f.op.tier == upkeep.lower.tier for f in old))
         self._refresh()
 
-    def _ended(self, flight: Flight, landed: list[BlockKey]) -> None:
-        op = flight.op
-        keeper = self._keepers[op.tier - 1]
+    def _ended(self, operation: Operation, landed: list[BlockKey]) -> None:
+        op = operation.op
+        upkeep = self._upkeeps[op.tier - 1]
         key = BlockKey(op.key)
-        if flight.epoch != self._core.flights.epoch:
+        if operation.epoch != self._state.operations.epoch:
             if op.slot != NO_SLOT:
-                self._ledger.slots.done(op.slot)
-            keeper.lingered()
+                self._residency.slots.done(op.slot)
+            upkeep.lingered()
             return
         match op.kind:
             case OpKind.READ:
-                if self._promotion.ended(flight, keeper.lower, key):
+                if self._promotion.ended(operation, upkeep.lower, key):
                     landed.append(key)
             case OpKind.WRITE:
-                self._demotion.wrote(flight, keeper.lower, key)
+                self._demotion.wrote(operation, upkeep.lower, key)
             case OpKind.REMOVE:
-                keeper.lower.removed(flight, key)
+                upkeep.lower.removed(operation, key)
             case OpKind.SCORE:
-                self._scoring.ended(flight, key)
+                self._scoring.ended(operation, key)
             case _:
-                keeper.ended(flight)
+                upkeep.ended(operation)
 
     def _hold(self, known: Request, keys: list[BlockKey]) -> None:
         """Pin `keys` instead of what the request held before."""
-        self._ledger.rescue(keys)
-        self._ledger.pin(keys)
-        self._ledger.unpin(known.held)
+        self._residency.rescue(keys)
+        self._residency.pin(keys)
+        self._residency.unpin(known.held)
         known.held = keys
         known.given = False
 
     def _count_hits(self, known: Request, keys: Sequence[BlockKey]) -> None:
-        self._ledger.touch(known, keys)
-        self._told.accessed(known, keys)
-        self._core.ahead.used(keys)
+        self._residency.touch(known, keys)
+        self._policies.accessed(known, keys)
+        self._state.ahead.used(keys)
         fresh = keys[known.counted :]
         known.counted = max(known.counted, len(keys))
-        self._ledger.hooks.tell(HookKind.HIT, TIER0, fresh)
+        self._residency.hooks.tell(HookKind.HIT, TIER0, fresh)
         self._counters.hits += max(0, len(fresh) - known.below)
         known.below = 0
-        self._demotion.reused(self._ledger.hit(fresh))
+        self._demotion.reused(self._residency.hit(fresh))
 
     def _refresh(self) -> None:
         visible = IN_TIER0
-        for lower in self._core.lowers:
+        for lower in self._state.lowers:
             if lower.serving:
                 visible |= 1 << lower.tier
-        self._ledger.visible = visible
+        self._residency.visible = visible

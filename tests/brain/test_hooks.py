@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from examples import hooks as example
+from kvtier.brain.cache import TieredCache
 from kvtier.brain.hooks import Called
-from kvtier.cache import TieredCache
 from kvtier.config import load
 from kvtier.errors import ConfigError
 from kvtier.hook import Hook, HookEvent, HookKind, HookSet
 from kvtier.policies.eviction.lru import LruPolicy
 from kvtier.sim.blocks import serve
 from kvtier.types import BlockKey, GroupSpec
-from tests.fake_ranks import chain
+from tests.brain.fake_ranks import chain
 
 EVENT = HookEvent(HookKind.EVICT, "dram", BlockKey(b"k"), 16, 1, 1.0)
 

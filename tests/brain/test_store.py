@@ -2,11 +2,11 @@
 
 import pytest
 
-from kvtier.cache import StorePlan, WriteMode
+from kvtier.brain.cache import StorePlan, WriteMode
 from kvtier.policies.eviction.lru import LruPolicy
 from kvtier.types import OpKind, OpStatus, Priority
-from tests.fake_engine import Engine, Shape, arrive, here, started, store
-from tests.fake_ranks import RECORD, chain
+from tests.brain.fake_engine import Engine, Shape, arrive, here, started, store
+from tests.brain.fake_ranks import RECORD, chain
 
 A, B = chain("a", 8), chain("b", 8)
 
@@ -186,7 +186,7 @@ def test_what_lora_requests_store_stays_in_tier_0(mode: WriteMode) -> None:
 def test_nothing_can_be_stored_before_the_start() -> None:
     made = Engine(Shape(modes=()))
     early = type(made.cache)(
-        groups=made.cache._core.layout.groups,
+        groups=made.cache._state.groups.specs,
         ranks=1,
         tier0=LruPolicy,
         lower=[],

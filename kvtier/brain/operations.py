@@ -25,7 +25,7 @@ _SEVERITY = {
 
 
 @dataclass(slots=True)
-class Flight:
+class Operation:
     """One operation and what the ranks said so far: the worst status, the largest numbers."""
 
     op: TierOp
@@ -44,7 +44,7 @@ class Flight:
         return self.status is OpStatus.OK
 
 
-class Flights:
+class Operations:
     """Number, send and track operations."""
 
     def __init__(self, ranks: int, clock: Callable[[], float]) -> None:
@@ -53,9 +53,9 @@ class Flights:
         self._ranks = (1 << ranks) - 1
         self._clock = clock
         self._next = 1
-        self._flying: dict[int, Flight] = {}
+        self._flying: dict[int, Operation] = {}
         self._outbox: list[TierOp] = []
-        self._busy = 0  # flights that keep the engine awake
+        self._busy = 0  # operations that keep the engine awake
         self._eager = False  # the outbox holds one of these
 
     def __len__(self) -> int:
@@ -66,54 +66,54 @@ class Flights:
         self._next += 1
         return self._next
 
-    def order(self, op: TierOp) -> Flight:
+    def order(self, op: TierOp) -> Operation:
         """Send an operation that every rank answers."""
-        flight = Flight(op, self.epoch, self._ranks, op.priority)
-        self._flying[op.op] = flight
+        operation = Operation(op, self.epoch, self._ranks, op.priority)
+        self._flying[op.op] = operation
         self._outbox.append(op)
-        if _keeps_awake(flight):
+        if _keeps_awake(operation):
             self._busy += 1
             self._eager = True
             self.moved = self._clock()
-        return flight
+        return operation
 
-    def cancel(self, flight: Flight) -> None:
+    def cancel(self, operation: Operation) -> None:
         """Ask the ranks to drop an operation; it is still answered."""
-        self._outbox.append(TierOp(self.number(), OpKind.CANCEL, target=flight.op.op))
+        self._outbox.append(TierOp(self.number(), OpKind.CANCEL, target=operation.op.op))
 
-    def hasten(self, flight: Flight, priority: Priority) -> None:
+    def hasten(self, operation: Operation, priority: Priority) -> None:
         """Raise a queued operation; one that already runs does not mind."""
-        if priority >= flight.priority:
+        if priority >= operation.priority:
             return
-        slept = not _keeps_awake(flight)
-        flight.priority = priority
+        slept = not _keeps_awake(operation)
+        operation.priority = priority
         if slept:
             self._busy += 1
             self._eager = True
             self.moved = self._clock()
-        op = TierOp(self.number(), OpKind.HASTEN, target=flight.op.op, priority=priority)
+        op = TierOp(self.number(), OpKind.HASTEN, target=operation.op.op, priority=priority)
         self._outbox.append(op)
 
-    def answer(self, result: OpResult) -> Flight | None:
-        """Take one rank's answer; return the flight if it was the last, None for all that is unknown."""
-        flight = self._flying.get(result.op)
+    def answer(self, result: OpResult) -> Operation | None:
+        """Take one rank's answer; return the operation if it was the last, None for all that is unknown."""
+        operation = self._flying.get(result.op)
         bit = 1 << result.rank
-        if flight is None or not flight.left & bit:
+        if operation is None or not operation.left & bit:
             return None
-        flight.left &= ~bit
-        flight.nbytes = max(flight.nbytes, result.nbytes)
-        flight.seconds = max(flight.seconds, result.seconds)
-        flight.codec = result.codec or flight.codec
-        flight.score = max(result.score, flight.score)  # a NaN stays one
-        if _SEVERITY[result.status] > _SEVERITY[flight.status]:
-            flight.status = result.status
-        if _keeps_awake(flight):
+        operation.left &= ~bit
+        operation.nbytes = max(operation.nbytes, result.nbytes)
+        operation.seconds = max(operation.seconds, result.seconds)
+        operation.codec = result.codec or operation.codec
+        operation.score = max(result.score, operation.score)  # a NaN stays one
+        if _SEVERITY[result.status] > _SEVERITY[operation.status]:
+            operation.status = result.status
+        if _keeps_awake(operation):
             self.moved = self._clock()
-        if flight.left:
+        if operation.left:
             return None
         del self._flying[result.op]
-        self._busy -= _keeps_awake(flight)
-        return flight
+        self._busy -= _keeps_awake(operation)
+        return operation
 
     def drain(self) -> list[TierOp]:
         """Take the operations to send."""
@@ -127,7 +127,7 @@ class Flights:
         """Whether something that matters is to be sent, or is under way and moved within the last second."""
         return self._eager or (self._busy > 0 and self._clock() - self.moved <= _AWAKE_S)
 
-    def end_epoch(self) -> tuple[list[Flight], list[Flight]]:
+    def end_epoch(self) -> tuple[list[Operation], list[Operation]]:
         """Begin a new epoch; return what is under way of the old ones, and what was never sent.
 
         What was not sent never will be, but for the starts of tiers.
@@ -141,10 +141,10 @@ class Flights:
         self._eager = bool(kept)
         return list(self._flying.values()), unsent
 
-    def all(self) -> Collection[Flight]:
+    def all(self) -> Collection[Operation]:
         """List everything under way, of every epoch."""
         return self._flying.values()
 
 
-def _keeps_awake(flight: Flight) -> bool:
-    return flight.priority is not Priority.IDLE and flight.op.kind is not OpKind.PROBE
+def _keeps_awake(operation: Operation) -> bool:
+    return operation.priority is not Priority.IDLE and operation.op.kind is not OpKind.PROBE

@@ -4,8 +4,8 @@ import pytest
 
 from kvtier.config import WriteMode
 from kvtier.types import OpKind
-from tests.fake_engine import Engine, Shape, arrive, started, stored
-from tests.fake_ranks import chain
+from tests.brain.fake_engine import Engine, Shape, arrive, started, stored
+from tests.brain.fake_ranks import chain
 
 MEMORY, FILE = 1, 2
 
@@ -16,7 +16,7 @@ def made() -> Engine:
 
 
 def holds(made: Engine, tier: int, name: str) -> int:
-    index = made.cache._ledger.index
+    index = made.cache._residency.index
     return sum(index.flags_of(key) >> tier & 1 for key in chain(name, 3))
 
 

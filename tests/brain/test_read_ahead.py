@@ -1,11 +1,11 @@
 """Bytes that were read ahead: each is useful or wasted once, or still waits."""
 
-from kvtier.brain.ahead import Ahead
+from kvtier.brain.counters import ReadAhead
 from kvtier.testing.policies import chain
 
 
 def test_every_byte_is_counted_once() -> None:
-    ahead = Ahead()
+    ahead = ReadAhead()
     used, unused, asked, waits = chain("k", 4)
     for key in (used, unused, waits):
         ahead.landed(key, 10, awaited=False)

@@ -1,17 +1,18 @@
-"""Copies between the device and slots: plans that every rank carries out."""
+"""CopyPlan between the device and slots: plans that every rank carries out."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from kvtier.brain.core import Core
 from kvtier.brain.demotion import Demotion
+from kvtier.brain.groups import Spot
+from kvtier.brain.index import IN_TIER0, TIERS
 from kvtier.brain.plans import LoadPlan, StorePlan
 from kvtier.brain.promotion import Promotion
-from kvtier.brain.requests import Request, Spot
+from kvtier.brain.requests import Request
 from kvtier.brain.scoring import Scoring
+from kvtier.brain.state import State
 from kvtier.hook import HookKind
-from kvtier.index import IN_TIER0, TIERS
 from kvtier.policy import AdmissionPolicy
 from kvtier.types import NO_SLOT, TIER0, BlockKey
 
@@ -19,7 +20,7 @@ _NOTHING = StorePlan(0, (), (), ())
 
 
 @dataclass(slots=True)
-class Copies:
+class CopyPlan:
     """One plan under way; its slots are in use until every rank is done."""
 
     epoch: int
@@ -29,21 +30,21 @@ class Copies:
     store: bool
 
 
-class Copying:
+class Copies:
     """Make plans and end them. Plans of ended epochs only give their slots back."""
 
     def __init__(
         self,
-        core: Core,
+        state: State,
         demotion: Demotion,
         promotion: Promotion,
         scoring: Scoring,
         admission: AdmissionPolicy | None,
     ) -> None:
-        self.plans: dict[int, Copies] = {}
+        self.plans: dict[int, CopyPlan] = {}
         self.storing: set[BlockKey] = set()
-        self._core = core
-        self._ledger = core.ledger
+        self._state = state
+        self._residency = state.residency
         self._demotion = demotion
         self._promotion = promotion
         self._scoring = scoring
@@ -52,14 +53,14 @@ class Copying:
 
     def load(self, keys: Sequence[BlockKey]) -> LoadPlan:
         """Pin what is in tier 0 and give its slots."""
-        ledger, index = self._ledger, self._ledger.index
+        residency, index = self._residency, self._residency.index
         found = index.residents(keys)
-        ledger.rescue(found)
-        ledger.pin(found)
+        residency.rescue(found)
+        residency.pin(found)
         used = [index.slots[index.rows[key]] for key in found]
-        self._core.counters.loads += len(used)
-        self._core.counters.vanished += len(keys) - len(used)
-        ledger.slots.use_all(used)
+        self._state.counters.loads += len(used)
+        self._state.counters.vanished += len(keys) - len(used)
+        residency.slots.use_all(used)
         plan = self._plan(found, used, found, store=False)
         if len(used) == len(keys):
             return LoadPlan(plan, tuple(used))
@@ -68,24 +69,24 @@ class Copying:
 
     def store(self, request: Request, keys: Sequence[BlockKey]) -> StorePlan:
         """Touch what is here and give slots to what is not, in order, as many as fit."""
-        ledger = self._ledger
-        here = ledger.index.residents(keys)
-        ledger.rescue(here)
-        ledger.touch(request, here)
+        residency = self._residency
+        here = residency.index.residents(keys)
+        residency.rescue(here)
+        residency.touch(request, here)
         fresh, parents = self._storable(request, keys)
-        ledger.hooks.tell(HookKind.MISS, TIER0, fresh)
+        residency.hooks.tell(HookKind.MISS, TIER0, fresh)
         if not fresh:
             return _NOTHING
-        ledger.rescue(parents)
-        ledger.pin(parents)  # or room would be made at the prefix's cost
+        residency.rescue(parents)
+        residency.pin(parents)  # or room would be made at the prefix's cost
         self._make_room(len(fresh))
-        slots = ledger.claim_all(fresh, volatile=not request.persist)
+        slots = residency.claim_all(fresh, volatile=not request.persist)
         taken = list(fresh)
         no_room = tuple(taken[len(slots) :])
         del taken[len(slots) :]
-        self._core.counters.no_room += len(no_room)
+        self._state.counters.no_room += len(no_room)
         if not taken:
-            ledger.unpin(parents)
+            residency.unpin(parents)
             return _NOTHING._replace(no_room=no_room)
         self.storing.update(taken)
         plan = self._plan(taken, slots, parents, store=True)
@@ -96,10 +97,10 @@ class Copying:
         plan = self.plans.pop(plan_id, None)
         if plan is None:
             return
-        self._ledger.slots.done_all(plan.slots)
-        if plan.epoch != self._core.flights.epoch:
+        self._residency.slots.done_all(plan.slots)
+        if plan.epoch != self._state.operations.epoch:
             return
-        self._ledger.unpin(plan.pins)
+        self._residency.unpin(plan.pins)
         if plan.store:
             self._stored(plan.keys, failed)
         else:
@@ -114,26 +115,26 @@ class Copying:
         self.storing.difference_update(keys)
         for key in failed:
             if key in keys:
-                self._ledger.abandon(key)
+                self._residency.abandon(key)
         good = [key for key in keys if key not in failed] if failed else keys
-        self._ledger.arrived(good)
+        self._residency.arrived(good)
         self._demotion.stored(good)
         self._scoring.stored(good)
-        self._core.counters.stores += len(good)
+        self._state.counters.stores += len(good)
 
     def _storable(
         self, request: Request, keys: Sequence[BlockKey]
     ) -> tuple[dict[BlockKey, Spot], list[BlockKey]]:
         """Return the keys to take in, with their places, and, of their parents, those that tier 0 holds."""
-        index = self._ledger.index
-        asked = self._admission is not None or self._ledger.hooks.watches(HookKind.INSERT)
+        index = self._residency.index
+        asked = self._admission is not None or self._residency.hooks.watches(HookKind.INSERT)
         row_of, owned = index.rows.get, index.slots
         missing = [  # not here, nor on its way
             key for key in keys if (row := row_of(key)) is None or owned[row] == NO_SLOT
         ]
         fresh: dict[BlockKey, Spot] = {}
         parents: list[BlockKey] = []
-        for key, spot in zip(missing, self._core.layout.spots(request, missing), strict=True):
+        for key, spot in zip(missing, self._state.groups.spots(request, missing), strict=True):
             if spot is None or (asked and not self._admits(key, spot[1])):
                 continue
             parent = spot[0]
@@ -146,17 +147,17 @@ class Copying:
                 if flags & IN_TIER0:
                     parents.append(parent)
             else:
-                self._core.counters.orphans += 1
+                self._state.counters.orphans += 1
         return fresh, parents
 
     def _admits(self, key: BlockKey, end: int) -> bool:
         if self._admission is not None and not self._admission.admits(key, end):
-            self._core.counters.not_admitted += 1
+            self._state.counters.not_admitted += 1
             return False
-        return self._ledger.hooks.agree(HookKind.INSERT, TIER0, key)
+        return self._residency.hooks.agree(HookKind.INSERT, TIER0, key)
 
     def _make_room(self, n: int) -> None:
-        lack = n - self._ledger.slots.free
+        lack = n - self._residency.slots.free
         if lack > 0:
             self._promotion.relieve()
             self._demotion.make_room(lack)
@@ -171,19 +172,19 @@ class Copying:
     ) -> int:
         plan = next(self._ids)
         if slots:
-            self.plans[plan] = Copies(self._core.flights.epoch, keys, slots, pins, store)
+            self.plans[plan] = CopyPlan(self._state.operations.epoch, keys, slots, pins, store)
         return plan
 
     def _lose(self, key: BlockKey) -> None:
         """Forget a chunk of tier 0 that could not be loaded, whoever holds it."""
-        if not self._ledger.index.resident(key):
+        if not self._residency.index.resident(key):
             return
-        epoch = self._core.flights.epoch
-        pins = [request.held for request in self._core.roster.requests.values()]
+        epoch = self._state.operations.epoch
+        pins = [request.held for request in self._state.roster.requests.values()]
         pins += [plan.pins for plan in self.plans.values() if plan.epoch == epoch]
         for mine in pins:
             while key in mine:
                 mine.remove(key)
-                self._ledger.unpin((key,))
-        self._ledger.expel(key)
-        self._core.ahead.left(key)
+                self._residency.unpin((key,))
+        self._residency.expel(key)
+        self._state.ahead.left(key)

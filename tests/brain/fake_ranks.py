@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from kvtier.cache import LoadPlan, StorePlan, TieredCache
-from kvtier.index import IN_TIER0
+from kvtier.brain.cache import LoadPlan, StorePlan, TieredCache
+from kvtier.brain.index import IN_TIER0
 from kvtier.types import (
     NO_SLOT,
     BlockKey,
@@ -240,7 +240,7 @@ class Ranks:
     def verify(self) -> None:
         """Assert that everything the brain says is true."""
         self.cache.check()
-        index = self.cache._ledger.index
+        index = self.cache._residency.index
         for key, row in index.rows.items():
             if index.flags[row] & IN_TIER0:
                 self.expect(key, index.slots[row])
@@ -251,7 +251,7 @@ class Ranks:
 
     def check_known(self) -> None:
         """Assert that no rank keeps a record that the brain does not know."""
-        index = self.cache._ledger.index
+        index = self.cache._residency.index
         for rank in self.ranks:
             for tier, records in rank.records.items():
                 known = {k for k, row in index.rows.items() if index.flags[row] >> tier & 1}

@@ -5,11 +5,11 @@ from enum import StrEnum
 
 from kvtier.brain.breaker import Breaker
 from kvtier.brain.cost import ReadCost
-from kvtier.brain.flights import Flight, Flights
-from kvtier.brain.ledger import Ledger
-from kvtier.brain.plans import LowerTier
-from kvtier.brain.requests import Place
-from kvtier.brain.stats import TierCounters
+from kvtier.brain.counters import TierCounters
+from kvtier.brain.groups import Place
+from kvtier.brain.operations import Operation, Operations
+from kvtier.brain.plans import TierSpec
+from kvtier.brain.residency import Residency
 from kvtier.hook import HookKind
 from kvtier.policy import AdmissionPolicy
 from kvtier.types import BlockKey, OpKind, OpStatus, Priority, TierOp
@@ -28,7 +28,7 @@ class Phase(StrEnum):
     OPEN = "open"
 
 
-class Lower:
+class LowerTier:
     """`used` counts every byte that may be on the medium: records, those being written at their worst
     case, and those not removed on every rank yet. At most one operation per record is under way.
     """
@@ -36,9 +36,9 @@ class Lower:
     def __init__(
         self,
         tier: int,
-        spec: LowerTier,
-        ledger: Ledger,
-        flights: Flights,
+        spec: TierSpec,
+        residency: Residency,
+        operations: Operations,
         clock: Callable[[], float],
     ) -> None:
         self.tier = tier
@@ -48,7 +48,7 @@ class Lower:
         self.cost = ReadCost(clock, spec.medium)
         self.counters = TierCounters()
         self.phase = Phase.CLOSED
-        self.ops: dict[BlockKey, Flight] = {}
+        self.ops: dict[BlockKey, Operation] = {}
         self.reserved: dict[BlockKey, int] = {}  # by WRITE and REMOVE under way
         self.doomed: dict[BlockKey, int] = {}  # to be removed, and their bytes
         self.changed: set[BlockKey] | None = None  # written since the scan began, while it lasts
@@ -62,8 +62,8 @@ class Lower:
         self.remove_at = 0.0  # when doomed records are tried again
         self._moved = clock()
         self._over = 0  # bytes above capacity that were there before us
-        self._ledger = ledger
-        self._flights = flights
+        self._residency = residency
+        self._operations = operations
         self._clock = clock
 
     @property
@@ -103,7 +103,7 @@ class Lower:
         if self.free < nbytes:
             self.wanted = max(self.wanted, nbytes)
             return False
-        return self._ledger.hooks.agree(HookKind.INSERT, self.tier, key)
+        return self._residency.hooks.agree(HookKind.INSERT, self.tier, key)
 
     def fail(self, status: OpStatus) -> None:
         """Count a failure; only what the medium did wrong tries the breaker."""
@@ -125,8 +125,8 @@ class Lower:
 
     def write(self, key: BlockKey, place: Place, group: int, nbytes: int, idle: bool) -> None:
         """Order the record of a resident chunk; its worst case of bytes is reserved."""
-        slot = self._ledger.index.slots[self._ledger.index.rows[key]]
-        self._ledger.slots.use(slot)
+        slot = self._residency.index.slots[self._residency.index.rows[key]]
+        self._residency.slots.use(slot)
         if self.changed is not None:
             self.changed.add(key)
         priority = Priority.IDLE if idle else Priority.WRITE
@@ -136,16 +136,16 @@ class Lower:
         self.idles += idle
         self.demotions += not idle
 
-    def hasten(self, flight: Flight) -> None:
+    def hasten(self, operation: Operation) -> None:
         """Turn a leisurely write into one that a slot waits for."""
-        if flight.priority is Priority.IDLE:
-            self._flights.hasten(flight, Priority.WRITE)
+        if operation.priority is Priority.IDLE:
+            self._operations.hasten(operation, Priority.WRITE)
             self.idles -= 1
             self.demotions += 1
 
     def read(
         self, key: BlockKey, place: Place, slot: int, group: int, priority: Priority
-    ) -> Flight:
+    ) -> Operation:
         """Order a record into a slot."""
         return self._order(OpKind.READ, key, place, slot, group, priority)
 
@@ -155,45 +155,45 @@ class Lower:
         self.reserved[key] = nbytes
         self.removing += nbytes
 
-    def wrote(self, flight: Flight, key: BlockKey) -> None:
+    def wrote(self, operation: Operation, key: BlockKey) -> None:
         """Take the answer to WRITE: a record on every rank, or none anywhere."""
         self._end(key)
         reserved = self.reserved.pop(key)
-        idle = flight.priority is Priority.IDLE
+        idle = operation.priority is Priority.IDLE
         self.idles -= idle
         self.demotions -= not idle
-        if flight.ok:
+        if operation.ok:
             self.breaker.succeeded()
-            self.counters.written.add(flight.nbytes, flight.seconds)
-            if flight.codec:
+            self.counters.written.add(operation.nbytes, operation.seconds)
+            if operation.codec:
                 written = self.counters.codecs
-                written[flight.codec] = written.get(flight.codec, 0) + 1
-            self.resize(flight.nbytes - reserved)
+                written[operation.codec] = written.get(operation.codec, 0) + 1
+            self.resize(operation.nbytes - reserved)
         else:
-            self.fail(flight.status)
+            self.fail(operation.status)
             self.doomed[key] = reserved
 
-    def answered(self, flight: Flight, key: BlockKey) -> None:
+    def answered(self, operation: Operation, key: BlockKey) -> None:
         """Take the answer to READ; a record that is gone or bad on any rank goes on all."""
         self._end(key)
-        if flight.ok:
+        if operation.ok:
             self.breaker.succeeded()
-            self.cost.served(flight.seconds)
-            self.counters.read.add(flight.nbytes, flight.seconds)
-        elif flight.status is not OpStatus.CANCELLED:
-            self.fail(flight.status)
-            if flight.status in _GONE:
-                self.doomed[key] = self._ledger.erase(self.tier, key)
+            self.cost.served(operation.seconds)
+            self.counters.read.add(operation.nbytes, operation.seconds)
+        elif operation.status is not OpStatus.CANCELLED:
+            self.fail(operation.status)
+            if operation.status in _GONE:
+                self.doomed[key] = self._residency.erase(self.tier, key)
 
-    def removed(self, flight: Flight, key: BlockKey) -> None:
+    def removed(self, operation: Operation, key: BlockKey) -> None:
         """Take the answer to REMOVE: its bytes are free, or it is tried again later."""
         self._end(key)
         nbytes = self.reserved.pop(key)
         self.removing -= nbytes
-        if flight.ok:
+        if operation.ok:
             self.resize(-nbytes)
         else:
-            self.fail(flight.status)
+            self.fail(operation.status)
             self.doomed[key] = nbytes
             self.remove_at = self._clock() + _RETRY_S
 
@@ -209,9 +209,9 @@ class Lower:
 
     def _order(
         self, kind: OpKind, key: BlockKey, place: Place, slot: int, group: int, priority: Priority
-    ) -> Flight:
+    ) -> Operation:
         op = TierOp(
-            self._flights.number(),
+            self._operations.number(),
             kind,
             self.tier,
             key,
@@ -224,8 +224,8 @@ class Lower:
         )
         if not self.ops:
             self._moved = self._clock()
-        flight = self.ops[key] = self._flights.order(op)
-        return flight
+        operation = self.ops[key] = self._operations.order(op)
+        return operation
 
     def _end(self, key: BlockKey) -> None:
         del self.ops[key]

@@ -1,9 +1,9 @@
 """Liveness, prefetch, events and numbers."""
 
-from kvtier.cache import CacheEvent, ReadPlan, WriteMode
+from kvtier.brain.cache import CacheEvent, ReadPlan, WriteMode
 from kvtier.types import OpKind, OpResult, OpStatus, Priority
-from tests.fake_engine import Engine, Shape, arrive, here, sent, started, store, stored
-from tests.fake_ranks import CHUNK, RECORD, chain
+from tests.brain.fake_engine import Engine, Shape, arrive, here, sent, started, store, stored
+from tests.brain.fake_ranks import CHUNK, RECORD, chain
 
 A, B = chain("a", 8), chain("b", 8)
 BELOW = Shape(
@@ -132,7 +132,7 @@ def test_a_cancelled_read_is_not_ordered_anew_from_a_tier_that_rests() -> None:
     made.cache.cancel("r")
     made.cache.plan_read("r", A[:2])
     for _ in range(10):
-        made.cache._core.lowers[0].breaker.failed()
+        made.cache._state.lowers[0].breaker.failed()
     made.ranks.answer_all(OpStatus.CANCELLED)
     assert made.cache.ready("r")
     assert reads(made) == A[:2]
@@ -178,8 +178,10 @@ def test_only_the_window_of_a_window_group_is_read_ahead() -> None:
     made = started(AHEAD._replace(hybrid=True, found=()))
     window = chain("a", 8, group=1)
     keys = [*A[:6], *window[:6]]
-    made.cache._ledger.record(1, [(k, made.cache._core.layout.at([k], 0, 0), RECORD) for k in keys])
-    made.cache._core.lowers[0].used += len(keys) * RECORD
+    made.cache._residency.record(
+        1, [(k, made.cache._state.groups.at([k], 0, 0), RECORD) for k in keys]
+    )
+    made.cache._state.lowers[0].used += len(keys) * RECORD
     made.cache.arrive("r", [A, window])
     assert reads(made) == [*A[:6], *window[4:6]]
 

@@ -1,10 +1,10 @@
 """Reads from below: planned once per request, bounded in time, slots and worth."""
 
-from kvtier.cache import ReadPlan, WriteMode
+from kvtier.brain.cache import ReadPlan, WriteMode
 from kvtier.config import MediumConfig
 from kvtier.types import NO_SLOT, OpKind, OpStatus, Priority
-from tests.fake_engine import Engine, Shape, arrive, here, sent, started, store
-from tests.fake_ranks import CHUNK, RECORD, chain
+from tests.brain.fake_engine import Engine, Shape, arrive, here, sent, started, store
+from tests.brain.fake_ranks import CHUNK, RECORD, chain
 
 A, B = chain("a", 8), chain("b", 8)
 BELOW = Shape(
@@ -39,11 +39,11 @@ def test_a_hit_in_tier_0_is_pinned_and_asking_again_changes_nothing() -> None:
     store(made, "r", A[:4])
     for _ in range(3):
         assert made.cache.plan_read("r", A[:4]) is None
-        assert made.cache._ledger.pins == dict.fromkeys(A[:4], 1)
+        assert made.cache._residency.pins == dict.fromkeys(A[:4], 1)
     assert made.cache.plan_read("r", A[:2]) is None
-    assert made.cache._ledger.pins == dict.fromkeys(A[:2], 1)
+    assert made.cache._residency.pins == dict.fromkeys(A[:2], 1)
     made.cache.depart("r")
-    assert not made.cache._ledger.pins
+    assert not made.cache._residency.pins
 
 
 def test_lookups_see_every_tier_until_the_request_is_settled() -> None:
@@ -79,15 +79,15 @@ def test_the_hit_is_given_when_all_is_in_and_stays_pinned() -> None:
     assert made.cache.plan_read("r", A) == ReadPlan(8)
     made.ranks.answer_all()
     assert made.cache.ready("r")
-    assert made.cache._ledger.pins == dict.fromkeys(A, 1)
+    assert made.cache._residency.pins == dict.fromkeys(A, 1)
     assert hit(made, "r") == 8
     assert made.cache.plan_read("r", A) is None
     plan = made.ranks.loaded(made.cache.plan_load("r", A), A)
     assert NO_SLOT not in plan.slots
     made.cache.depart("r")
-    assert made.cache._ledger.pins == dict.fromkeys(A, 1), "the plan's own"
+    assert made.cache._residency.pins == dict.fromkeys(A, 1), "the plan's own"
     made.ranks.finish(plan.plan_id)
-    assert not made.cache._ledger.pins
+    assert not made.cache._residency.pins
 
 
 def test_a_read_is_only_good_if_it_is_on_every_rank() -> None:
@@ -121,9 +121,9 @@ def test_with_several_groups_a_hit_that_does_not_fit_whole_is_not_read() -> None
     for slots, reading in ((16, 6), (11, 0)):
         made = started(BELOW._replace(slots=slots, hybrid=True, found=()))
         keys = [*A[:4], *window[2:4]]
-        places = [made.cache._core.layout.at([key], 0, 0) for key in keys]
-        made.cache._ledger.record(1, [(k, p, RECORD) for k, p in zip(keys, places, strict=True)])
-        made.cache._core.lowers[0].used += len(keys) * RECORD
+        places = [made.cache._state.groups.at([key], 0, 0) for key in keys]
+        made.cache._residency.record(1, [(k, p, RECORD) for k, p in zip(keys, places, strict=True)])
+        made.cache._state.lowers[0].used += len(keys) * RECORD
         made.cache.arrive("r", [A, window])
         plan = made.cache.plan_read("r", keys)
         assert plan is not None
@@ -169,7 +169,7 @@ def test_a_late_read_that_came_through_is_used_by_the_next() -> None:
     made.cache.cancel("r")
     made.step()
     assert here(made, A[:1]) == [True]
-    assert not made.cache._ledger.pins
+    assert not made.cache._residency.pins
 
 
 def test_a_slot_under_a_read_is_not_reused_before_every_rank_answered() -> None:
@@ -197,7 +197,7 @@ def test_reads_that_others_wait_for_are_not_cancelled() -> None:
     assert not sent(made, OpKind.CANCEL)
     made.ranks.answer_all()
     assert made.cache.ready("s")
-    assert made.cache._ledger.pins == dict.fromkeys(A[:2], 1)
+    assert made.cache._residency.pins == dict.fromkeys(A[:2], 1)
 
 
 def test_a_corrupt_or_missing_record_is_a_miss_and_removed_everywhere() -> None:
@@ -293,7 +293,7 @@ def test_a_preempted_request_may_read_again() -> None:
     made.ranks.answer_all(OpStatus.ERROR)
     assert hit(made, "r") == 0
     made.cache.preempted("r")
-    assert made.cache._core.lowers[0].breaker.closed is False
+    assert made.cache._state.lowers[0].breaker.closed is False
     made.clock.now += 5
     made.step()
     assert hit(made, "r") == 8
@@ -318,7 +318,7 @@ def test_a_chunk_that_failed_to_load_is_a_miss_before_anybody_asks_again() -> No
     plan = made.ranks.loaded(made.cache.plan_load("r", A[:2]), A[:2])
     made.ranks.finish(plan.plan_id, [A[1]])
     assert here(made, A[:2]) == [True, False]
-    assert made.cache._ledger.pins == {A[0]: 1}
+    assert made.cache._residency.pins == {A[0]: 1}
     assert made.cache.plan_load("s", A[:2]).slots[1] == NO_SLOT
     made.verify()
 
