@@ -14,9 +14,9 @@ from pathlib import Path
 
 from _report import machine, report
 
-from kvtier.brain.cache import TieredCache, TierSpec, WriteMode
+from kvtier.brain import TieredCache, TierSpec
 from kvtier.policies.eviction.lru import LruPolicy
-from kvtier.types import BlockKey, GroupSpec, OpKind, OpResult, OpStatus, ScanBatch
+from kvtier.types import BlockKey, GroupSpec, OpKind, OpResult, OpStatus, ScanBatch, WriteMode
 
 CHUNKS = 1_000_000
 PREFIX = 500

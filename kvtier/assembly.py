@@ -3,16 +3,14 @@
 import time
 from collections.abc import Callable, Sequence
 
-import msgspec
-
-from kvtier.brain.cache import TieredCache, TierSpec
+from kvtier.brain import TieredCache, TierSpec
 from kvtier.brain.cost import EVEN_TOKENS, Costs
 from kvtier.config import Config, HooksConfig, Plugin, TierConfig
 from kvtier.facts import TierFacts
 from kvtier.hook import HookKind, HookSet
 from kvtier.policy import AdmissionPolicy, EvictionPolicy, PrefetchPolicy
 from kvtier.registry import build, find_callable
-from kvtier.types import GroupSpec
+from kvtier.types import GroupSpec, Medium
 
 
 def assemble(
@@ -32,7 +30,7 @@ def assemble(
         clock,
         weigh=config.load == "auto",
         even_tokens=even_tokens,
-        start=config.tiers[0].medium,
+        start=_medium(config.tiers[0], 1),
     )
     return TieredCache(
         groups=groups,
@@ -50,9 +48,6 @@ def assemble(
 def lower_tier(tier: TierConfig, local_ranks: int) -> TierSpec:
     """Describe one tier below the arena to the brain: a rank's share of it, and of what its medium can do."""
     assert tier.capacity is not None
-    medium = tier.medium
-    if medium is not None:
-        medium = msgspec.structs.replace(medium, read=medium.read / local_ranks)
     return TierSpec(
         name=tier.name,
         capacity=tier.capacity // local_ranks,
@@ -61,8 +56,14 @@ def lower_tier(tier: TierConfig, local_ranks: int) -> TierSpec:
         persistent=tier.persistent,
         eviction=_eviction(tier),
         admission=_admission(tier),
-        medium=medium,
+        medium=_medium(tier, local_ranks),
     )
+
+
+def _medium(tier: TierConfig, local_ranks: int) -> Medium | None:
+    if tier.medium is None:
+        return None
+    return Medium(tier.medium.read / local_ranks, tier.medium.latency_s)
 
 
 def _admission(tier: TierConfig) -> Callable[[TierFacts], AdmissionPolicy] | None:

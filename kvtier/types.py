@@ -57,6 +57,15 @@ class OpStatus(StrEnum):
     DIED = "died"  # the I/O process went away; nothing of it runs any more
 
 
+class WriteMode(StrEnum):
+    """When a chunk goes down into a tier."""
+
+    ON_EVICT = "on_evict"  # when it leaves tier 0
+    ON_REUSE = "on_reuse"  # when it was hit a second time
+    THROUGH = "through"  # as soon as it is stored
+    IDLE = "idle"  # as soon as it is stored, when nothing else is to do
+
+
 class TierOp(NamedTuple):
     """One operation, sent alike to every rank; `op` identifies it until each rank has answered once."""
 
@@ -116,3 +125,10 @@ class GroupSpec(NamedTuple):
     chunk_tokens: int
     window_chunks: int | None  # chunks of its attention window; None: full attention
     nbytes: int  # raw bytes of one chunk on one rank
+
+
+class Medium(NamedTuple):
+    """How fast one tier of one rank is read, as far as that is known before it was measured."""
+
+    read: float  # bytes per second
+    latency_s: float = 2e-4

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kvtier.assembly import assemble
-from kvtier.brain.cache import TieredCache
+from kvtier.brain import TieredCache
 from kvtier.config import Config
 from kvtier.connectors.vllm.messages import Hello
 from kvtier.types import GroupSpec

@@ -17,7 +17,7 @@ from vllm.v1.kv_offload.base import (
     ScheduleEndContext,
 )
 
-from kvtier.brain.cache import TieredCache
+from kvtier.brain import TieredCache
 from kvtier.connectors.vllm.guard import Guard
 from kvtier.connectors.vllm.hints import Hints
 from kvtier.connectors.vllm.messages import SlotSpec

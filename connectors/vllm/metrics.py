@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         OffloadingConnectorStats,
     )
 
-    from kvtier.brain.stats import CacheStats, TierStats
+    from kvtier.brain import CacheStats, TierStats
 
 
 S = TypeVar("S")

@@ -14,7 +14,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import (
 from vllm.logger import init_logger
 from vllm.v1.kv_offload.base import OffloadKey
 
-from kvtier.brain.cache import TieredCache
+from kvtier.brain import TieredCache
 from kvtier.config import Config, digest
 from kvtier.connectors.vllm import identity, placing
 from kvtier.connectors.vllm.brain import build_brain

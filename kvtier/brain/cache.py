@@ -1,4 +1,4 @@
-"""The brain: which chunk is where, who may use it, what moves next. A pure state machine.
+"""The brain's face: which chunk is where, who may use it, what moves next.
 
 It may forget; it never lies: a chunk is readable only where every rank has it, and a slot is reused
 only when no rank can still read or write it.
@@ -26,25 +26,21 @@ from kvtier.brain.residency import Residency
 from kvtier.brain.scoring import Scoring
 from kvtier.brain.slots import Slots
 from kvtier.brain.state import State
-from kvtier.brain.stats import CacheStats, TierStats, take_stats
+from kvtier.brain.stats import CacheStats, take_stats
 from kvtier.brain.upkeep import Upkeep
-from kvtier.config import WriteMode
 from kvtier.facts import RequestFacts, RequestHints, TierFacts
 from kvtier.hook import HookKind, HookSet
 from kvtier.policy import AdmissionPolicy, EvictionPolicy, PrefetchPolicy
-from kvtier.types import NO_SLOT, TIER0, BlockKey, GroupSpec, OpKind, OpResult, ScanBatch, TierOp
-
-__all__ = [
-    "CacheEvent",
-    "CacheStats",
-    "LoadPlan",
-    "ReadPlan",
-    "StorePlan",
-    "TierSpec",
-    "TierStats",
-    "TieredCache",
-    "WriteMode",
-]
+from kvtier.types import (
+    NO_SLOT,
+    TIER0,
+    BlockKey,
+    GroupSpec,
+    OpKind,
+    OpResult,
+    ScanBatch,
+    TierOp,
+)
 
 _NO_HINTS = RequestHints()
 _NO_HOOKS = HookSet()

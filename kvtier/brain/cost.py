@@ -6,7 +6,7 @@ tried again.
 
 from collections.abc import Callable
 
-from kvtier.config import MediumConfig
+from kvtier.types import Medium
 
 _HALF_LIFE_S = 30.0
 _START_NBYTES = 16 << 20  # what a configured bandwidth counts for among those that are measured
@@ -51,7 +51,7 @@ class Pace:
 class ReadCost:
     """One tier's read cost: a latency plus a time per byte. Without a `start` reading is free until measured."""
 
-    def __init__(self, clock: Callable[[], float], start: MediumConfig | None = None) -> None:
+    def __init__(self, clock: Callable[[], float], start: Medium | None = None) -> None:
         self._latency = Pace(clock)
         self._per_byte = Pace(clock)
         if start is not None:
@@ -84,7 +84,7 @@ class Costs:
         *,
         weigh: bool = True,
         even_tokens: float = EVEN_TOKENS,
-        start: MediumConfig | None = None,
+        start: Medium | None = None,
     ) -> None:
         self._weigh = weigh
         self._even_tokens = even_tokens

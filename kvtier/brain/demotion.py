@@ -8,9 +8,8 @@ from kvtier.brain.index import HIT, IN_TIER0, TIERS, VOLATILE
 from kvtier.brain.lower_tier import LowerTier
 from kvtier.brain.operations import Operation
 from kvtier.brain.state import State
-from kvtier.config import WriteMode
 from kvtier.hook import HookKind
-from kvtier.types import TIER0, BlockKey, OpKind
+from kvtier.types import TIER0, BlockKey, OpKind, WriteMode
 
 _PAGE = 4096  # a record's header, and the unit of its size
 _BATCH = 64  # victims per step in the background

@@ -4,10 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kvtier.config import MediumConfig, WriteMode
 from kvtier.facts import TierFacts
 from kvtier.policy import AdmissionPolicy, EvictionPolicy
-from kvtier.types import BlockKey
+from kvtier.types import BlockKey, Medium, WriteMode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +20,7 @@ class TierSpec:
     persistent: bool
     eviction: Callable[[TierFacts], EvictionPolicy]
     admission: Callable[[TierFacts], AdmissionPolicy] | None = None  # None: every chunk may enter
-    medium: MediumConfig | None = None  # None: how fast it is, is found out
+    medium: Medium | None = None  # None: how fast it is, is found out
     max_writes: int = 64  # demotions in operation
     max_idle_writes: int = 512  # what an engine that falls idle still gets written
 

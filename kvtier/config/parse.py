@@ -8,12 +8,13 @@ from kvtier.config.codecs import codec
 from kvtier.config.plugins import find, options, plugin
 from kvtier.config.replay import medium, replay, trace
 from kvtier.config.rules import check
-from kvtier.config.structs import ARENA, Config, IoConfig, WriteMode
+from kvtier.config.structs import ARENA, Config, IoConfig
 from kvtier.config.words import choose, join, mapping, mistake, refuse_unknown, translate, unit
 from kvtier.errors import ConfigError
 from kvtier.hook import HookKind
 from kvtier.registry import find_callable
 from kvtier.tier import Tier
+from kvtier.types import WriteMode
 from kvtier.units import parse_nbytes, parse_seconds
 
 _TIER_KEYS = (

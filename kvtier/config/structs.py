@@ -2,25 +2,17 @@
 
 import hashlib
 from collections.abc import Mapping
-from enum import StrEnum
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
+from kvtier.types import WriteMode
+
 _MOST = 1e18  # tokens, or tokens per second: finite is what counts
 
 MOST_THREADS = 256
 """Of one I/O process."""
-
-
-class WriteMode(StrEnum):
-    """When a chunk goes down into a tier."""
-
-    ON_EVICT = "on_evict"  # when it leaves tier 0
-    ON_REUSE = "on_reuse"  # when it was hit a second time
-    THROUGH = "through"  # as soon as it is stored
-    IDLE = "idle"  # as soon as it is stored, when nothing else is to do
 
 
 class Plugin(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvtier.assembly import assemble
-from kvtier.brain.cache import CacheStats, TieredCache
+from kvtier.brain import CacheStats, TieredCache
 from kvtier.brain.cost import EVEN_TOKENS
 from kvtier.config import Config, Plugin, TierConfig
 from kvtier.errors import ConfigError

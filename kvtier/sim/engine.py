@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvtier.assembly import assemble
-from kvtier.brain.cache import CacheStats, StorePlan
+from kvtier.brain import CacheStats, StorePlan
 from kvtier.config import ARENA, Config, MediumConfig
 from kvtier.errors import ConfigError
 from kvtier.sim.blocks import hit_length, usable

@@ -8,13 +8,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kvtier.brain.cache import StorePlan, TieredCache, TierSpec, TierStats, WriteMode
-from kvtier.config import MediumConfig, Plugin
+from kvtier.brain import StorePlan, TieredCache, TierSpec, TierStats
+from kvtier.config import Plugin
 from kvtier.facts import TierFacts
 from kvtier.policies.prefetch.arrival import ArrivalPolicy
 from kvtier.policy import AdmissionPolicy, EvictionPolicy
 from kvtier.registry import build
-from kvtier.types import NO_SLOT, BlockKey, OpKind, OpResult, OpStatus, ScanBatch, TierOp
+from kvtier.types import (
+    NO_SLOT,
+    BlockKey,
+    Medium,
+    OpKind,
+    OpResult,
+    OpStatus,
+    ScanBatch,
+    TierOp,
+    WriteMode,
+)
 from tests.brain.fake_ranks import FULL, RECORD, WINDOW, Clock, Content, Ranks, chain
 
 _MAX_REQUESTS = 6
@@ -44,7 +54,7 @@ class Shape(NamedTuple):
     eviction: str = "lru"
     admission: str = "always"
     found: tuple[tuple[str, int], ...] = ()  # (name, chunk) in the lower tiers at start
-    medium: MediumConfig | None = None  # of the lower tiers
+    medium: Medium | None = None  # of the lower tiers
 
 
 def eviction(name: str) -> Callable[[TierFacts], EvictionPolicy]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from kvtier.brain.cache import LoadPlan, StorePlan, TieredCache
+from kvtier.brain import LoadPlan, StorePlan, TieredCache
 from kvtier.brain.index import IN_TIER0
 from kvtier.types import (
     NO_SLOT,

@@ -1,7 +1,7 @@
 """Liveness, prefetch, events and numbers."""
 
-from kvtier.brain.cache import CacheEvent, ReadPlan, WriteMode
-from kvtier.types import OpKind, OpResult, OpStatus, Priority
+from kvtier.brain import CacheEvent, ReadPlan
+from kvtier.types import OpKind, OpResult, OpStatus, Priority, WriteMode
 from tests.brain.fake_engine import Engine, Shape, arrive, here, sent, started, store, stored
 from tests.brain.fake_ranks import CHUNK, RECORD, chain
 

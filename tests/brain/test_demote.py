@@ -2,10 +2,9 @@
 
 import pytest
 
-from kvtier.brain.cache import WriteMode
 from kvtier.policy import AdmissionPolicy
 from kvtier.testing.policies import FixedFacts
-from kvtier.types import BlockKey, OpKind, OpStatus, Priority
+from kvtier.types import BlockKey, OpKind, OpStatus, Priority, WriteMode
 from tests.brain.fake_engine import Engine, Shape, arrive, below, here, sent, started, store, stored
 from tests.brain.fake_ranks import chain
 

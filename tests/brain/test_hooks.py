@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from examples import hooks as example
-from kvtier.brain.cache import TieredCache
+from kvtier.brain import TieredCache
 from kvtier.brain.hooks import Called
 from kvtier.config import load
 from kvtier.errors import ConfigError

@@ -1,8 +1,7 @@
 """A tier below: its bytes and its health."""
 
 from kvtier.brain.breaker import Breaker, BreakerState
-from kvtier.brain.cache import WriteMode
-from kvtier.types import OpKind, OpResult, OpStatus
+from kvtier.types import OpKind, OpResult, OpStatus, WriteMode
 from tests.brain.fake_engine import Engine, Shape, arrive, below, sent, started, stored, tier_of
 from tests.brain.fake_ranks import RECORD, Clock, chain
 

@@ -8,9 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from kvtier.brain.cache import WriteMode
 from kvtier.registry import ADMISSION, EVICTION
-from kvtier.types import OpStatus
+from kvtier.types import OpStatus, WriteMode
 from tests.brain.fake_engine import Engine, Shape
 
 NAMES = "abcde"

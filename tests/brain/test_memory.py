@@ -2,8 +2,7 @@
 
 import pytest
 
-from kvtier.config import WriteMode
-from kvtier.types import OpKind
+from kvtier.types import OpKind, WriteMode
 from tests.brain.fake_engine import Engine, Shape, arrive, started, stored
 from tests.brain.fake_ranks import chain
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from kvtier.brain.cache import TieredCache, TierSpec, WriteMode
+from kvtier.brain import TieredCache, TierSpec
 from kvtier.brain.prefetch import Agenda
 from kvtier.facts import RequestFacts, RequestHints, TierFacts
 from kvtier.policies.admission.second_use import SecondUsePolicy
@@ -12,7 +12,7 @@ from kvtier.policies.eviction.lru import LruPolicy
 from kvtier.policies.prefetch.arrival import ArrivalPolicy
 from kvtier.policy import AdmissionPolicy, Move, PrefetchPolicy
 from kvtier.sim.blocks import serve
-from kvtier.types import BlockKey, OpKind, OpResult, OpStatus, Priority, TierOp
+from kvtier.types import BlockKey, OpKind, OpResult, OpStatus, Priority, TierOp, WriteMode
 from tests.brain.fake_ranks import FULL, RECORD, WINDOW, Clock, Ranks, chain
 
 A, B, C = chain("a", 3), chain("b", 3), chain("c", 3)

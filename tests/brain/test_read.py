@@ -1,8 +1,7 @@
 """Reads from below: planned once per request, bounded in time, slots and worth."""
 
-from kvtier.brain.cache import ReadPlan, WriteMode
-from kvtier.config import MediumConfig
-from kvtier.types import NO_SLOT, OpKind, OpStatus, Priority
+from kvtier.brain import ReadPlan
+from kvtier.types import NO_SLOT, Medium, OpKind, OpStatus, Priority, WriteMode
 from tests.brain.fake_engine import Engine, Shape, arrive, here, sent, started, store
 from tests.brain.fake_ranks import CHUNK, RECORD, chain
 
@@ -12,7 +11,7 @@ BELOW = Shape(
 )
 
 
-def below(slots: int = 16, ranks: int = 1, medium: MediumConfig | None = None) -> Engine:
+def below(slots: int = 16, ranks: int = 1, medium: Medium | None = None) -> Engine:
     """Make an engine whose lower tier holds prefix A, on every rank."""
     made = Engine(BELOW._replace(slots=slots, ranks=ranks, medium=medium))
     for rank in made.ranks.ranks[1:]:
@@ -253,8 +252,8 @@ def test_reading_that_costs_more_than_computing_is_refused_until_the_request_dep
 
 def test_a_tier_that_was_measured_before_is_weighed_from_the_first_request_on() -> None:
     """Eight chunks take 8 ms to compute."""
-    slow, fast = MediumConfig(read=8 * CHUNK / 0.02), MediumConfig(read=8 * CHUNK / 0.002)
-    for medium, reads in ((slow, 0), (fast, 8), (MediumConfig(latency_s=0.02), 0)):
+    slow, fast = Medium(read=8 * CHUNK / 0.02), Medium(read=8 * CHUNK / 0.002)
+    for medium, reads in ((slow, 0), (fast, 8), (Medium(5 << 30, latency_s=0.02), 0)):
         made = below(medium=medium)
         made.cache.prefilled(16_000, 1.0)
         made.clock.now += 3600  # nobody asked meanwhile: it is as good as new
@@ -264,7 +263,7 @@ def test_a_tier_that_was_measured_before_is_weighed_from_the_first_request_on() 
 
 
 def test_what_was_measured_before_is_doubted_with_time_and_gives_way_to_what_is_seen() -> None:
-    made = below(medium=MediumConfig(read=8 * CHUNK / 1.0))
+    made = below(medium=Medium(read=8 * CHUNK / 1.0))
     made.cache.prefilled(1_600, 1.0)  # a chunk: 10 ms, and as long to read one
     arrive(made, "first", A)
     assert made.cache.plan_read("first", A) == ReadPlan(0)

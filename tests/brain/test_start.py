@@ -1,10 +1,9 @@
 """A tier below: how it starts, what it finds, how it is reset."""
 
 from kvtier.brain.breaker import BreakerState
-from kvtier.brain.cache import WriteMode
 from kvtier.brain.scan import Scan
 from kvtier.policies.eviction.lru import LruPolicy
-from kvtier.types import BlockKey, OpKind, OpStatus, ScanBatch
+from kvtier.types import BlockKey, OpKind, OpStatus, ScanBatch, WriteMode
 from tests.brain.fake_engine import Engine, Shape, arrive, below, sent, started, stored, tier_of
 from tests.brain.fake_ranks import RECORD, Content, chain
 

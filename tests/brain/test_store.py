@@ -2,9 +2,9 @@
 
 import pytest
 
-from kvtier.brain.cache import StorePlan, WriteMode
+from kvtier.brain import StorePlan
 from kvtier.policies.eviction.lru import LruPolicy
-from kvtier.types import OpKind, OpStatus, Priority
+from kvtier.types import OpKind, OpStatus, Priority, WriteMode
 from tests.brain.fake_engine import Engine, Shape, arrive, here, started, store
 from tests.brain.fake_ranks import RECORD, chain
 

@@ -11,7 +11,6 @@ from kvtier.config import (
     IoConfig,
     Plugin,
     TierConfig,
-    WriteMode,
     default_dram_nbytes,
     digest,
     from_builtins,
@@ -19,6 +18,7 @@ from kvtier.config import (
     to_builtins,
 )
 from kvtier.topology import free_nbytes
+from kvtier.types import WriteMode
 
 FULL = """
 chunk_tokens: 128

@@ -2,7 +2,7 @@
 
 import time
 
-from kvtier.brain.cache import TieredCache
+from kvtier.brain import TieredCache
 from kvtier.brain.cost import Pace, ReadCost
 from tests.engine.driver import Driver
 
