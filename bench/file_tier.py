@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import _report
 
-from kvtier.arena import Arena
 from kvtier.io_process.client import IoClient, IoSetup
+from kvtier.memory.arena import Arena
 from kvtier.types import OpKind, OpResult, OpStatus, TierOp
 
 CHUNK = 2 << 20

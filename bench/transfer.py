@@ -21,7 +21,7 @@ import _report
 import numpy as np
 import torch
 
-from kvtier.arena import Arena
+from kvtier.memory.arena import Arena
 from kvtier.transfer.cuda import find
 from kvtier.transfer.engine import ChunkCopy, Transfer
 from kvtier.transfer.hardware import Hardware

@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from kvtier.arena import Arena
 from kvtier.errors import ConfigError
-from kvtier.region import taken_by_others
+from kvtier.memory.arena import Arena
+from kvtier.memory.region import taken_by_others
 
 
 def open_descriptors() -> set[str]:
@@ -63,7 +63,7 @@ def test_a_capacity_below_one_chunk_is_refused_in_words() -> None:
 def test_what_an_owner_has_taken_in_other_processes_is_known() -> None:
     """Each region once, however many processes hold it; what nobody touched yet is not taken."""
     script = (
-        "import os, sys; from kvtier.arena import Arena; a = Arena(4, 1 << 20, owner='server-1');"
+        "import os, sys; from kvtier.memory.arena import Arena; a = Arena(4, 1 << 20, owner='server-1');"
         "a.slot(0)[:] = 1; b = Arena(4, 1 << 20, owner='other'); b.slot(0)[:] = 1;"
         "os.fork() and print('there', flush=True); sys.stdin.read()"
     )

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import kvtier.region as region_module
-from kvtier import placement, topology
-from kvtier.arena import Arena
-from kvtier.placement import PAGE, Placement
-from kvtier.prefault import Prefault
-from kvtier.region import Region
+import kvtier.memory.region as region_module
+from kvtier import topology
+from kvtier.memory import placement
+from kvtier.memory.arena import Arena
+from kvtier.memory.placement import PAGE, Placement
+from kvtier.memory.prefault import Prefault
+from kvtier.memory.region import Region
 from kvtier.topology import numa_nodes
 from tests import trees
 from tests.sealed import run_sealed
@@ -132,7 +133,7 @@ def test_an_unknown_processor_has_no_calls(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_under_seccomp_memory_works_unbound_and_says_so() -> None:
     said = run_sealed(
-        "from kvtier.arena import Arena\n"
+        "from kvtier.memory.arena import Arena\n"
         "from kvtier import placement\n"
         f"arena = Arena(4, 8192, [{NODE}])\n"
         "arena.slot(3)[:] = 5\n"

@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 
 from kvtier import topology
-from kvtier.arena import Arena
-from kvtier.region import taken_by_others
+from kvtier.memory.arena import Arena
+from kvtier.memory.region import taken_by_others
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,6 @@ from vllm.v1.kv_offload.base import (
 from vllm.v1.kv_offload.config import OffloadingConfig
 
 from kvtier import topology
-from kvtier.arena import PAGE, Arena
 from kvtier.config import Config, TierConfig, default_dram_nbytes, load, to_builtins
 from kvtier.connectors.vllm import placing
 from kvtier.connectors.vllm.guard import Guard
@@ -27,6 +26,7 @@ from kvtier.connectors.vllm.messages import SlotSpec
 from kvtier.io_process.client import IoClient, IoSetup
 from kvtier.io_process.plugins import in_memory
 from kvtier.layout import ChunkLayout
+from kvtier.memory.arena import PAGE, Arena
 from kvtier.transfer.cpu import CpuTransferEngine
 from kvtier.transfer.cuda import stream_engine
 from kvtier.transfer.engine import ChunkCopy, Transfer, TransferEngine, chunk_nbytes

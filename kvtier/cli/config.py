@@ -19,7 +19,7 @@ from kvtier.doctor import disks
 from kvtier.doctor.finding import Level
 from kvtier.errors import ConfigError
 from kvtier.io_process.plugins import in_memory
-from kvtier.region import free_huge_nbytes
+from kvtier.memory.region import free_huge_nbytes
 from kvtier.registry import STAGES
 from kvtier.units import format_nbytes
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from kvtier import topology
 from kvtier.config import default_dram_nbytes
 from kvtier.doctor.finding import Finding, Level, Patient
-from kvtier.placement import HUGE_PAGE
+from kvtier.memory.placement import HUGE_PAGE
 from kvtier.units import format_nbytes
 
 

@@ -6,7 +6,8 @@ import signal
 import sys
 from collections.abc import Callable
 
-from kvtier import placement, topology
+from kvtier import topology
+from kvtier.memory import placement
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from kvtier import topology
 from kvtier.errors import ConfigError, TierError
-from kvtier.placement import PAGE
-from kvtier.prefault import Prefault
-from kvtier.region import Region, free_huge_nbytes
+from kvtier.memory.placement import PAGE
+from kvtier.memory.prefault import Prefault
+from kvtier.memory.region import Region, free_huge_nbytes
 from kvtier.tier import Bytes, Entry, Site, Tier
 from kvtier.tiers.extents import Extent, Extents
 from kvtier.units import format_nbytes

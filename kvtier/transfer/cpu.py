@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kvtier.arena import Arena
+from kvtier.memory.arena import Arena
 from kvtier.transfer.engine import ChunkCopy, Moved, Transfer, TransferEngine, Urgency
 from kvtier.transfer.plan import Layout, Runs, Work, works
 

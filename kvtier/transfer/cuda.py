@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from kvtier.arena import Arena
+from kvtier.memory.arena import Arena
 from kvtier.transfer.calibration import user_folder
 from kvtier.transfer.copier import CudaCopier
 from kvtier.transfer.driver import CudaDriver

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from kvtier.arena import Arena
+from kvtier.memory.arena import Arena
 
 
 class Urgency(StrEnum):

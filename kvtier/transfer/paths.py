@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from kvtier.arena import Arena
+from kvtier.memory.arena import Arena
 from kvtier.transfer.plan import Addresses, Layout, Runs, Work
 from kvtier.transfer.streams import COMPUTE, Mark, Streams
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from math import lcm
 from typing import NamedTuple
 
-from kvtier.arena import PAGE, Arena
-from kvtier.placement import HUGE_PAGE
+from kvtier.memory.arena import PAGE, Arena
+from kvtier.memory.placement import HUGE_PAGE
 from kvtier.units import format_nbytes
 
 logger = logging.getLogger(__name__)

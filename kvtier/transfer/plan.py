@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kvtier.arena import Arena
+from kvtier.memory.arena import Arena
 from kvtier.transfer.engine import ChunkCopy
 
 Addresses = npt.NDArray[np.uint64]

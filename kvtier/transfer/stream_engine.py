@@ -10,7 +10,7 @@ from pathlib import Path as FilePath
 
 import torch
 
-from kvtier.arena import Arena
+from kvtier.memory.arena import Arena
 from kvtier.transfer.calibration import Calibration, calibrate, measure
 from kvtier.transfer.engine import ChunkCopy, Transfer, TransferEngine, Urgency
 from kvtier.transfer.hardware import Hardware

@@ -10,10 +10,10 @@ pytest.importorskip("vllm")
 import torch
 
 from kvtier import topology
-from kvtier.arena import Arena
 from kvtier.config import load
 from kvtier.connectors.vllm import placing
 from kvtier.connectors.vllm.worker import dram_share
+from kvtier.memory.arena import Arena
 
 
 @pytest.mark.parametrize(

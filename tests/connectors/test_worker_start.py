@@ -15,12 +15,12 @@ from vllm.v1.kv_offload.base import (
 )
 
 from kvtier import topology
-from kvtier.arena import Arena
 from kvtier.config import load
 from kvtier.connectors.vllm import layout, placing, rank, worker
 from kvtier.connectors.vllm.rank import Rank
 from kvtier.connectors.vllm.spec import KVTierSpec
 from kvtier.connectors.vllm.worker import KVTierWorker
+from kvtier.memory.arena import Arena
 
 PAGE = 8192
 MIB = 1 << 20

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from kvtier.arena import Arena
 from kvtier.io_process.client import IoClient
 from kvtier.io_process.wire import IoSetup
+from kvtier.memory.arena import Arena
 from kvtier.types import OpKind, OpResult, ScanBatch, TierOp
 
 Bytes = npt.NDArray[np.uint8]

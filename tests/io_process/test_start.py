@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from kvtier.arena import Arena
 from kvtier.errors import ConfigError
 from kvtier.io_process.client import IoClient, IoSetup
+from kvtier.memory.arena import Arena
 from tests.io_process.rig import GROUP_NBYTES, SLOT_NBYTES, file_tier, rig
 
 

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from kvtier import placement, topology
-from kvtier.arena import Arena
+from kvtier import topology
 from kvtier.doctor import devices
 from kvtier.doctor.finding import Level, Patient
+from kvtier.memory import placement
+from kvtier.memory.arena import Arena
 from kvtier.testing.tiers import FIRST, pages
 from kvtier.tier import Site
 from kvtier.tiers.memory import MemoryConfig, MemoryTier

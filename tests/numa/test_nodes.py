@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from kvtier import placement, topology
-from kvtier.arena import Arena
+from kvtier import topology
 from kvtier.doctor import devices, probes
 from kvtier.doctor.finding import Level, Patient
 from kvtier.io_process.client import IoClient, IoSetup
-from kvtier.region import Region
+from kvtier.memory import placement
+from kvtier.memory.arena import Arena
+from kvtier.memory.region import Region
 from kvtier.testing.tiers import FIRST, pages
 from kvtier.tier import Site
 from kvtier.tiers.memory import MemoryConfig, MemoryTier

@@ -5,7 +5,7 @@ from pathlib import Path as FilePath
 import pytest
 import torch
 
-from kvtier.arena import Arena
+from kvtier.memory.arena import Arena
 from kvtier.transfer import calibration
 from kvtier.transfer.calibration import Calibration, Rate, calibrate, user_folder
 from kvtier.transfer.engine import ChunkCopy

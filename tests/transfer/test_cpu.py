@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from kvtier.arena import Arena
+from kvtier.memory.arena import Arena
 from kvtier.transfer import cpu
 from kvtier.transfer.cpu import CpuTransferEngine
 from kvtier.transfer.engine import ChunkCopy, TransferEngine

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from kvtier.arena import Arena
+from kvtier.memory.arena import Arena
 from kvtier.transfer import line
 from kvtier.transfer.cuda import find
 from kvtier.transfer.engine import ChunkCopy, TransferEngine, Urgency, chunk_nbytes

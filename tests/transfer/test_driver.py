@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from kvtier.arena import Arena
+from kvtier.memory.arena import Arena
 from kvtier.transfer import cuda
 from kvtier.transfer.driver import BATCH, CudaDriver, _Attributes
 from kvtier.transfer.paths import Path

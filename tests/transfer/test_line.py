@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtier.arena import Arena
+from kvtier.memory.arena import Arena
 from kvtier.transfer import line, paths, plain
 from kvtier.transfer.engine import ChunkCopy, Transfer, Urgency
 from kvtier.transfer.line import Pace

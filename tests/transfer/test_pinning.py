@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from kvtier.arena import Arena
+from kvtier.memory.arena import Arena
 from kvtier.transfer.pinning import Pinning, pieces
 from tests.transfer.simulated import RecordingRegistrar
 

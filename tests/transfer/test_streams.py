@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from kvtier.arena import Arena
+from kvtier.memory.arena import Arena
 from kvtier.transfer.engine import ChunkCopy, TransferEngine, Urgency
 from kvtier.transfer.paths import Path
 from kvtier.transfer.stream_engine import StreamTransferEngine

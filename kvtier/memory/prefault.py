@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kvtier import placement
+from kvtier.memory import placement
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kvtier.errors import ConfigError
-from kvtier.placement import Placement
-from kvtier.prefault import Prefault
-from kvtier.region import Region
+from kvtier.memory.placement import Placement
+from kvtier.memory.prefault import Prefault
+from kvtier.memory.region import Region
 
 Bytes = npt.NDArray[np.uint8]
 

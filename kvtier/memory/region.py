@@ -11,9 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kvtier import placement, topology
-from kvtier.placement import HUGE_PAGE, Placement
-from kvtier.prefault import Prefault
+from kvtier import topology
+from kvtier.memory import placement
+from kvtier.memory.placement import HUGE_PAGE, Placement
+from kvtier.memory.prefault import Prefault
 from kvtier.topology.sysfs import children
 
 logger = logging.getLogger(__name__)

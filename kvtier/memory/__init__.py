@@ -1,0 +1,1 @@
+"""The host's memory: the arena of slots, where it is bound, who fills it."""
