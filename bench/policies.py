@@ -11,11 +11,11 @@ from _report import machine, report
 
 from kvtier.config import Plugin
 from kvtier.registry import EVICTION
-from kvtier.sim.files import TraceFile
 from kvtier.sim.results import ReplayRow
 from kvtier.sim.setting import Prefill
 from kvtier.sim.sweep import BlockJob
-from kvtier.sim.trace import Trace
+from kvtier.trace.files import TraceFile
+from kvtier.trace.trace import Trace
 
 TRACES = Path(__file__).parents[2] / "shared" / "traces"
 FILES = {"mooncake": "mooncake_conversation.jsonl.gz", "weka": "weka_agentic_v8.jsonl.gz"}

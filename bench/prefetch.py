@@ -12,11 +12,11 @@ from tempfile import TemporaryDirectory
 from _report import machine, report
 
 from kvtier.config.parse import parse
-from kvtier.sim.files import TraceFile
-from kvtier.sim.formats import Drawing
 from kvtier.sim.results import ReplayRow
 from kvtier.sim.tiers import TierJob
-from kvtier.sim.trace import Trace
+from kvtier.trace.files import TraceFile
+from kvtier.trace.formats import Drawing
+from kvtier.trace.trace import Trace
 
 WEKA = Path(__file__).parents[2] / "shared" / "traces" / "weka_agentic_v8.jsonl.gz"
 SESSIONS = 50

@@ -17,8 +17,8 @@ from _report import machine, report
 from kvtier.config import Plugin
 from kvtier.sim.belady import belady
 from kvtier.sim.blocks import one_tier, replay_blocks
-from kvtier.sim.files import TraceFile
-from kvtier.sim.trace import Trace
+from kvtier.trace.files import TraceFile
+from kvtier.trace.trace import Trace
 
 ROOT = Path(__file__).parents[1]
 WHOLE = ROOT.parent / "shared" / "traces" / "mooncake_conversation.jsonl.gz"

@@ -25,7 +25,7 @@ from kvtier.connectors.vllm.overwrites import Overwrites
 from kvtier.connectors.vllm.settings import summary
 from kvtier.connectors.vllm.speed import Speed
 from kvtier.errors import ConfigError
-from kvtier.sim.recorder import Recorder
+from kvtier.trace.recorder import Recorder
 from kvtier.types import BlockKey, OpKind, TierOp
 
 if TYPE_CHECKING:

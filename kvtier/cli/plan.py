@@ -18,7 +18,7 @@ from kvtier.errors import ConfigError
 from kvtier.sim.blocks import one_tier, replay_blocks
 from kvtier.sim.plan import Fit, Kv, Sizing, break_even, fit, smallest
 from kvtier.sim.setting import PREFILL_RATE, Prefill, worth
-from kvtier.sim.trace import Trace
+from kvtier.trace.trace import Trace
 from kvtier.units import format_count, format_nbytes, parse_count, parse_nbytes
 
 _WINDOW = "sliding_attention"

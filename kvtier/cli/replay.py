@@ -22,7 +22,7 @@ from kvtier.sim.report import render
 from kvtier.sim.results import ReplayRow, ReplayTable
 from kvtier.sim.setting import Prefill
 from kvtier.sim.sweep import Job, sweep
-from kvtier.sim.trace import Trace
+from kvtier.trace.trace import Trace
 from kvtier.units import format_count, format_nbytes, parse_count
 
 _SIZES = "1M,3M,10M"

@@ -12,9 +12,9 @@ from kvtier.cli.options import positive
 from kvtier.cli.outputs import check_writable, save
 from kvtier.cli.replay import counts
 from kvtier.cli.tracefile import Chunk, Format, Seed, SessionRate, open_trace, say_skipped
-from kvtier.sim.sessions import Drawn, drawn, templates
 from kvtier.sim.statistics import QUANTILES, TraceStats, describe
-from kvtier.sim.synth import resampled, stream, write
+from kvtier.trace.sessions import Drawn, drawn, templates
+from kvtier.trace.synth import resampled, stream, write
 from kvtier.units import format_count
 
 _DRAWN = Drawn()

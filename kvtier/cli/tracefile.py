@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from kvtier.cli.options import positive
-from kvtier.sim.files import Skipped, TraceFile
-from kvtier.sim.formats import FORMATS, Drawing
-from kvtier.sim.trace import Trace
+from kvtier.trace.files import Skipped, TraceFile
+from kvtier.trace.formats import FORMATS, Drawing
+from kvtier.trace.trace import Trace
 
 Format = Annotated[str, typer.Option(help=f"auto, {', '.join(FORMATS)}.")]
 Chunk = Annotated[

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kvtier.sim.trace import Ids, Trace
+from kvtier.trace.trace import Ids, Trace
 
 _Ints = npt.NDArray[np.int64]
 

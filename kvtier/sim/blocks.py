@@ -11,7 +11,7 @@ from kvtier.brain import CacheStats, TieredCache
 from kvtier.brain.cost import EVEN_TOKENS
 from kvtier.config import Config, Plugin, TierConfig
 from kvtier.errors import ConfigError
-from kvtier.sim.trace import Trace
+from kvtier.trace.trace import Trace
 from kvtier.types import BlockKey, GroupSpec
 
 

@@ -26,7 +26,7 @@ from kvtier.sim.blocks import hit_length, usable
 from kvtier.sim.media import Media
 from kvtier.sim.setting import Prefill
 from kvtier.sim.timeline import Timeline
-from kvtier.sim.trace import NO_SESSION, Trace
+from kvtier.trace.trace import NO_SESSION, Trace
 from kvtier.types import BlockKey, GroupSpec, OpKind, OpResult, OpStatus, ScanBatch
 
 _MOMENTS = 200  # samples of occupancy

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from kvtier.sim.belady import infinite
 from kvtier.sim.setting import Prefill, worth
-from kvtier.sim.trace import Trace
+from kvtier.trace.trace import Trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvtier.brain.cost import EVEN_TOKENS
-from kvtier.sim.trace import Trace
+from kvtier.trace.trace import Trace
 
 PREFILL_RATE = 10_000.0  # tokens per second
 _Ints = npt.NDArray[np.int64]

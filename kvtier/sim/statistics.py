@@ -9,8 +9,8 @@ import numpy.typing as npt
 from kvtier.config import Plugin
 from kvtier.sim.belady import infinite
 from kvtier.sim.blocks import one_tier, replay_blocks
-from kvtier.sim.sessions import lineages
-from kvtier.sim.trace import Trace
+from kvtier.trace.sessions import lineages
+from kvtier.trace.trace import Trace
 
 QUANTILES = (10, 50, 90, 99)
 

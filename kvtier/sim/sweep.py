@@ -19,7 +19,7 @@ from kvtier.sim.blocks import one_tier, replay_blocks
 from kvtier.sim.results import ReplayRow
 from kvtier.sim.setting import Prefill, worth
 from kvtier.sim.tiers import TierJob
-from kvtier.sim.trace import Trace
+from kvtier.trace.trace import Trace
 
 BELADY, INFINITE = "belady", "infinite"
 

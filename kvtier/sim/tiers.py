@@ -10,7 +10,7 @@ from kvtier.config import Config, Plugin
 from kvtier.sim.engine import EngineReplay, prefill_of, replay_engine
 from kvtier.sim.results import Moment, ReplayRow, Ttft
 from kvtier.sim.setting import worth
-from kvtier.sim.trace import Trace
+from kvtier.trace.trace import Trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

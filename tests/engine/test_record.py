@@ -6,7 +6,7 @@ import pytest
 
 from kvtier.config import Plugin
 from kvtier.sim.blocks import one_tier, replay_blocks
-from kvtier.sim.files import TraceFile
+from kvtier.trace.files import TraceFile
 from tests.engine.conftest import EngineFactory
 from tests.engine.harness import EngineConfig
 from tests.engine.scenarios import TOKENS, dram, turns

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from hypothesis import strategies as st
 
-from kvtier.sim.trace import Row, Trace, TraceBuilder
+from kvtier.trace.trace import Row, Trace, TraceBuilder
 
 TRACES = Path(__file__).parents[1] / "traces"
 BLOCK = 16

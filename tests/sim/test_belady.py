@@ -10,8 +10,8 @@ from kvtier import registry
 from kvtier.config import Plugin
 from kvtier.sim.belady import belady, infinite
 from kvtier.sim.blocks import one_tier, replay_blocks
-from kvtier.sim.files import TraceFile
-from kvtier.sim.trace import Trace
+from kvtier.trace.files import TraceFile
+from kvtier.trace.trace import Trace
 from tests.sim.rows import TRACES, forests, trace
 
 

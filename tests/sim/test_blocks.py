@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from kvtier.config import Plugin
 from kvtier.errors import ConfigError
 from kvtier.sim.blocks import one_tier, replay_blocks
-from kvtier.sim.files import TraceFile
 from kvtier.sim.jobs import block_jobs
 from kvtier.sim.results import ReplayRow
 from kvtier.sim.setting import Prefill, worth
 from kvtier.sim.sweep import sweep
-from kvtier.sim.trace import Trace
+from kvtier.trace.files import TraceFile
+from kvtier.trace.trace import Trace
 from tests.sim.rows import TRACES, forests, trace
 
 LRU = Plugin(kind="lru")

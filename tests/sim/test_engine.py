@@ -7,13 +7,13 @@ import pytest
 
 from kvtier.config import Config, load
 from kvtier.sim.engine import replay_engine, successors
-from kvtier.sim.files import TraceFile
 from kvtier.sim.jobs import tier_jobs
 from kvtier.sim.report import render
 from kvtier.sim.results import ReplayTable
 from kvtier.sim.sweep import sweep
 from kvtier.sim.timeline import Timeline
-from kvtier.sim.trace import Row, Trace, TraceBuilder
+from kvtier.trace.files import TraceFile
+from kvtier.trace.trace import Row, Trace, TraceBuilder
 from tests.sim.rows import TRACES, trace
 
 BLOCK = 100

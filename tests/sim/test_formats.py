@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from kvtier.errors import ConfigError
-from kvtier.sim.files import TraceFile
-from kvtier.sim.formats import FORMATS, Drawing
-from kvtier.sim.trace import Row, Trace, TraceBuilder, chain, expand, runs_of
+from kvtier.trace.files import TraceFile
+from kvtier.trace.formats import FORMATS, Drawing
+from kvtier.trace.trace import Row, Trace, TraceBuilder, chain, expand, runs_of
 from tests.sim.rows import TRACES
 
 MOONCAKE = """{"timestamp": 0, "input_length": 600, "output_length": 5, "hash_ids": [0, 1]}

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from kvtier.config import TraceConfig
-from kvtier.sim.files import TraceFile
-from kvtier.sim.recorder import Recorder
+from kvtier.trace.files import TraceFile
+from kvtier.trace.recorder import Recorder
 from kvtier.types import BlockKey
 
 

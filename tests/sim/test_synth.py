@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvtier.sim.files import TraceFile
-from kvtier.sim.sessions import Drawn, drawn, lineages, templates
 from kvtier.sim.statistics import describe
-from kvtier.sim.synth import resampled, stream, write
-from kvtier.sim.trace import Trace, TraceBuilder
+from kvtier.trace.files import TraceFile
+from kvtier.trace.sessions import Drawn, drawn, lineages, templates
+from kvtier.trace.synth import resampled, stream, write
+from kvtier.trace.trace import Trace, TraceBuilder
 from tests.sim.rows import TRACES, trace
 
 MODEL = Drawn(session_rate=5.0, turns=3.0)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvtier.sim.trace import Ids, Row
+from kvtier.trace.trace import Ids, Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +14,7 @@ class Drawing:
     """What a file does not say and is drawn instead, from one seed.
 
     `session_rate` starts sessions that carry no wall-clock start, as a Poisson process. The rest is the
-    prefix model of files that tell lengths only, see `kvtier.sim.prefixes`.
+    prefix model of files that tell lengths only, see `kvtier.trace.prefixes`.
     """
 
     seed: int = 0

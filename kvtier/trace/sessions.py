@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kvtier.sim.trace import NO_SESSION, Ids, Trace
+from kvtier.trace.trace import NO_SESSION, Ids, Trace
 
 
 class Turn(NamedTuple):

@@ -2,9 +2,9 @@
 
 import csv
 
-from kvtier.sim.formats.base import Drawing, TraceFormat
-from kvtier.sim.prefixes import PrefixModel
-from kvtier.sim.trace import Row
+from kvtier.trace.formats.base import Drawing, TraceFormat
+from kvtier.trace.prefixes import PrefixModel
+from kvtier.trace.trace import Row
 
 _COLUMNS = ("timestamp", "request tokens", "response tokens")
 

@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 
 from kvtier.errors import ConfigError
-from kvtier.sim.formats.own import VERSION, Heading, Line
-from kvtier.sim.sessions import Template
-from kvtier.sim.trace import Row, runs_of
+from kvtier.trace.formats.own import VERSION, Heading, Line
+from kvtier.trace.sessions import Template
+from kvtier.trace.trace import Row, runs_of
 
 _OWN = 1 << 40  # own blocks count from here, above the shared ones
 

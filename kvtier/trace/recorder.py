@@ -16,8 +16,8 @@ from typing import BinaryIO, NamedTuple
 import msgspec
 
 from kvtier.config import TraceConfig
-from kvtier.sim.formats.own import VERSION, Heading, Line
-from kvtier.sim.trace import NO_SESSION
+from kvtier.trace.formats.own import VERSION, Heading, Line
+from kvtier.trace.trace import NO_SESSION
 from kvtier.types import BlockKey
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
-from kvtier.sim.formats.base import Drawing, TraceFormat
-from kvtier.sim.trace import NO_SESSION, Ids, Row, expand
+from kvtier.trace.formats.base import Drawing, TraceFormat
+from kvtier.trace.trace import NO_SESSION, Ids, Row, expand
 
 VERSION = 1
 KEY_DIGITS = 16

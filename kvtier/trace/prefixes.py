@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kvtier.sim.formats.base import Drawing
-from kvtier.sim.trace import Ids, Row
+from kvtier.trace.formats.base import Drawing
+from kvtier.trace.trace import Ids, Row
 
 _OPEN = 512  # conversations looked through
 

@@ -2,9 +2,9 @@
 
 from datetime import datetime
 
-from kvtier.sim.formats.base import Drawing, TraceFormat
-from kvtier.sim.prefixes import PrefixModel
-from kvtier.sim.trace import Row
+from kvtier.trace.formats.base import Drawing, TraceFormat
+from kvtier.trace.prefixes import PrefixModel
+from kvtier.trace.trace import Row
 
 _HEADING = b"TIMESTAMP,ContextTokens,GeneratedTokens"
 _SECONDS = len("2023-11-16 18:15:46")

@@ -11,8 +11,8 @@ from typing import BinaryIO, cast
 
 from kvtier.errors import ConfigError
 from kvtier.registry import nearest
-from kvtier.sim.formats import FORMATS, Drawing, TraceFormat
-from kvtier.sim.trace import Row, Trace, TraceBuilder
+from kvtier.trace.formats import FORMATS, Drawing, TraceFormat
+from kvtier.trace.trace import Row, Trace, TraceBuilder
 
 _SHOWN = 10  # malformed rows that are remembered in words
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-from kvtier.sim.formats.azure import AzureFormat
-from kvtier.sim.formats.bailian import BailianFormat
-from kvtier.sim.formats.base import Drawing, TraceFormat
-from kvtier.sim.formats.burstgpt import BurstGptFormat
-from kvtier.sim.formats.mooncake import MooncakeFormat
-from kvtier.sim.formats.own import OwnFormat
-from kvtier.sim.formats.weka import WekaFormat
+from kvtier.trace.formats.azure import AzureFormat
+from kvtier.trace.formats.bailian import BailianFormat
+from kvtier.trace.formats.base import Drawing, TraceFormat
+from kvtier.trace.formats.burstgpt import BurstGptFormat
+from kvtier.trace.formats.mooncake import MooncakeFormat
+from kvtier.trace.formats.own import OwnFormat
+from kvtier.trace.formats.weka import WekaFormat
 
 __all__ = ["FORMATS", "Drawing", "TraceFormat"]
 

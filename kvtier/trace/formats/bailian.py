@@ -4,8 +4,8 @@ from typing import Annotated
 
 import msgspec
 
-from kvtier.sim.formats.base import Drawing, TraceFormat, ids
-from kvtier.sim.trace import Row
+from kvtier.trace.formats.base import Drawing, TraceFormat, ids
+from kvtier.trace.trace import Row
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 _NO_CHAT = -1

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import msgspec
 
-from kvtier.sim.formats.base import Drawing, TraceFormat
-from kvtier.sim.trace import Row, expand
+from kvtier.trace.formats.base import Drawing, TraceFormat
+from kvtier.trace.trace import Row, expand
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 _Positive = Annotated[int, msgspec.Meta(ge=1)]
