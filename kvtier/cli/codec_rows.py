@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from kvtier.codec import MARGIN, Bytes, ChunkFacts, Codec
 from kvtier.codecs.elements import E4M3, WIDEN
-from kvtier.io_process.lower import WORTH_IT
+from kvtier.io_process.records import WORTH_IT
 from kvtier.layout import ELEMENTS, ChunkLayout, Plane
 
 Array = npt.NDArray[np.generic]

@@ -13,7 +13,7 @@ from kvtier.io_process.record import PAGE
 Bytes = npt.NDArray[np.uint8]
 
 
-class Scratch(NamedTuple):
+class ThreadBuffers(NamedTuple):
     """Buffers of one thread, all page-aligned."""
 
     header: Bytes  # one page
@@ -21,12 +21,12 @@ class Scratch(NamedTuple):
     bounce: Bytes  # a whole slot: encoded payloads on their way
 
 
-class ScratchPool(threading.local):
-    """Hand every thread its own Scratch; at most one slot per thread, taken when first used."""
+class BufferPool(threading.local):
+    """Hand every thread its own ThreadBuffers; at most one slot per thread, taken when first used."""
 
     def __init__(self, slot_nbytes: int) -> None:
         pages = aligned(2 * PAGE)
-        self.mine = Scratch(pages[:PAGE], pages[PAGE:], aligned(slot_nbytes))
+        self.mine = ThreadBuffers(pages[:PAGE], pages[PAGE:], aligned(slot_nbytes))
 
 
 def aligned(nbytes: int) -> Bytes:
@@ -34,7 +34,7 @@ def aligned(nbytes: int) -> Bytes:
     return np.frombuffer(mmap.mmap(-1, nbytes), dtype=np.uint8)
 
 
-class Slots:
+class ArenaView:
     """The worker's arena, mapped from the descriptor that this process inherited."""
 
     def __init__(self, fd: int, nbytes: int, slot_nbytes: int) -> None:

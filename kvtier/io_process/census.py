@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from kvtier.io_process import wire
-from kvtier.io_process.lower import LowerTier
+from kvtier.io_process.records import Records
 from kvtier.io_process.wire import FrameKind
 from kvtier.types import Placed
 
@@ -17,7 +17,7 @@ class Census:
     def __init__(
         self,
         rank: int,
-        tiers: Sequence[LowerTier],
+        tiers: Sequence[Records],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rank = rank

@@ -15,7 +15,7 @@ import msgspec
 from kvtier.errors import ConfigError
 from kvtier.io_process import wire
 from kvtier.io_process.child import Child
-from kvtier.io_process.replay import Replay
+from kvtier.io_process.namespaces import Namespaces
 from kvtier.io_process.wire import Frame, FrameKind, IoSetup
 from kvtier.types import OpKind, OpResult, OpStatus, Placed, ScanBatch, TierOp
 
@@ -45,7 +45,7 @@ class IoClient:
         self._pending: dict[int, TierOp] = {}
         self._doomed: dict[int, TierOp] = {}  # what the process that is dying still had
         self._answers: list[OpResult | ScanBatch] = []
-        self._replay = Replay()
+        self._replay = Namespaces()
         self._unscanned: set[int] = set()  # tiers whose records were not all reported yet
         self.placed: list[Placed] = []  # where its memory is, as it last said
         self._refusal = ""

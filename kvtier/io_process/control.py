@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Protocol
 
 from kvtier.errors import TierError
-from kvtier.io_process.lower import LowerTier, Served
+from kvtier.io_process.records import Records, Served
 from kvtier.tier import Entry
 from kvtier.types import OpKind, OpStatus, ScanBatch, TierOp
 
@@ -37,7 +37,7 @@ class TierControl:
     `put`, `finish` and `epoch` belong to the main thread. The queue is bounded by the client's pending operations.
     """
 
-    def __init__(self, rank: int, index: int, lower: LowerTier, speaker: Speaker) -> None:
+    def __init__(self, rank: int, index: int, lower: Records, speaker: Speaker) -> None:
         self.lower = lower
         self.epoch = 0
         self._rank = rank

@@ -17,13 +17,13 @@ from kvtier import topology
 from kvtier.codec import Codec
 from kvtier.errors import ConfigError
 from kvtier.io_process import system, wire
-from kvtier.io_process.buffers import Slots
+from kvtier.io_process.buffers import ArenaView
 from kvtier.io_process.census import Census
-from kvtier.io_process.lower import LowerTier
 from kvtier.io_process.outbox import Outbox
 from kvtier.io_process.plugins import TierSetup, make_codec, make_tier
+from kvtier.io_process.records import Records
 from kvtier.io_process.service import Service
-from kvtier.io_process.wire import FrameBuffer, FrameKind, Hello, IoSetup
+from kvtier.io_process.wire import FrameBuffer, FrameKind, IoSetup, Ready
 from kvtier.tier import Site
 
 logger = logging.getLogger(__name__)
@@ -93,9 +93,9 @@ def main(sock_fd: int, arena_fd: int) -> None:
         service, census = Service(setup, tiers, outbox), Census(setup.rank, tiers)
     except (ConfigError, msgspec.ValidationError) as exc:
         pipe.sock.setblocking(True)
-        pipe.sock.sendall(wire.frame(FrameKind.HELLO, Hello(str(exc))))
+        pipe.sock.sendall(wire.frame(FrameKind.HELLO, Ready(str(exc))))
         return
-    pipe.unsent = wire.frame(FrameKind.HELLO, Hello())
+    pipe.unsent = wire.frame(FrameKind.HELLO, Ready())
     try:
         while not leaving and turn(pipe, outbox, service, census):
             pass
@@ -122,13 +122,13 @@ def turn(pipe: Pipe, outbox: Outbox, service: Service, census: Census) -> bool:
     return pipe_fd not in readable or pipe.receive(service)
 
 
-def open_tiers(setup: IoSetup, arena_fd: int) -> list[LowerTier]:
+def open_tiers(setup: IoSetup, arena_fd: int) -> list[Records]:
     """Make every tier; its directories are locked when this returns.
 
     Raises:
         ConfigError: one of them cannot work.
     """
-    slots = Slots(arena_fd, setup.arena_nbytes, setup.slot_nbytes)
+    slots = ArenaView(arena_fd, setup.arena_nbytes, setup.slot_nbytes)
     os.close(arena_fd)  # the mapping keeps one of its own
     lower = []
     spare = topology.free_nbytes() if setup.spare_nbytes is None else setup.spare_nbytes
@@ -147,7 +147,7 @@ def open_tiers(setup: IoSetup, arena_fd: int) -> list[LowerTier]:
         check_facts(tier.name, codec, setup)
         made = make_tier(tier, site)
         spare -= made.memory_nbytes
-        lower.append(LowerTier(made, codec, site, slots, setup, tier.depth))
+        lower.append(Records(made, codec, site, slots, setup, tier.depth))
     return lower
 
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from kvtier.io_process.control import TierControl, guarded
-from kvtier.io_process.lower import LowerTier, Served
 from kvtier.io_process.opqueue import Job, OpQueue
 from kvtier.io_process.outbox import Outbox
+from kvtier.io_process.records import Records, Served
 from kvtier.io_process.wire import IoSetup
 from kvtier.types import OpKind, OpResult, OpStatus, ScanBatch, TierOp
 
@@ -26,7 +26,7 @@ class Service:
     def __init__(
         self,
         setup: IoSetup,
-        tiers: Sequence[LowerTier],
+        tiers: Sequence[Records],
         outbox: Outbox,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -22,7 +22,7 @@ class FrameKind(IntEnum):
     """What a frame's body is."""
 
     SETUP = 0  # IoSetup
-    HELLO = 1  # Hello
+    HELLO = 1  # Ready
     OPS = 2  # list[TierOp]
     RESULTS = 3  # list[OpResult]
     SCAN = 4  # ScanBatch
@@ -63,7 +63,7 @@ class IoSetup(msgspec.Struct, frozen=True, kw_only=True):
         return ChunkFacts(layout.dtype, layout)
 
 
-class Hello(msgspec.Struct, frozen=True):
+class Ready(msgspec.Struct, frozen=True):
     """The I/O process is ready, or why it never will be."""
 
     error: str = ""
@@ -111,7 +111,7 @@ _scan = msgspec.msgpack.Decoder(ScanBatch)
 
 
 def frame(
-    kind: FrameKind, body: IoSetup | Hello | ScanBatch | Sequence[TierOp | OpResult | Placed]
+    kind: FrameKind, body: IoSetup | Ready | ScanBatch | Sequence[TierOp | OpResult | Placed]
 ) -> bytes:
     """Encode one frame."""
     encoded = _encoder.encode(body)
@@ -123,9 +123,9 @@ def decode_setup(body: bytes) -> IoSetup:
     return msgspec.msgpack.decode(body, type=IoSetup)
 
 
-def decode_hello(body: bytes) -> Hello:
+def decode_hello(body: bytes) -> Ready:
     """Decode a HELLO frame."""
-    return msgspec.msgpack.decode(body, type=Hello)
+    return msgspec.msgpack.decode(body, type=Ready)
 
 
 def decode_ops(body: bytes) -> list[TierOp]:

@@ -4,7 +4,7 @@ from typing import cast
 
 from kvtier.io_process import wire
 from kvtier.io_process.census import Census
-from kvtier.io_process.lower import LowerTier
+from kvtier.io_process.records import Records
 from kvtier.types import Placed
 from tests.brain.fake_ranks import Clock
 
@@ -27,7 +27,7 @@ def decoded(data: bytes) -> list[Placed]:
 
 def test_it_tells_what_changed() -> None:
     clock, memory = Clock(), Memory((0, 4096), (2, 8192))
-    census = Census(3, cast("list[LowerTier]", [Memory(), memory]), clock)
+    census = Census(3, cast("list[Records]", [Memory(), memory]), clock)
     assert census.patience_s == 0
     assert decoded(census.news()) == [Placed(3, 2, 0, 4096), Placed(3, 2, 2, 8192)]
     memory.nodes = [(0, 1)]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvtier.io_process.replay import Replay
+from kvtier.io_process.namespaces import Namespaces
 from kvtier.types import OpKind, OpStatus, TierOp
 from tests.io_process.rig import MANIFEST, Rig, file_tier, key_of, rewrite, rig
 
@@ -230,7 +230,7 @@ def test_a_killed_worker_takes_its_process_with_it(tmp_path: Path) -> None:
 
 
 def test_replay_tells_what_is_open_and_every_change_since() -> None:
-    replay = Replay()
+    replay = Namespaces()
     first, second = TierOp(1, OpKind.OPEN, 1, text="a"), TierOp(2, OpKind.OPEN, 2, text="a")
     reset, last = TierOp(3, OpKind.RESET, 1, text="b"), TierOp(4, OpKind.RESET, 1, text="c")
     for op in (first, second, reset, last):

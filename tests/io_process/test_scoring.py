@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from kvtier.io_process.scoring import key_norm, objection
+from kvtier.io_process.key_norms import key_norm, objection
 from kvtier.layout import ELEMENTS, ChunkLayout
 from kvtier.types import OpKind, OpStatus
 from tests.io_process.rig import Bytes, Rig, file_tier, rig

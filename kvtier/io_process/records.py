@@ -12,10 +12,10 @@ import numpy as np
 from kvtier.codec import MARGIN, ChunkFacts, Codec
 from kvtier.errors import CorruptBlock, TierError
 from kvtier.io_process import record, shelf
-from kvtier.io_process.buffers import Bytes, ScratchPool, Slots
+from kvtier.io_process.buffers import ArenaView, BufferPool, Bytes
+from kvtier.io_process.key_norms import key_norm, objection
 from kvtier.io_process.plugins import Decoders
 from kvtier.io_process.record import PAGE, Header, Identity, padded
-from kvtier.io_process.scoring import key_norm, objection
 from kvtier.io_process.shelf import TierShelf
 from kvtier.io_process.wire import IoSetup
 from kvtier.tier import Entry, Site, Tier
@@ -60,7 +60,7 @@ class _Session(NamedTuple):
     epoch: int
 
 
-class LowerTier:
+class Records:
     """Serve the operations of one tier, for one rank.
 
     `serve` and `scan` may come from any thread; `change`, `probe` and `reclaim` from one thread, one after
@@ -72,7 +72,7 @@ class LowerTier:
         tier: Tier,
         codec: Codec,
         site: Site,
-        slots: Slots,
+        slots: ArenaView,
         setup: IoSetup,
         depth: int | None = None,
     ) -> None:
@@ -87,7 +87,7 @@ class LowerTier:
         self._layouts = setup.layouts
         self._unscored: set[int] = set()  # groups of which it was said that they cannot be
         self._facts = {group: setup.facts(group) for group in setup.group_nbytes}
-        self._scratch = ScratchPool(padded(max(setup.group_nbytes.values()) + MARGIN))
+        self._scratch = BufferPool(padded(max(setup.group_nbytes.values()) + MARGIN))
         self._session: _Session | None = None
         self._pending: _Change | None = None
         self._verbs = {

@@ -5,7 +5,7 @@ from collections.abc import Container
 from kvtier.types import OpKind, TierOp
 
 
-class Replay:
+class Namespaces:
     """Remember per tier the namespace that is certainly open, and every change since. One thread.
 
     A RESET stays until one was answered OK: what it should have made unreachable must not come back
