@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 import torch
 
-from kvtier.transfer.paths import Direction, Mover, Path, Site
-from kvtier.transfer.plan import Layout, Plane, Work
+from kvtier.transfer.page_map import PageMap, PageRun, Work
+from kvtier.transfer.paths import Direction, Mover, Path, Setup
 from kvtier.transfer.streams import COMPUTE
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,9 @@ _BY_COST = (Path.BATCHED, Path.STAGED, Path.KERNEL, Path.PLAIN)
 """What takes least of the multiprocessors first."""
 
 
-MakeMovers = Callable[[Site, Mapping[int, Sequence[torch.Tensor]], Direction], Mapping[Path, Mover]]
+MakeMovers = Callable[
+    [Setup, Mapping[int, Sequence[torch.Tensor]], Direction], Mapping[Path, Mover]
+]
 
 
 class Rate(msgspec.Struct, frozen=True):
@@ -107,7 +109,7 @@ def _read(file: FilePath) -> Calibration | None:
 
 
 def measure(
-    site: Site, movers: MakeMovers, clock: Callable[[], float] = time.perf_counter
+    site: Setup, movers: MakeMovers, clock: Callable[[], float] = time.perf_counter
 ) -> tuple[Rate, ...]:
     """Time each way in both directions at each size that a slot holds. Writes into slots: they must be free.
 
@@ -129,7 +131,7 @@ def measure(
 
 
 def _rates(
-    site: Site,
+    site: Setup,
     movers: MakeMovers,
     direction: Direction,
     run_nbytes: int,
@@ -151,7 +153,7 @@ def _rates(
 
 
 def _times(
-    site: Site, mover: Mover, work: Work, stream: int, clock: Callable[[], float]
+    site: Setup, mover: Mover, work: Work, stream: int, clock: Callable[[], float]
 ) -> list[float]:
     """Seconds from the call to the end of the copy; the first call is not counted, it compiles and allocates."""
     seconds = []
@@ -163,14 +165,14 @@ def _times(
     return seconds[1:]
 
 
-def _trial(site: Site, run_nbytes: int) -> tuple[Site, Work, torch.Tensor]:
+def _trial(site: Setup, run_nbytes: int) -> tuple[Setup, Work, torch.Tensor]:
     """Lay pages out so that no two of them make one run."""
     per_chunk = max(1, min(site.arena.slot_nbytes, 2 << 20) // run_nbytes)
     chunks = max(1, min(site.arena.slots, NBYTES // (per_chunk * run_nbytes)))
     blocks = chunks * per_chunk
     rows = torch.zeros((blocks, 2 * run_nbytes), dtype=torch.int8, device=site.device)
-    plane = Plane(rows.data_ptr(), 2 * run_nbytes, run_nbytes)
-    layout = Layout({0: [plane]}, per_chunk, zeros=rows.data_ptr())
+    plane = PageRun(rows.data_ptr(), 2 * run_nbytes, run_nbytes)
+    layout = PageMap({0: [plane]}, per_chunk, zeros=rows.data_ptr())
     order = np.random.default_rng(0).permutation(blocks).reshape(chunks, per_chunk)
     work = Work(0, np.arange(chunks), order)
     return site._replace(layout=layout), work, rows[:, :run_nbytes]

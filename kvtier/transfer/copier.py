@@ -4,8 +4,8 @@ import torch
 
 from kvtier.transfer.driver import CudaDriver
 from kvtier.transfer.kernel import PieceKernel
+from kvtier.transfer.page_map import Addresses
 from kvtier.transfer.paths import Copier, Direction
-from kvtier.transfer.plan import Addresses
 
 
 class CudaCopier(Copier):

@@ -17,7 +17,7 @@ import torch
 
 from kvtier.memory.arena import Arena
 from kvtier.transfer.engine import ChunkCopy, Moved, Transfer, TransferEngine, Urgency
-from kvtier.transfer.plan import Layout, Runs, Work, works
+from kvtier.transfer.page_map import PageMap, Runs, Work, works
 
 _BATCH = 1024  # pieces per call: IOV_MAX
 _BATCH_NBYTES = 1 << 30  # bytes per call: Linux moves just under 2 GiB
@@ -71,7 +71,7 @@ class CpuTransferEngine(TransferEngine):
         super().__init__(arena, pages, blocks_per_chunk)
         largest = max(t.shape[1] for tensors in self.pages.values() for t in tensors)
         self._zeros = np.zeros(largest, np.uint8)
-        self._layout = Layout.of(self.pages, blocks_per_chunk, self._zeros.ctypes.data)
+        self._layout = PageMap.of(self.pages, blocks_per_chunk, self._zeros.ctypes.data)
         self._offloads = ThreadPoolExecutor(1, "kvtier-offload")
         self._onloads = ThreadPoolExecutor(1, "kvtier-onload")
         self._gave_way_at = 0.0

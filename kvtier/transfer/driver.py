@@ -7,7 +7,7 @@ import ctypes
 
 import numpy as np
 
-from kvtier.transfer.plan import Addresses
+from kvtier.transfer.page_map import Addresses
 
 _PORTABLE, _DEVICE_MAP = 1, 2
 _SAME_ADDRESS = 91  # CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM

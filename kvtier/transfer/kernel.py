@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from kvtier.transfer.plan import Addresses, cut
+from kvtier.transfer.page_map import Addresses, cut
 from kvtier.transfer.streams import Mark, TorchMark
 
 BLOCKS = 12

@@ -12,21 +12,21 @@ from functools import partial
 from typing import NamedTuple
 
 from kvtier.transfer.engine import ChunkCopy, Moved, Transfer, Urgency
+from kvtier.transfer.page_map import PageMap, Work, works
 from kvtier.transfer.paths import Mover
-from kvtier.transfer.plan import Layout, Work, works
 from kvtier.transfer.streams import Mark, Streams
 
 
-class Pace(NamedTuple):
+class Share(NamedTuple):
     """How the transfers of one urgency are cut, and how much of them the device is given at a time."""
 
     part_nbytes: int  # more where a chunk is larger
     under_way_nbytes: int
 
 
-PACES = {
-    Urgency.DEMAND: Pace(256 << 20, 4 << 30),  # 75 ms of PCIe 5.0 x16: longer than most steps
-    Urgency.PREFETCH: Pace(64 << 20, 128 << 20),
+SHARES = {
+    Urgency.DEMAND: Share(256 << 20, 4 << 30),  # 75 ms of PCIe 5.0 x16: longer than most steps
+    Urgency.PREFETCH: Share(64 << 20, 128 << 20),
 }
 
 
@@ -113,7 +113,7 @@ class Line:
     def __init__(
         self,
         streams: Streams,
-        layout: Layout,
+        layout: PageMap,
         choose: Callable[[Work], Mover],
         start: Start,
         clock: Callable[[], float],
@@ -132,7 +132,7 @@ class Line:
 
     def submit(self, copies: Sequence[ChunkCopy], urgency: Urgency, after: Mark) -> StreamTransfer:
         """Take a transfer, all of it ordered after one mark."""
-        n = max(1, PACES[urgency].part_nbytes // self._largest)
+        n = max(1, SHARES[urgency].part_nbytes // self._largest)
         parts = [copies[i : i + n] for i in range(0, len(copies), n)]
         transfer = StreamTransfer(self, urgency, parts, after)
         self._queues[urgency].append(transfer)
@@ -146,7 +146,7 @@ class Line:
             while queue and queue[0].over():
                 queue.popleft()
             waiting = self._waiting[urgency]
-            while waiting and self.under_way[urgency] < PACES[urgency].under_way_nbytes:
+            while waiting and self.under_way[urgency] < SHARES[urgency].under_way_nbytes:
                 if waiting[0].waiting:
                     self._start_part(waiting[0])
                 else:

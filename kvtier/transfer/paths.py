@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from kvtier.memory.arena import Arena
-from kvtier.transfer.plan import Addresses, Layout, Runs, Work
+from kvtier.transfer.page_map import Addresses, PageMap, Runs, Work
 from kvtier.transfer.streams import COMPUTE, Mark, Streams
 
 STAGE_NBYTES = 32 << 20
@@ -66,11 +66,11 @@ class Mover(ABC):
         """Start it on `stream`, with no access to a page before `after` has passed."""
 
 
-class Site(NamedTuple):
+class Setup(NamedTuple):
     """What every way needs."""
 
     arena: Arena
-    layout: Layout
+    layout: PageMap
     streams: Streams
     asides: Mapping[Direction, int]
     """Per direction a second stream, on which kernels go ahead of what the engine computes."""
@@ -87,7 +87,7 @@ class Site(NamedTuple):
 class DirectMover(Mover):
     """Run by run between page and slot, by the copy engine or by the kernel."""
 
-    def __init__(self, site: Site, direction: Direction, path: Path) -> None:
+    def __init__(self, site: Setup, direction: Direction, path: Path) -> None:
         assert site.copier is not None
         self._site = site
         self._copier = site.copier
@@ -117,7 +117,7 @@ class StagedMover(Mover):
         torch.OutOfMemoryError: the device has no memory for the buffers; they are taken at once, and kept.
     """
 
-    def __init__(self, site: Site, direction: Direction) -> None:
+    def __init__(self, site: Setup, direction: Direction) -> None:
         assert site.copier is not None
         self._site = site
         self._copier = site.copier

@@ -6,8 +6,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from kvtier.transfer.paths import STAGE_NBYTES, Direction, Mover, Site
-from kvtier.transfer.plan import NO_BLOCK, Work
+from kvtier.transfer.page_map import NO_BLOCK, Work
+from kvtier.transfer.paths import STAGE_NBYTES, Direction, Mover, Setup
 from kvtier.transfer.streams import Mark
 
 _WORDS = (torch.int64, torch.int32, torch.int16, torch.int8)
@@ -17,7 +17,7 @@ class PlainMover(Mover):
     """Gathers per tensor with `index_select`, scatters with `index_copy_`; one copy per chunk and slot."""
 
     def __init__(
-        self, site: Site, pages: Mapping[int, Sequence[torch.Tensor]], direction: Direction
+        self, site: Setup, pages: Mapping[int, Sequence[torch.Tensor]], direction: Direction
     ) -> None:
         self._site = site
         self._pages = {g: [_words(tensor) for tensor in tensors] for g, tensors in pages.items()}

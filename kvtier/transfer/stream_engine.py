@@ -15,10 +15,10 @@ from kvtier.transfer.calibration import Calibration, calibrate, measure
 from kvtier.transfer.engine import ChunkCopy, Transfer, TransferEngine, Urgency
 from kvtier.transfer.hardware import Hardware
 from kvtier.transfer.line import Line, Start, inline
-from kvtier.transfer.paths import Direction, DirectMover, Mover, Path, Site, StagedMover
+from kvtier.transfer.page_map import PageMap, Work
+from kvtier.transfer.paths import Direction, DirectMover, Mover, Path, Setup, StagedMover
 from kvtier.transfer.pinning import Pinning
 from kvtier.transfer.plain import PlainMover
-from kvtier.transfer.plan import Layout, Work
 from kvtier.transfer.streams import COMPUTE, Mark
 
 logger = logging.getLogger(__name__)
@@ -50,9 +50,9 @@ class StreamTransferEngine(TransferEngine):
         self._closing.callback(self._pinning.close)
         largest = max(t.shape[1] for tensors in self.pages.values() for t in tensors)
         self._zeros = torch.zeros(largest, dtype=torch.int8, device=hardware.device)
-        layout = Layout.of(self.pages, blocks_per_chunk, self._zeros.data_ptr())
+        layout = PageMap.of(self.pages, blocks_per_chunk, self._zeros.data_ptr())
         asides = {direction: hardware.streams.open(urgent=True) for direction in Direction}
-        site = Site(arena, layout, hardware.streams, asides, hardware.copier, hardware.device)
+        site = Setup(arena, layout, hardware.streams, asides, hardware.copier, hardware.device)
         self.paths = tuple(path for path in hardware.paths(self._pinning.pinned) if path in paths)
         if not self.paths:
             raise ValueError(f"none of {', '.join(paths)} works here: {hardware.name}")
@@ -96,16 +96,16 @@ class StreamTransferEngine(TransferEngine):
         self._closing.callback(pool.shutdown)
         return pool.submit
 
-    def _calibrate(self, site: Site, name: str, cache: FilePath | None) -> Calibration | None:
+    def _calibrate(self, site: Setup, name: str, cache: FilePath | None) -> Calibration | None:
         if len(self.paths) == 1:
             return None
         return calibrate(name, cache, self.paths, partial(measure, site, self._movers))
 
-    def _movers(self, site: Site, pages: Pages, direction: Direction) -> dict[Path, Mover]:
+    def _movers(self, site: Setup, pages: Pages, direction: Direction) -> dict[Path, Mover]:
         return dict(self._each_mover(site, pages, direction))
 
     def _each_mover(
-        self, site: Site, pages: Pages, direction: Direction
+        self, site: Setup, pages: Pages, direction: Direction
     ) -> Iterator[tuple[Path, Mover]]:
         for path in self.paths:
             if path is Path.PLAIN:
@@ -116,14 +116,14 @@ class StreamTransferEngine(TransferEngine):
                 yield path, staged
 
     def _choose(
-        self, layout: Layout, movers: Mapping[Path, Mover], direction: Direction, work: Work
+        self, layout: PageMap, movers: Mapping[Path, Mover], direction: Direction, work: Work
     ) -> Mover:
         if self.calibration is None:
             return movers[self.paths[0]]
         return movers[self.calibration.best(direction, layout.run_nbytes(work), movers)]
 
 
-def _staged(site: Site, direction: Direction) -> StagedMover | None:
+def _staged(site: Setup, direction: Direction) -> StagedMover | None:
     """Take the buffers, if the device has the memory: the KV cache of an engine leaves it little."""
     try:
         return StagedMover(site, direction)

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 
 from kvtier.transfer.hardware import Hardware
+from kvtier.transfer.page_map import Addresses
 from kvtier.transfer.paths import Copier, Direction
 from kvtier.transfer.pinning import Registrar
-from kvtier.transfer.plan import Addresses
 from kvtier.transfer.streams import COMPUTE, Mark, Streams
 
 

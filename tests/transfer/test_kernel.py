@@ -16,7 +16,7 @@ import torch
 
 from kvtier.transfer import kernel
 from kvtier.transfer.kernel import ROWS, PieceKernel, Tables
-from kvtier.transfer.plan import Addresses
+from kvtier.transfer.page_map import Addresses
 from kvtier.transfer.streams import Mark
 
 STREAM = 4711

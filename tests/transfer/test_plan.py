@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvtier.transfer.engine import ChunkCopy
-from kvtier.transfer.plan import Layout, Plane, Runs, Work, cut, works
+from kvtier.transfer.page_map import PageMap, PageRun, Runs, Work, cut, works
 
 ZEROS = 1 << 40
 Chunk = tuple[int | None, ...]
 
 
-def layout(planes: list[Plane], blocks_per_chunk: int) -> Layout:
-    return Layout({0: planes}, blocks_per_chunk, ZEROS)
+def layout(planes: list[PageRun], blocks_per_chunk: int) -> PageMap:
+    return PageMap({0: planes}, blocks_per_chunk, ZEROS)
 
 
 def rows(runs: Runs) -> list[tuple[int, int, int, int]]:
@@ -25,7 +25,7 @@ def work(*chunks: Chunk) -> Work:
 
 
 def test_pages_that_are_neighbours_at_both_ends_are_one_run() -> None:
-    plan = layout([Plane(1000, 16, 16), Plane(9000, 32, 16)], 3)
+    plan = layout([PageRun(1000, 16, 16), PageRun(9000, 32, 16)], 3)
     runs = plan.offload_runs(work((4, 5, 6)))
     dense = (1000 + 4 * 16, 0, 0, 48)
     padded = [(9000 + block * 32, 0, 48 + i * 16, 16) for i, block in enumerate((4, 5, 6))]
@@ -34,16 +34,16 @@ def test_pages_that_are_neighbours_at_both_ends_are_one_run() -> None:
 
 @pytest.mark.parametrize("blocks", [(6, 5, 4), (4, 6, 8), (4, 4, 4)])
 def test_pages_that_are_no_neighbours_stay_apart(blocks: Chunk) -> None:
-    assert len(rows(layout([Plane(0, 16, 16)], 3).offload_runs(work(blocks)))) == 3
+    assert len(rows(layout([PageRun(0, 16, 16)], 3).offload_runs(work(blocks)))) == 3
 
 
 def test_neighbours_of_two_chunks_stay_apart() -> None:
-    runs = layout([Plane(0, 16, 16)], 2).onload_runs(work((0, 1), (2, 3)))
+    runs = layout([PageRun(0, 16, 16)], 2).onload_runs(work((0, 1), (2, 3)))
     assert rows(runs) == [(0, 0, 0, 32), (32, 1, 0, 32)]
 
 
 def test_where_there_is_no_block_zeroes_go_out_and_nothing_comes_in() -> None:
-    plan = layout([Plane(0, 16, 16)], 4)
+    plan = layout([PageRun(0, 16, 16)], 4)
     chunk = work((None, 0, 1, None))
     assert rows(plan.offload_runs(chunk)) == [
         (ZEROS, 0, 0, 16),
@@ -55,7 +55,7 @@ def test_where_there_is_no_block_zeroes_go_out_and_nothing_comes_in() -> None:
 
 
 def test_zeroes_beside_a_page_are_not_joined_to_it() -> None:
-    plan = Layout({0: [Plane(16, 16, 16)]}, 2, zeros=0)
+    plan = PageMap({0: [PageRun(16, 16, 16)]}, 2, zeros=0)
     assert len(rows(plan.offload_runs(work((None, 0))))) == 2
 
 
@@ -101,7 +101,7 @@ PLANES = st.lists(
 def test_runs_move_the_same_bytes_as_page_by_page(
     chunks: list[Chunk], sizes: list[tuple[int, int]]
 ) -> None:
-    planes = [Plane(i * 10_000, stride, n) for i, (n, stride) in enumerate(sizes)]
+    planes = [PageRun(i * 10_000, stride, n) for i, (n, stride) in enumerate(sizes)]
     plan, whole = layout(planes, len(chunks[0])), work(*chunks)
     naive_out, naive_in = set(), set()
     for at, blocks in enumerate(chunks):

@@ -19,7 +19,7 @@ Numbers = npt.NDArray[np.int64]
 NO_BLOCK = -1
 
 
-class Plane(NamedTuple):
+class PageRun(NamedTuple):
     """One tensor of a group: its pages on the device."""
 
     address: int
@@ -70,14 +70,14 @@ def cut(nbytes: Addresses, limit: int) -> tuple[Numbers, Addresses, Addresses]:
     return run, offset, np.minimum(np.uint64(limit), nbytes[run] - offset)
 
 
-class Layout:
+class PageMap:
     """Where the pages of each group are, on the device and in a slot.
 
     Pieces without a block come from `zeros`, an address on the device with as many zeroes as the largest page.
     """
 
     def __init__(
-        self, planes: Mapping[int, Sequence[Plane]], blocks_per_chunk: int, zeros: int
+        self, planes: Mapping[int, Sequence[PageRun]], blocks_per_chunk: int, zeros: int
     ) -> None:
         self.planes = {group: tuple(rows) for group, rows in planes.items()}
         self.blocks_per_chunk = blocks_per_chunk
@@ -86,7 +86,7 @@ class Layout:
     @classmethod
     def of(
         cls, pages: Mapping[int, Sequence[torch.Tensor]], blocks_per_chunk: int, zeros: int
-    ) -> "Layout":
+    ) -> "PageMap":
         """Read it off the tensors that an engine is given."""
         planes = {g: [_plane(tensor) for tensor in tensors] for g, tensors in pages.items()}
         return cls(planes, blocks_per_chunk, zeros)
@@ -152,5 +152,5 @@ def _work(group: int, copies: Sequence[ChunkCopy]) -> Work:
     return Work(group, slots, np.array(rows, np.int64))
 
 
-def _plane(tensor: torch.Tensor) -> Plane:
-    return Plane(tensor.data_ptr(), tensor.stride(0) * tensor.element_size(), tensor.shape[1])
+def _plane(tensor: torch.Tensor) -> PageRun:
+    return PageRun(tensor.data_ptr(), tensor.stride(0) * tensor.element_size(), tensor.shape[1])
