@@ -17,8 +17,8 @@ from kvtier.config import Config, digest
 from kvtier.connectors.vllm import placing
 from kvtier.connectors.vllm.guard import Guard
 from kvtier.connectors.vllm.identity import weights_identity
-from kvtier.connectors.vllm.layout import asked_for, find_pages
 from kvtier.connectors.vllm.messages import Hello, KVTierMetadata, KVTierWorkerMetadata
+from kvtier.connectors.vllm.pages import asked_for, find_pages
 from kvtier.connectors.vllm.spec import KVTierSpec
 from kvtier.connectors.vllm.worker import KVTierWorker
 from kvtier.types import OpResult, Placed, ScanBatch

@@ -16,7 +16,7 @@ from kvtier.connectors.vllm import metrics
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kvtier.connectors.vllm.layout import Pages
+    from kvtier.connectors.vllm.pages import Pages
 
 
 class KVTierSpec(OffloadingSpec):

@@ -21,8 +21,8 @@ from kvtier import topology
 from kvtier.config import Config, TierConfig, default_dram_nbytes, load, to_builtins
 from kvtier.connectors.vllm import placing
 from kvtier.connectors.vllm.guard import Guard
-from kvtier.connectors.vllm.layout import Pages, element_name
 from kvtier.connectors.vllm.messages import SlotSpec
+from kvtier.connectors.vllm.pages import Pages, element_name
 from kvtier.io_process.client import IoClient, IoSetup
 from kvtier.io_process.plugins import in_memory
 from kvtier.layout import ChunkLayout

@@ -15,7 +15,7 @@ with warnings.catch_warnings():
     import torch
     from vllm import _custom_ops as ops
 
-from kvtier.connectors.vllm.layout import Layer, Pages, find_pages, pages_of
+from kvtier.connectors.vllm.pages import Layer, Pages, find_pages, pages_of
 from kvtier.layout import ChunkLayout, Indices, UnknownLayoutError
 from tests.packings import Packing, page
 

@@ -16,7 +16,7 @@ from vllm.v1.kv_offload.base import (
 
 from kvtier import topology
 from kvtier.config import load
-from kvtier.connectors.vllm import layout, placing, rank, worker
+from kvtier.connectors.vllm import placing, rank, worker
 from kvtier.connectors.vllm.rank import Rank
 from kvtier.connectors.vllm.spec import KVTierSpec
 from kvtier.connectors.vllm.worker import KVTierWorker
