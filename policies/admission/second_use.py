@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from msgspec import Struct
 
 from kvtier.facts import RequestFacts, TierFacts
-from kvtier.policies.ghosts import Seen
+from kvtier.policies.kit.ghosts import Seen
 from kvtier.policy import AdmissionPolicy
 from kvtier.types import BlockKey
 

@@ -3,8 +3,8 @@
 from msgspec import Struct
 
 from kvtier.facts import TierFacts
-from kvtier.policies.ghosts import Ghosts
-from kvtier.policies.prefix import Leaf, PrefixPolicy
+from kvtier.policies.kit.ghosts import Ghosts
+from kvtier.policies.kit.prefix import Leaf, PrefixPolicy
 from kvtier.types import BlockKey
 
 _RECENT, _FREQUENT = range(2)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from msgspec import Struct
 
 from kvtier.facts import RequestFacts, TierFacts
-from kvtier.policies.prefix import Leaf, PrefixPolicy
+from kvtier.policies.kit.prefix import Leaf, PrefixPolicy
 from kvtier.types import BlockKey
 
 _OPEN, _PROTECTED = range(2)

@@ -1,6 +1,6 @@
 """GreedyDual-Size-Frequency (Cherkasova, 1998): by seconds of prefill saved per byte."""
 
-from kvtier.policies.ageing import FrequencyPolicy
+from kvtier.policies.kit.ageing import FrequencyPolicy
 from kvtier.types import BlockKey
 
 

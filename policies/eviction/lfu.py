@@ -1,6 +1,6 @@
 """Least frequently used, with dynamic ageing (LFU-DA; Arlitt et al., 2000)."""
 
-from kvtier.policies.ageing import FrequencyPolicy
+from kvtier.policies.kit.ageing import FrequencyPolicy
 from kvtier.types import BlockKey
 
 

@@ -5,7 +5,7 @@ import random
 from msgspec import Struct
 
 from kvtier.facts import TierFacts
-from kvtier.policies.ageing import AgeingPolicy
+from kvtier.policies.kit.ageing import AgeingPolicy
 from kvtier.types import BlockKey
 
 

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 from kvtier.facts import RequestFacts, TierFacts
 from kvtier.policies.conversations import KINDS, Conversations
-from kvtier.policies.ends import TwoEndedPolicy
-from kvtier.policies.expiries import Expiries
-from kvtier.policies.lineages import Lineage
-from kvtier.policies.prefix import Leaf
-from kvtier.policies.returns import Watched
+from kvtier.policies.conversations.expiries import Expiries
+from kvtier.policies.conversations.lineages import Lineage
+from kvtier.policies.conversations.returns import Watched
+from kvtier.policies.kit.ends import TwoEndedPolicy
+from kvtier.policies.kit.prefix import Leaf
 from kvtier.types import BlockKey
 
 _DEAD = 0  # the queue of what nobody will ask for again

@@ -1,7 +1,7 @@
 """SIEVE (Zhang et al., NSDI 2024): a FIFO with one bit per chunk and a hand that spares what was used."""
 
 from kvtier.facts import TierFacts
-from kvtier.policies.prefix import Leaf, PrefixPolicy
+from kvtier.policies.kit.prefix import Leaf, PrefixPolicy
 from kvtier.types import BlockKey
 
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from kvtier.facts import TierFacts
-from kvtier.policies.prefix import Leaf, PrefixPolicy
-from kvtier.policies.sketch import Sketch
+from kvtier.policies.kit.prefix import Leaf, PrefixPolicy
+from kvtier.policies.kit.sketch import Sketch
 from kvtier.types import BlockKey
 
 _WINDOW, _PROBATION, _PROTECTED = range(3)

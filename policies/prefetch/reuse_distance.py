@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from kvtier.facts import RequestFacts, TierFacts
-from kvtier.policies.gaps import Gaps
-from kvtier.policies.lineages import LINEAGE_KINDS, Lineage, Lineages
+from kvtier.policies.conversations.gaps import Gaps
+from kvtier.policies.conversations.lineages import LINEAGE_KINDS, Lineage, Lineages
 from kvtier.policy import Move, PrefetchPolicy
 
 

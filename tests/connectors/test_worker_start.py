@@ -16,7 +16,7 @@ from vllm.v1.kv_offload.base import (
 
 from kvtier import topology
 from kvtier.config import load
-from kvtier.connectors.vllm import placing, rank, worker
+from kvtier.connectors.vllm import pages, placing, rank, worker
 from kvtier.connectors.vllm.rank import Rank
 from kvtier.connectors.vllm.spec import KVTierSpec
 from kvtier.connectors.vllm.worker import KVTierWorker
@@ -155,4 +155,4 @@ def test_a_rank_learns_who_is_here_and_where_keys_lie(
     Rank(load({"tiers": tiers}), vllm, cache, base).learn({"a": torch.zeros(1, device=device)})
     assert spec.pages == ({0: "asked"} if asked else {})
     assert spec.engines == 4
-    assert layout.asked_for(load({"tiers": tiers})) == (asked and device == "meta")
+    assert pages.asked_for(load({"tiers": tiers})) == (asked and device == "meta")

@@ -2,8 +2,8 @@ from kvtier.facts import GroupKeys, RequestFacts, RequestHints
 from kvtier.policies.admission.cost_aware import CostAwarePolicy
 from kvtier.policies.admission.min_tokens import MinTokensPolicy
 from kvtier.policies.admission.second_use import SecondUsePolicy
-from kvtier.policies.ghosts import Ghosts, Seen
-from kvtier.policies.sketch import Sketch
+from kvtier.policies.kit.ghosts import Ghosts, Seen
+from kvtier.policies.kit.sketch import Sketch
 from kvtier.testing.policies import FixedFacts, chain
 from kvtier.types import BlockKey
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvtier.config import Plugin
-from kvtier.policies.prefix import PrefixPolicy
+from kvtier.policies.kit.prefix import PrefixPolicy
 from kvtier.policy import EvictionPolicy
 from kvtier.registry import EVICTION, build
 from kvtier.testing.policies import FixedFacts, PolicyContract, chain, insert_chain, never
@@ -65,7 +65,7 @@ def test_a_chunk_that_is_wanted_again_while_it_is_written_is_no_ghost(name: str)
 
 
 def test_what_was_removed_is_remembered_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvtier.policies.prefix._LEFT", 4)
+    monkeypatch.setattr("kvtier.policies.kit.prefix._LEFT", 4)
     policy, keys = make("arc"), chain("a", 9)
     insert_chain(policy, keys)
     for key in reversed(keys):

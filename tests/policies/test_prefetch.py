@@ -4,7 +4,7 @@ import pytest
 
 from kvtier.config import Plugin
 from kvtier.facts import GroupKeys, RequestFacts, RequestHints
-from kvtier.policies.gaps import Gaps
+from kvtier.policies.conversations.gaps import Gaps
 from kvtier.policies.prefetch.reuse_distance import ReuseDistancePolicy
 from kvtier.policies.prefetch.sliding_window import SlidingWindowPolicy
 from kvtier.policy import Move

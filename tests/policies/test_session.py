@@ -5,11 +5,11 @@ import random
 import pytest
 
 from kvtier.facts import GroupKeys, RequestFacts, RequestHints
+from kvtier.policies.conversations.expiries import Expiries
+from kvtier.policies.conversations.lineages import Lineage
+from kvtier.policies.conversations.returns import ReturnTimes, Watched
+from kvtier.policies.conversations.tails import Tails
 from kvtier.policies.eviction.session import SessionPolicy
-from kvtier.policies.expiries import Expiries
-from kvtier.policies.lineages import Lineage
-from kvtier.policies.returns import ReturnTimes, Watched
-from kvtier.policies.tails import Tails
 from kvtier.testing.policies import FixedFacts, chain, insert_chain, never, touch_chain
 from kvtier.types import BlockKey
 
@@ -124,7 +124,7 @@ def test_of_a_lineage_only_the_end_that_was_told_last_is_kept() -> None:
 def test_ends_are_bounded_and_the_one_that_was_told_first_is_forgotten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("kvtier.policies.expiries._LIMIT", 3)
+    monkeypatch.setattr("kvtier.policies.conversations.expiries._LIMIT", 3)
     expiries, lineages = Expiries(), [Lineage(last_s=0.0) for _ in range(3000)]
     for lineage in lineages:
         expiries.add(lineage, 9.0)

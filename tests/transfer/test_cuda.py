@@ -169,7 +169,7 @@ def test_what_is_more_than_may_be_under_way_arrives_too(
     layers = pages([16384] * 4, blocks=256, device="cuda:0")
     before = [layer.clone() for layer in layers]
     engine, arena = engine_of(path, 64, layers, 4)
-    monkeypatch.setitem(line.PACES, Urgency.DEMAND, Share(3 * arena.slot_nbytes, 1 << 20))
+    monkeypatch.setitem(line.SHARES, Urgency.DEMAND, Share(3 * arena.slot_nbytes, 1 << 20))
     copies = [ChunkCopy(i, 0, tuple(range(4 * i, 4 * i + 4))) for i in range(64)]
     store = engine.offload(copies)
     while not store.done():

@@ -88,7 +88,7 @@ def test_demand_starts_when_it_is_submitted(make: Make) -> None:
 
 @pytest.fixture
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(line.PACES, Urgency.PREFETCH, Share(2 * PAGE, 4 * PAGE))
+    monkeypatch.setitem(line.SHARES, Urgency.PREFETCH, Share(2 * PAGE, 4 * PAGE))
 
 
 @pytest.mark.usefixtures("_small_parts")
@@ -131,7 +131,7 @@ def test_a_large_demand_starts_part_by_part(
     monkeypatch: pytest.MonkeyPatch, make: Make, path: Path
 ) -> None:
     """Of 20 pages six are given to the device at once, the rest as those end; who comes later waits its turn."""
-    monkeypatch.setitem(line.PACES, Urgency.DEMAND, Share(3 * PAGE, 6 * PAGE))
+    monkeypatch.setitem(line.SHARES, Urgency.DEMAND, Share(3 * PAGE, 6 * PAGE))
     r = make(path)
     before = r.page.clone()
     stores = [r.store(0, 20), r.store(20, 4)]
@@ -152,7 +152,7 @@ def test_a_large_demand_starts_part_by_part(
 def test_nothing_more_is_started_of_what_nobody_wants(
     monkeypatch: pytest.MonkeyPatch, make: Make
 ) -> None:
-    monkeypatch.setitem(line.PACES, Urgency.DEMAND, Share(2 * PAGE, 4 * PAGE))
+    monkeypatch.setitem(line.SHARES, Urgency.DEMAND, Share(2 * PAGE, 4 * PAGE))
     r = make(Path.BATCHED)
     unwanted, wanted = r.load(0, 10), r.load(10, 3)
     unwanted.stop()
@@ -164,7 +164,7 @@ def test_nothing_more_is_started_of_what_nobody_wants(
 def test_a_part_that_fails_ends_a_large_demand(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(line.PACES, Urgency.DEMAND, Share(2 * PAGE, 4 * PAGE))
+    monkeypatch.setitem(line.SHARES, Urgency.DEMAND, Share(2 * PAGE, 4 * PAGE))
     r = rig(Path.BATCHED, streams=ImmediateStreams(3))
     r.copier.failing = True
     bad = r.load(0, 10)

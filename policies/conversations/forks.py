@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvtier.policies.returns import Watched
+from kvtier.policies.conversations.returns import Watched
 from kvtier.types import BlockKey
 
 FORK_KINDS = 2

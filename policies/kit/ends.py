@@ -3,7 +3,7 @@
 import heapq
 
 from kvtier.facts import TierFacts
-from kvtier.policies.prefix import Leaf, PrefixPolicy
+from kvtier.policies.kit.prefix import Leaf, PrefixPolicy
 
 
 class TwoEndedPolicy(PrefixPolicy):

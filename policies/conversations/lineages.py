@@ -10,7 +10,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from kvtier.facts import RequestFacts
-from kvtier.policies.returns import Watched
+from kvtier.policies.conversations.returns import Watched
 from kvtier.types import BlockKey
 
 _LIMIT = 1 << 16  # lineages that are remembered; the one that was used longest ago is forgotten

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from kvtier.facts import RequestFacts
-from kvtier.policies.forks import FORK_KINDS, Forks
-from kvtier.policies.lineages import LINEAGE_KINDS, Lineage, Lineages
-from kvtier.policies.returns import ReturnTimes, Watched
-from kvtier.policies.tails import DEPTH, Tails
+from kvtier.policies.conversations.forks import FORK_KINDS, Forks
+from kvtier.policies.conversations.lineages import LINEAGE_KINDS, Lineage, Lineages
+from kvtier.policies.conversations.returns import ReturnTimes, Watched
+from kvtier.policies.conversations.tails import DEPTH, Tails
 from kvtier.types import BlockKey
 
 KINDS = LINEAGE_KINDS + FORK_KINDS

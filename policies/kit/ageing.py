@@ -3,7 +3,7 @@
 from abc import abstractmethod
 
 from kvtier.facts import TierFacts
-from kvtier.policies.prefix import PrefixPolicy
+from kvtier.policies.kit.prefix import PrefixPolicy
 from kvtier.types import BlockKey
 
 

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from kvtier.policies.lineages import Lineage
+from kvtier.policies.conversations.lineages import Lineage
 
 _LIMIT = 1 << 16  # lineages; beyond it the word that was given first is forgotten
 

@@ -1,0 +1,1 @@
+"""Parts that policies are made of: trees of prefixes, ends, ageing, ghosts, sketches."""

@@ -1,0 +1,252 @@
+"""The prefix rule, once: a base for eviction policies that only have to rank chunks.
+
+Only leaves (chunks that nobody here continues) wait in heaps, lowest rank first; a chunk joins them when its
+last child leaves. So no answer can leave a hole, whatever the ranks, and a use costs one store
+into a column: a heap learns of a risen rank when the chunk comes to its top.
+"""
+
+import heapq
+from abc import ABC, abstractmethod
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from kvtier.facts import TierFacts
+from kvtier.policy import EvictionPolicy
+from kvtier.types import BlockKey
+
+_NOWHERE = 255  # the queue of a chunk that is not here, but named as a parent
+_NO_ROW = -1
+_LEFT = 1 << 16  # removed chunks that `evicted` may still name; the first to leave is forgotten
+
+
+class Leaf(NamedTuple):
+    """An entry of a heap; void unless its stamp is still the row's."""
+
+    rank: float
+    stamp: int
+    row: int
+
+
+class Gone(NamedTuple):
+    """Where a chunk was when it was removed."""
+
+    queue: int
+    rank: float
+
+
+class PrefixPolicy(EvictionPolicy, ABC):
+    """Chunks in rows, each in one of a few queues with a rank; lower ranks leave first.
+
+    A subclass says what a use means (`entered`, `used`: call `place`) and, if it has several queues, from
+    which the next victim comes (`pick`). `left` tells `evicted` where a chunk was.
+    """
+
+    queues = 1
+
+    def __init__(self, facts: TierFacts) -> None:
+        super().__init__(facts)
+        self.tick = 0.0  # counts uses: a rank for recency
+        self._asks = type(self).evicted is not EvictionPolicy.evicted
+        self._columns: list[array[int] | array[float]] = []
+        self._forget()
+
+    @abstractmethod
+    def entered(self, row: int, key: BlockKey) -> None:
+        """Place a chunk that is new here."""
+
+    @abstractmethod
+    def used(self, row: int, key: BlockKey) -> None:
+        """Note one more use of a chunk, and place it again if that matters."""
+
+    def pick(self) -> Leaf | None:
+        """Take the next victim off its heap; None if there is none."""
+        return self.pop(0)
+
+    def column(self, typecode: str) -> "array[int]":
+        """Make a column of numbers by row, 0 for a new chunk."""
+        column = array(typecode, [0]) * len(self.keys)
+        self._columns.append(column)
+        return column
+
+    def place(self, row: int, queue: int, rank: float) -> None:
+        """Put a chunk into a queue at a rank."""
+        old, was = self.queue[row], self.ranks[row]
+        self.ranks[row] = rank
+        if old != queue:
+            self._move(row, old, queue)
+        if not self._kids[row] and (not self._stamps[row] or rank < was):
+            self._push(row)
+
+    def pop(self, queue: int) -> Leaf | None:
+        """Take the leaf of the lowest rank off a queue's heap."""
+        heap, stamps, ranks = self._heaps[queue], self._stamps, self.ranks
+        while heap:
+            leaf = heapq.heappop(heap)
+            row = leaf.row
+            if stamps[row] != leaf.stamp:
+                continue
+            stamps[row] = 0
+            if self._kids[row]:
+                continue
+            if ranks[row] <= leaf.rank:
+                return leaf
+            self._push(row)
+        return None
+
+    def put_back(self, leaf: Leaf) -> None:
+        """Undo `pop`."""
+        self._stamps[leaf.row] = leaf.stamp
+        heapq.heappush(self._heaps[self.queue[leaf.row]], leaf)
+
+    def row(self, key: BlockKey) -> int | None:
+        """Return the row of a chunk that is here."""
+        row = self._rows.get(key)
+        return None if row is None or self.queue[row] == _NOWHERE else row
+
+    def left(self, key: BlockKey) -> Gone | None:
+        """Return, once, where a chunk was when it was removed; others may have been since, by the batch."""
+        return self._left.pop(key, None)
+
+    def above(self, row: int) -> Iterator[int]:
+        """Walk a chunk's ancestors that are here, nearest first."""
+        while (row := self._parents[row]) != _NO_ROW and self.queue[row] != _NOWHERE:
+            yield row
+
+    def insert(self, key: BlockKey, parent: BlockKey | None) -> None:
+        row = self._row(key)
+        if self.queue[row] != _NOWHERE:
+            return
+        self._left.pop(key, None)
+        if parent is not None:
+            above = self._row(parent)
+            self._parents[row] = above
+            self._kids[above] += 1
+        for column in self._columns:
+            column[row] = 0
+        self.tick += 1
+        self.entered(row, key)
+
+    def touch(self, key: BlockKey) -> None:
+        row = self._rows.get(key)
+        if row is not None and self.queue[row] != _NOWHERE:
+            self.tick += 1
+            self.used(row, key)
+
+    def remove(self, key: BlockKey) -> None:
+        row = self._rows.get(key)
+        if row is None or self.queue[row] == _NOWHERE:
+            return
+        if self._asks:
+            self._left[key] = Gone(self.queue[row], self.ranks[row])
+            if len(self._left) > _LEFT:
+                self._left.popitem(last=False)
+        self._move(row, self.queue[row], _NOWHERE)
+        above, self._parents[row] = self._parents[row], _NO_ROW
+        if not self._kids[row]:
+            self._free(row)
+        if above != _NO_ROW:
+            self._kids[above] -= 1
+            self._bare(above)
+
+    def victims(self, n: int, pinned: Callable[[BlockKey], bool]) -> list[BlockKey]:
+        chosen: list[Leaf] = []
+        spared: list[Leaf] = []
+        while len(chosen) < n and (leaf := self.pick()):
+            if pinned(self.keys[leaf.row]):
+                spared.append(leaf)
+            else:
+                chosen.append(leaf)
+                self._suppose_gone(leaf.row)
+        for leaf in chosen:  # all counted again before one is put back: the counts bound the heaps
+            self.counts[self.queue[leaf.row]] += 1
+            if (above := self._parents[leaf.row]) != _NO_ROW:
+                self._kids[above] += 1
+        for leaf in (*chosen, *spared):
+            self.put_back(leaf)
+        return [self.keys[leaf.row] for leaf in chosen]
+
+    def clear(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        self.keys: list[BlockKey] = []
+        self.queue = array("B")
+        self.ranks = array("d")
+        self.counts = [0] * self.queues  # chunks per queue
+        self._rows: dict[BlockKey, int] = {}
+        self._left: OrderedDict[BlockKey, Gone] = OrderedDict()  # first to leave first
+        self._parents = array("i")
+        self._kids = array("i")
+        self._stamps = array("q")  # of its entry in a heap; 0: it has none
+        self._spare = array("i")
+        self._stamp = 0
+        self._heaps: list[list[Leaf]] = [[] for _ in range(self.queues)]
+        for column in self._columns:
+            del column[:]
+
+    def _suppose_gone(self, row: int) -> None:
+        self.counts[self.queue[row]] -= 1
+        if (above := self._parents[row]) != _NO_ROW:
+            self._kids[above] -= 1
+            if not self._kids[above] and self.queue[above] != _NOWHERE and not self._stamps[above]:
+                self._push(above)
+
+    def _row(self, key: BlockKey) -> int:
+        row = self._rows.get(key)
+        if row is None:
+            row = self._rows[key] = self._spare.pop() if self._spare else self._grow()
+            self.keys[row] = key
+        return row
+
+    def _grow(self) -> int:
+        self.keys.append(BlockKey(b""))
+        self.queue.append(_NOWHERE)
+        self.ranks.append(0)
+        self._parents.append(_NO_ROW)
+        self._kids.append(0)
+        self._stamps.append(0)
+        for column in self._columns:
+            column.append(0)
+        return len(self.keys) - 1
+
+    def _free(self, row: int) -> None:
+        del self._rows[self.keys[row]]
+        self.keys[row] = BlockKey(b"")
+        self._spare.append(row)
+
+    def _bare(self, row: int) -> None:
+        """Note that a chunk may have lost its last child: it is a leaf now, or nobody names it any more."""
+        if self._kids[row]:
+            return
+        if self.queue[row] == _NOWHERE:
+            self._free(row)
+        elif not self._stamps[row]:
+            self._push(row)
+
+    def _move(self, row: int, old: int, queue: int) -> None:
+        if old != _NOWHERE:
+            self.counts[old] -= 1
+        if queue != _NOWHERE:
+            self.counts[queue] += 1
+        self.queue[row] = queue
+        self._stamps[row] = 0
+        if old != _NOWHERE:
+            self._tidy(old)
+
+    def _push(self, row: int) -> None:
+        self._stamp += 1
+        self._stamps[row] = self._stamp
+        queue = self.queue[row]
+        heapq.heappush(self._heaps[queue], Leaf(self.ranks[row], self._stamp, row))
+        self._tidy(queue)
+
+    def _tidy(self, queue: int) -> None:
+        """Bound what is void of a queue; called when something entered its heap or left it without its entry."""
+        self._sweep(self._heaps[queue], queue)
+
+    def _sweep(self, heap: list[Leaf], queue: int) -> None:
+        if len(heap) > 4 * self.counts[queue] + 1024:
+            heap[:] = [leaf for leaf in heap if self._stamps[leaf.row] == leaf.stamp]
+            heapq.heapify(heap)
