@@ -139,7 +139,7 @@ def build(kind: Literal["prefetch"], plugin: Named, *parts: object) -> PrefetchP
 @overload
 def build(kind: Literal["codec"], plugin: Named, *parts: object) -> Codec: ...
 @overload
-def build(kind: Literal["tier", "wrapper"], plugin: Named, *parts: object) -> Tier: ...
+def build(kind: Literal["tier"], plugin: Named, *parts: object) -> Tier: ...
 def build(kind: str, plugin: Named, *parts: object) -> object:
     """Construct a plugin: `cls(config, *parts)` where its class declares a `Config`, else `cls(*parts)`.
 
@@ -147,14 +147,23 @@ def build(kind: str, plugin: Named, *parts: object) -> object:
         ConfigError: there is no such plugin, or its options are not what its `Config` takes.
     """
     plugin_class = lookup(kind, plugin.kind)
-    struct: type | None = getattr(plugin_class, "Config", None)
-    if struct is None:
-        return plugin_class(*parts)
-    try:
-        config: object = msgspec.convert(plugin.options, struct)
-    except msgspec.ValidationError as exc:
-        raise ConfigError(f"{kind} {plugin.kind!r}: {exc}") from exc
-    return plugin_class(config, *parts)
+    return plugin_class(*_config(kind, plugin, plugin_class), *parts)
+
+
+def wrap(inner: Tier, wrapper: Named) -> Tier:
+    """Construct a wrapper around a tier: `cls(inner, config)` where its class declares a `Config`, else `cls(inner)`.
+
+    Raises:
+        ConfigError: there is no such wrapper, or its options are not what its `Config` takes.
+    """
+    plugin_class = lookup("wrapper", wrapper.kind)
+    wrapped: Tier = plugin_class(inner, *_config("wrapper", wrapper, plugin_class))
+    return wrapped
+
+
+def in_memory(tier_kind: str) -> bool:
+    """Whether the records of this kind of tier take this machine's memory."""
+    return bool(getattr(lookup("tier", tier_kind), "takes_numa", False))
 
 
 def names(kind: str) -> list[str]:
@@ -167,6 +176,16 @@ def nearest(word: str, known: list[str]) -> str:
     """Phrase the closest of `known` as a question, or nothing where none is close."""
     close = difflib.get_close_matches(word, known, n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _config(kind: str, plugin: Named, plugin_class: type) -> tuple[object, ...]:
+    struct: type | None = getattr(plugin_class, "Config", None)
+    if struct is None:
+        return ()
+    try:
+        return (msgspec.convert(plugin.options, struct),)
+    except msgspec.ValidationError as exc:
+        raise ConfigError(f"{kind} {plugin.kind!r}: {exc}") from exc
 
 
 def _target(kind: str, name: str) -> str:

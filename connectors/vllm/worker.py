@@ -24,9 +24,9 @@ from kvtier.connectors.vllm.guard import Guard
 from kvtier.connectors.vllm.messages import SlotSpec
 from kvtier.connectors.vllm.pages import Pages, element_name
 from kvtier.io_process.client import IoClient, IoSetup
-from kvtier.io_process.plugins import in_memory
 from kvtier.layout import ChunkLayout
 from kvtier.memory.arena import PAGE, Arena
+from kvtier.registry import in_memory
 from kvtier.transfer.cpu import CpuTransferEngine
 from kvtier.transfer.cuda import stream_engine
 from kvtier.transfer.engine import ChunkCopy, Transfer, TransferEngine, chunk_nbytes

@@ -18,9 +18,8 @@ from kvtier.config.codecs import codec
 from kvtier.doctor import disks
 from kvtier.doctor.finding import Level
 from kvtier.errors import ConfigError
-from kvtier.io_process.plugins import in_memory
 from kvtier.memory.region import free_huge_nbytes
-from kvtier.registry import STAGES
+from kvtier.registry import STAGES, in_memory
 from kvtier.units import format_nbytes
 
 app = typer.Typer(help="Look at configurations, or make one.", no_args_is_help=True)

@@ -13,8 +13,9 @@ from msgspec import Meta
 
 from kvtier import registry
 from kvtier.codec import NO_FACTS, Bytes, ChunkFacts, Codec, Shelf
+from kvtier.config import Plugin
+from kvtier.decoders import Decoders
 from kvtier.errors import CorruptBlock
-from kvtier.io_process.plugins import Decoders, PluginSetup
 
 _ID = struct.Struct("<H")  # what a payload begins with where no record header can say it
 _WEIGHT = 0.2  # of the newest measurement in a moving average
@@ -25,7 +26,7 @@ class BudgetConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """How long the encoding of a chunk may take, times one and every read that waits; and the codecs."""
 
     budget_ms: Annotated[float, Meta(gt=0)] = 10.0
-    among: tuple[PluginSetup, ...] = ()
+    among: tuple[Plugin, ...] = ()
 
 
 @dataclass(slots=True)

@@ -10,8 +10,9 @@ import msgspec
 from kvtier import registry
 from kvtier.codec import MARGIN, NO_FACTS, Bytes, ChunkFacts, Codec, Shelf
 from kvtier.codecs.scratch import Scratch
+from kvtier.config import Plugin
+from kvtier.decoders import Decoders
 from kvtier.errors import CorruptBlock
-from kvtier.io_process.plugins import Decoders, PluginSetup
 
 MAX_STAGES = 8
 
@@ -24,7 +25,7 @@ _STAGE = struct.Struct("<HI")
 class PipelineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The stages in the order of encoding; in a YAML they are simply a list."""
 
-    stages: tuple[PluginSetup, ...] = ()
+    stages: tuple[Plugin, ...] = ()
 
 
 class PipelineCodec(Codec):

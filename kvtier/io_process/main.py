@@ -10,17 +10,18 @@ import os
 import select
 import socket
 import sys
+from functools import reduce
 
 import msgspec
 
-from kvtier import topology
+from kvtier import registry, topology
 from kvtier.codec import Codec
+from kvtier.config import TierConfig
 from kvtier.errors import ConfigError
 from kvtier.io_process import system, wire
 from kvtier.io_process.buffers import ArenaView
 from kvtier.io_process.census import Census
 from kvtier.io_process.outbox import Outbox
-from kvtier.io_process.plugins import TierSetup, make_codec, make_tier
 from kvtier.io_process.records import Records
 from kvtier.io_process.service import Service
 from kvtier.io_process.wire import FrameBuffer, FrameKind, IoSetup, Ready
@@ -133,19 +134,19 @@ def open_tiers(setup: IoSetup, arena_fd: int) -> list[Records]:
     lower = []
     spare = topology.free_nbytes() if setup.spare_nbytes is None else setup.spare_nbytes
     for builtins in setup.tiers:
-        tier = msgspec.convert(builtins, TierSetup)
+        tier = msgspec.convert(builtins, TierConfig)
         site = Site(
             tier.name,
             setup.rank,
             setup.world_size,
             setup.engine,
-            tier.capacity,
+            tier.capacity or 0,
             tier.numa or (),
             spare,
         )
-        codec = make_codec(tier.codec)
+        codec = registry.build("codec", tier.codec)
         check_facts(tier.name, codec, setup)
-        made = make_tier(tier, site)
+        made = reduce(registry.wrap, tier.wrappers, registry.build("tier", tier, site))
         spare -= made.memory_nbytes
         lower.append(Records(made, codec, site, slots, setup, tier.depth))
     return lower

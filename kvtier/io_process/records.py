@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from kvtier.codec import MARGIN, ChunkFacts, Codec
+from kvtier.decoders import Decoders
 from kvtier.errors import CorruptBlock, TierError
 from kvtier.io_process import record, shelf
 from kvtier.io_process.buffers import ArenaView, BufferPool, Bytes
 from kvtier.io_process.key_norms import key_norm, objection
-from kvtier.io_process.plugins import Decoders
 from kvtier.io_process.record import PAGE, Header, Identity, padded
 from kvtier.io_process.shelf import TierShelf
 from kvtier.io_process.wire import IoSetup

@@ -14,10 +14,10 @@ from kvtier import topology
 from kvtier.config import TierConfig, default_dram_nbytes, to_builtins
 from kvtier.errors import TierError
 from kvtier.io_process.client import IoClient, IoSetup
-from kvtier.io_process.plugins import in_memory
 from kvtier.io_process.record import namespace_of
 from kvtier.memory.arena import Arena
 from kvtier.memory.region import Bytes, Region
+from kvtier.registry import in_memory
 from kvtier.tiers import directory
 from kvtier.types import OpKind, OpResult, OpStatus, TierOp
 

@@ -4,14 +4,15 @@ import numpy as np
 
 from kvtier.codec import Codec
 from kvtier.codecs.budget import BudgetCodec, BudgetConfig
-from kvtier.io_process.plugins import Decoders, PluginSetup
+from kvtier.config import Plugin
+from kvtier.decoders import Decoders
 from kvtier.testing.codecs import CodecContract, encoded, sample
 
 NBYTES = 1_000_000
 
 
 def budget(budget_ms: float = 10.0) -> BudgetCodec:
-    among = (PluginSetup("lz4"), PluginSetup("zstd"))
+    among = (Plugin(kind="lz4"), Plugin(kind="zstd"))
     return BudgetCodec(BudgetConfig(budget_ms=budget_ms, among=among))
 
 

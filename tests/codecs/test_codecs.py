@@ -5,14 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kvtier import registry
 from kvtier.codec import NO_FACTS, Bytes, ChunkFacts, Codec
 from kvtier.codecs.layout import LayoutCodec, LayoutConfig
 from kvtier.codecs.lz4 import Lz4Codec
 from kvtier.codecs.planes import PlanesCodec, PlanesConfig
 from kvtier.codecs.raw import RawCodec
 from kvtier.codecs.zstd import ZstdCodec, ZstdConfig
+from kvtier.config import Plugin
+from kvtier.decoders import CODEC_NAMES, Decoders
 from kvtier.errors import CorruptBlock
-from kvtier.io_process.plugins import CODEC_NAMES, Decoders, PluginSetup, make_codec
 from kvtier.testing.codecs import CodecContract, encoded, sample
 from tests.codecs.named import named
 from tests.packings import layout
@@ -111,7 +113,7 @@ def test_the_first_golden_payload_decodes_for_ever() -> None:
 
 def test_ids_mean_these_codecs() -> None:
     for codec_id, name in CODEC_NAMES.items():
-        assert make_codec(PluginSetup(name)).id == codec_id
+        assert registry.build("codec", Plugin(kind=name)).id == codec_id
 
 
 def test_any_known_codec_decodes_and_no_other() -> None:

@@ -2,10 +2,10 @@
 
 import pytest
 
+from kvtier import registry
 from kvtier.codec import Codec, Shelf
 from kvtier.codecs.raw import RawCodec
-from kvtier.io_process import plugins
-from kvtier.io_process.plugins import Decoders, PluginSetup
+from kvtier.decoders import Decoders
 
 
 class EmptyShelf(Shelf):
@@ -46,9 +46,9 @@ def test_a_codec_that_is_made_meanwhile_gets_the_new_shelf(monkeypatch: pytest.M
     decoders.keep(EmptyShelf())
     made.another = EmptyShelf()
 
-    def make(setup: PluginSetup) -> Codec:
+    def build(kind: str, plugin: registry.Named) -> Codec:
         return made
 
-    monkeypatch.setattr(plugins, "make_codec", make)
+    monkeypatch.setattr(registry, "build", build)
     assert decoders.of(1) is made
     assert made.shelf is made.another

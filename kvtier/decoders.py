@@ -1,0 +1,63 @@
+"""Which codec decodes a record: whatever its tier is configured to write, by the id in the record's header."""
+
+import threading
+
+from kvtier import registry
+from kvtier.codec import Codec, Shelf
+from kvtier.config import Plugin
+from kvtier.errors import ConfigError, CorruptBlock
+
+CODEC_NAMES = {
+    0: "raw",
+    1: "lz4",
+    2: "zstd",
+    3: "pipeline",
+    4: "planes",
+    5: "layout",
+    6: "budget",
+    7: "zstd_dict",
+    16: "quantise",
+}
+"""Ids that any kvtier can decode, whatever its tier is configured to write; see kvtier.codecs."""
+
+
+class Decoders:
+    """Find the codec that a record was written with. Any thread."""
+
+    def __init__(self, *configured: Codec) -> None:
+        self._by_id = {codec.id: codec for codec in configured}
+        self._shelf: Shelf | None = None
+        self._lock = threading.Lock()
+
+    def keep(self, shelf: Shelf) -> None:
+        """Give every codec its shelf, now or when it is made."""
+        with self._lock:
+            self._shelf = shelf
+            codecs = list(self._by_id.values())
+        for codec in codecs:
+            codec.keep(shelf)
+
+    def of(self, codec_id: int) -> Codec:
+        """Return the codec with this id.
+
+        Raises:
+            CorruptBlock: nothing here can decode it.
+        """
+        if codec_id not in self._by_id:
+            try:
+                codec = registry.build("codec", Plugin(kind=CODEC_NAMES[codec_id]))
+            except (KeyError, ConfigError) as exc:
+                raise CorruptBlock(f"unknown codec {codec_id}") from exc
+            self._add(codec_id, codec)
+        return self._by_id[codec_id]
+
+    def _add(self, codec_id: int, codec: Codec) -> None:
+        """Let others find a codec once it has the shelf of now, which may change while it is given."""
+        while True:
+            shelf = self._shelf
+            if shelf:
+                codec.keep(shelf)
+            with self._lock:
+                if shelf is self._shelf:
+                    self._by_id.setdefault(codec_id, codec)
+                    return
