@@ -21,8 +21,6 @@ import numpy.typing as npt
 from _quality import ANSWER, CHUNK, REUSED
 from _report import machine, report
 
-from kvtier.demo import svg
-
 MODEL = Path(__file__).parents[2] / "shared/models/tiny-code-llama"
 DOCUMENTS = 32
 TOKENS = REUSED + CHUNK
@@ -164,10 +162,10 @@ def plot(measured: dict[str, Quality]) -> str:
     """Draw quality against ratio."""
     colours = ("#0072b2", "#d55e00", "#009e73", "#a35fb5", "#7d8590", "#b8860b")
     series = [
-        svg.Series(name, f"--c{i}", [(each.ratio, 1000 * each.divergence)], False)
+        charts.Series(name, f"--c{i}", [(each.ratio, 1000 * each.divergence)], False)
         for i, (name, each) in enumerate(measured.items())
     ]
-    drawn = svg.plot(
+    drawn = charts.plot(
         series,
         x_label="raw bytes by bytes stored",
         y_label="KL divergence, thousandths of a nat",
@@ -179,19 +177,22 @@ def plot(measured: dict[str, Quality]) -> str:
         ".tick,.label{fill:#59636e}"
     )
     labels = "".join(_label(name, each, measured) for name, each in measured.items())
-    root = f'<svg xmlns="http://www.w3.org/2000/svg" width="{svg.WIDTH + 200}" '
-    box = f"0 0 {svg.WIDTH}", f"-200 0 {svg.WIDTH + 200}"  # the label of the vertical axis is long
+    root = f'<svg xmlns="http://www.w3.org/2000/svg" width="{charts.WIDTH + 200}" '
+    box = (
+        f"0 0 {charts.WIDTH}",
+        f"-200 0 {charts.WIDTH + 200}",
+    )  # the label of the vertical axis is long
     wide = drawn.replace("<svg ", root, 1).replace(*box, 1)
     return wide.replace(">", f"><style>{style}</style>{labels}", 1)
 
 
 def _label(name: str, found: Quality, measured: dict[str, Quality]) -> str:
-    top = svg.ticks(max(1000 * each.divergence for each in measured.values()))[-1]
-    x = svg.LEFT + (found.ratio - 1) / 5 * (svg.WIDTH - svg.LEFT - svg.RIGHT)
+    top = charts.ticks(max(1000 * each.divergence for each in measured.values()))[-1]
+    x = charts.LEFT + (found.ratio - 1) / 5 * (charts.WIDTH - charts.LEFT - charts.RIGHT)
     y = (
-        svg.HEIGHT
-        - svg.BOTTOM
-        - 1000 * found.divergence / top * (svg.HEIGHT - svg.TOP - svg.BOTTOM)
+        charts.HEIGHT
+        - charts.BOTTOM
+        - 1000 * found.divergence / top * (charts.HEIGHT - charts.TOP - charts.BOTTOM)
     )
     below = 16 if "hadamard" in name else -6
     return f'<text x="{x + 6:.1f}" y="{y + below:.1f}" class="tick">{name}</text>'

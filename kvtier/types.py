@@ -16,6 +16,9 @@ TIER0 = 0
 
 NO_SLOT = -1
 
+PAGE = 4096
+"""Bytes of a page of memory, of a record's header, and the unit of a record's size."""
+
 
 class OpKind(IntEnum):
     """What the brain asks of every rank's I/O process."""

@@ -12,10 +12,11 @@ import kvtier.memory.region as region_module
 from kvtier import topology
 from kvtier.memory import placement
 from kvtier.memory.arena import Arena
-from kvtier.memory.placement import PAGE, Placement
+from kvtier.memory.placement import Placement
 from kvtier.memory.prefault import Prefault
 from kvtier.memory.region import Region
 from kvtier.topology import numa_nodes
+from kvtier.types import PAGE
 from tests import trees
 from tests.sealed import run_sealed
 

@@ -25,12 +25,12 @@ from kvtier.connectors.vllm.messages import SlotSpec
 from kvtier.connectors.vllm.pages import Pages, element_name
 from kvtier.io_process.client import IoClient, IoSetup
 from kvtier.layout import ChunkLayout
-from kvtier.memory.arena import PAGE, Arena
+from kvtier.memory.arena import Arena
 from kvtier.registry import in_memory
 from kvtier.transfer.cpu import CpuTransferEngine
 from kvtier.transfer.cuda import stream_engine
 from kvtier.transfer.engine import ChunkCopy, Transfer, TransferEngine, chunk_nbytes
-from kvtier.types import NO_SLOT, TIER0, OpResult, Placed, ScanBatch, TierOp
+from kvtier.types import NO_SLOT, PAGE, TIER0, OpResult, Placed, ScanBatch, TierOp
 from kvtier.units import format_nbytes
 
 logger = logging.getLogger(__name__)

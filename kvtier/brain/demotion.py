@@ -9,9 +9,8 @@ from kvtier.brain.lower_tier import LowerTier
 from kvtier.brain.operations import Operation
 from kvtier.brain.state import State
 from kvtier.hook import HookKind
-from kvtier.types import TIER0, BlockKey, OpKind, WriteMode
+from kvtier.types import PAGE, TIER0, BlockKey, OpKind, WriteMode
 
-_PAGE = 4096  # a record's header, and the unit of its size
 _BATCH = 64  # victims per step in the background
 _ON_STORE = (WriteMode.THROUGH, WriteMode.IDLE)
 
@@ -231,4 +230,4 @@ class Demotion:
 
 def worst_case(nbytes: int) -> int:
     """Bytes of the largest record that a chunk of `nbytes` can become."""
-    return _PAGE + -(-nbytes // _PAGE) * _PAGE
+    return PAGE + -(-nbytes // PAGE) * PAGE

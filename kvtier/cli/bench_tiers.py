@@ -17,13 +17,14 @@ from kvtier.chunking import TARGET_NBYTES
 from kvtier.cli.geometry import read_geometry
 from kvtier.cli.options import read
 from kvtier.cli.outputs import check_writable, save
-from kvtier.cli.room import PAGE, Chunk, chunk_of
+from kvtier.cli.room import Chunk, chunk_of
 from kvtier.cli.tuned import BLOCK, recommended, tuned
 from kvtier.config import Config, TierConfig, load
 from kvtier.errors import ConfigError
 from kvtier.measure import fio, page
 from kvtier.measure.advice import Advice, choose, confirmed
 from kvtier.measure.tiers import Point, measure, measure_dram
+from kvtier.types import PAGE
 from kvtier.units import format_nbytes, parse_nbytes
 
 _CHUNKS = (512 << 10, 1 << 20, 2 << 20, 4 << 20)

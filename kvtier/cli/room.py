@@ -6,9 +6,8 @@ from kvtier.chunking import auto_chunk_tokens
 from kvtier.cli.geometry import Geometry
 from kvtier.config import Config, TierConfig, default_dram_nbytes
 from kvtier.errors import ConfigError
+from kvtier.types import PAGE
 from kvtier.units import format_nbytes
-
-PAGE = 4096
 
 
 class Chunk(NamedTuple):

@@ -1,10 +1,10 @@
-"""The report: one HTML file with everything in it, nothing loaded from anywhere."""
+"""The report of a demo."""
 
 from collections.abc import Sequence
 from html import escape
 
+from kvtier.charts import Part, Series, bars, legend, page, plot
 from kvtier.demo.results import PassResult, percentile
-from kvtier.demo.svg import Part, Series, bars, legend, plot
 from kvtier.demo.workload import Workload
 
 WHAT = {
@@ -16,23 +16,10 @@ WHAT = {
 _TIER_COLOURS = {"dram": "--dram", "nvme": "--nvme"}
 _SOURCES = ("computed", "hbm", "dram", "nvme")
 
-STYLE = """
-:root{color-scheme:light dark;--ink:#1b1f24;--soft:#59636e;--rule:#d8dee4;--paper:#fff;
---vllm:#7d8590;--dram:#0072b2;--nvme:#d55e00;--restart:#009e73;--computed:#9aa3ad;--hbm:#a35fb5}
-@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#9198a1;--rule:#30363d;--paper:#0d1117;
---vllm:#9198a1;--dram:#4aa8e0;--nvme:#f08a3c;--restart:#2fc79a;--computed:#6b737d;--hbm:#c48ad4}}
-body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:2.5rem auto;padding:0 1rem;
-color:var(--ink);background:var(--paper)}
-h1{font-size:1.6rem;line-height:1.25;margin:0 0 .5rem}h2{font-size:1.1rem;margin:2.2rem 0 .3rem}
-p{margin:.3rem 0}.soft,.legend,footer{color:var(--soft);font-size:.9rem}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.92rem;
-margin-top:1.2rem}th,td{padding:.35rem .5rem;text-align:right;border-bottom:1px solid var(--rule)}
-th{font-weight:600;color:var(--soft)}th:first-child,td:first-child{text-align:left}
-svg{width:100%;height:auto;overflow:visible}.tick{font-size:12px;fill:var(--soft)}
-.label{font-size:12px;fill:var(--soft)}.grid{stroke:var(--rule)}
-.legend span{margin-right:1.1rem;white-space:nowrap}
-.legend i{display:inline-block;width:.75rem;height:.75rem;border-radius:2px;margin-right:.35rem}
-.bad{color:#d1242f;font-weight:600}footer{margin-top:2.5rem}
+_STYLE = """
+:root{--vllm:#7d8590;--dram:#0072b2;--nvme:#d55e00;--restart:#009e73;--computed:#9aa3ad;--hbm:#a35fb5}
+@media(prefers-color-scheme:dark){:root{--vllm:#9198a1;--dram:#4aa8e0;--nvme:#f08a3c;--restart:#2fc79a;
+--computed:#6b737d;--hbm:#c48ad4}}
 """
 
 
@@ -52,11 +39,7 @@ def render(passes: Sequence[PassResult], workload: Workload, machine: dict[str, 
         *(_occupancy(each) for each in passes if each.occupancy and each.capacity),
         f"<footer>{escape(_footer(machine))}</footer>",
     ]
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>kvtier demo</title>'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<style>{STYLE}</style><body>{''.join(body)}</body></html>\n"
-    )
+    return page("kvtier demo", body, _STYLE)
 
 
 def headline(passes: Sequence[PassResult]) -> str:

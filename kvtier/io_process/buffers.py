@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kvtier.io_process.record import PAGE
+from kvtier.types import PAGE
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import xxhash
 
 from kvtier.errors import CorruptBlock
+from kvtier.types import PAGE
 
 Bytes = npt.NDArray[np.uint8]
 
-PAGE = 4096
 MAX_KEY = 64
 VERSION = 1
 MAGIC = b"kvtier\r\n"

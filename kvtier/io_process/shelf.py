@@ -8,8 +8,9 @@ from kvtier.codec import Shelf
 from kvtier.errors import CorruptBlock, TierError
 from kvtier.io_process import record
 from kvtier.io_process.buffers import aligned
-from kvtier.io_process.record import PAGE, Header, Identity, padded
+from kvtier.io_process.record import Header, Identity, padded
 from kvtier.tier import Tier
+from kvtier.types import PAGE
 
 PREFIX = b"\0kvtier shelf "
 MAX_NBYTES = 2 << 20

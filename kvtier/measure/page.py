@@ -1,17 +1,16 @@
-"""One HTML file: the tiers as a table, fio's cells as heat maps. Nothing is loaded from anywhere."""
+"""The report of `bench tiers`: the tiers as a table, fio's cells as heat maps."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from kvtier.charts import page
 from kvtier.measure.fio import Cell, Disk
 from kvtier.measure.tiers import Point
 from kvtier.units import format_nbytes
 
 _STYLE = """
-:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;
-padding:0 1rem}table{border-collapse:collapse;font-variant-numeric:tabular-nums;margin:.6rem 0 1.6rem}
-th,td{padding:.3rem .7rem;text-align:right;border:1px solid #8884}th{font-weight:600}
-h2{font-size:1.2rem;margin-top:2rem}h3{font-size:1rem;font-weight:600}.soft{opacity:.7}
+body{max-width:76rem}table{width:auto;margin:.6rem 0 1.6rem}
+th,td{padding:.3rem .7rem;border:1px solid #8884}h3{font-size:1rem;font-weight:600}
 pre{background:#8881;padding:.8rem 1rem;border-radius:.3rem;overflow:auto}
 .row{display:flex;flex-wrap:wrap;gap:0 2rem}
 """
@@ -25,13 +24,13 @@ def render(
     wanted = (
         f"<h2>Recommended, in the YAML</h2><pre>{escape(recommended)}</pre>" if recommended else ""
     )
-    return (
-        f"<!doctype html><meta charset=utf-8><title>kvtier bench tiers</title><style>{_STYLE}</style>"
-        f"<h1>Tiers</h1><p class=soft>{escape(machine)}</p>{wanted}{maps}"
-        f"<h2>Through kvtier</h2><p class=soft>Chunks written and read through the I/O process. "
-        f"Times are from a chunk's submission to its answer, waiting included; a tier's last lines are "
-        f"with what is recommended.</p>{_table(points)}"
-    )
+    body = [
+        f"<h1>Tiers</h1><p class=soft>{escape(machine)}</p>{wanted}{maps}",
+        "<h2>Through kvtier</h2><p class=soft>Chunks written and read through the I/O process. ",
+        "Times are from a chunk's submission to its answer, waiting included; a tier's last lines are ",
+        f"with what is recommended.</p>{_table(points)}",
+    ]
+    return page("kvtier bench tiers", body, _STYLE)
 
 
 def _disk(tier: str, disk: Disk) -> str:

@@ -19,10 +19,9 @@ from kvtier.memory.arena import Arena
 from kvtier.memory.region import Bytes, Region
 from kvtier.registry import in_memory
 from kvtier.tiers import directory
-from kvtier.types import OpKind, OpResult, OpStatus, TierOp
+from kvtier.types import PAGE, OpKind, OpResult, OpStatus, TierOp
 
 MANIFEST = '{"kvtier": "bench tiers"}'
-PAGE = 4096
 _START_S = 30.0
 _POLL_S = 0.00005
 _LEAST = 8  # chunks of each point

@@ -12,10 +12,9 @@ from kvtier.errors import ConfigError
 from kvtier.memory.placement import Placement
 from kvtier.memory.prefault import Prefault
 from kvtier.memory.region import Region
+from kvtier.types import PAGE
 
 Bytes = npt.NDArray[np.uint8]
-
-PAGE = 4096
 
 
 class Arena:

@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-PAGE = 4096
+from kvtier.types import PAGE
+
 HUGE_PAGE = 2 << 20
 
 # include/uapi/asm-generic/unistd.h and arch/x86/entry/syscalls/syscall_64.tbl

@@ -11,9 +11,8 @@ from heapq import heappop, heappush
 
 from kvtier.config import MediumConfig
 from kvtier.sim.timeline import Timeline
-from kvtier.types import OpKind, OpResult, OpStatus, Priority, TierOp
+from kvtier.types import PAGE, OpKind, OpResult, OpStatus, Priority, TierOp
 
-_HEADER = 4096  # of a record
 _BATCH_S = 1e-3  # of transfer, answered together: fewer events, no visible error
 _BATCH = 16  # operations
 _RANK = 0
@@ -58,7 +57,7 @@ class Media:
         self._answer = answer
         self._reads = [_Channel(tier.read, tier.latency_s) for tier in tiers]
         self._writes = [_Channel(tier.write, tier.latency_s, idle_rate) for tier in tiers]
-        self._record = [_HEADER + int(raw_nbytes * tier.ratio) for tier in tiers]
+        self._record = [PAGE + int(raw_nbytes * tier.ratio) for tier in tiers]
         self._queued: dict[int, _Queued] = {}
 
     def submit(self, ops: list[TierOp]) -> None:

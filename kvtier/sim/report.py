@@ -1,10 +1,9 @@
-"""The report of a sweep: one HTML file with everything in it, nothing loaded from anywhere."""
+"""The report of a sweep."""
 
 from collections.abc import Callable, Sequence
 from html import escape
 
-from kvtier.demo.report import STYLE
-from kvtier.demo.svg import Series, legend, plot
+from kvtier.charts import Series, legend, page, plot
 from kvtier.sim.results import ReplayRow, ReplayTable
 from kvtier.units import format_count, format_nbytes
 
@@ -36,11 +35,7 @@ def render(table: ReplayTable) -> str:
         *(_occupancy(row) for row in timed if row.occupancy),
         f"<footer>{escape(_assumptions(table))}</footer>",
     ]
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>kvtier replay</title>'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<style>{STYLE}{_STYLE}</style><body>{''.join(body)}</body></html>\n"
-    )
+    return page("kvtier replay", body, _STYLE)
 
 
 def _headline(table: ReplayTable) -> str:

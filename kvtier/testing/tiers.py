@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from kvtier.tier import Bytes, Site, Tier
+from kvtier.types import PAGE
 
-PAGE = 4096
 FIRST, SECOND = "1" * 32, "2" * 32
 
 

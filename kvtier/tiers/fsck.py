@@ -9,8 +9,8 @@ import numpy as np
 
 from kvtier.errors import CorruptBlock
 from kvtier.io_process import record
-from kvtier.io_process.record import PAGE
 from kvtier.tiers.directory import PARTIAL, SUFFIX, namespaces, trash_in
+from kvtier.types import PAGE
 
 _RANK = re.compile(r"r(\d+)")
 

@@ -13,11 +13,11 @@ import numpy as np
 
 from kvtier import topology
 from kvtier.errors import ConfigError, TierError
-from kvtier.memory.placement import PAGE
 from kvtier.memory.prefault import Prefault
 from kvtier.memory.region import Region, free_huge_nbytes
 from kvtier.tier import Bytes, Entry, Site, Tier
 from kvtier.tiers.extents import Extent, Extents
+from kvtier.types import PAGE
 from kvtier.units import format_nbytes
 
 logger = logging.getLogger(__name__)

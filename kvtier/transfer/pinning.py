@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from math import lcm
 from typing import NamedTuple
 
-from kvtier.memory.arena import PAGE, Arena
+from kvtier.memory.arena import Arena
 from kvtier.memory.placement import HUGE_PAGE
+from kvtier.types import PAGE
 from kvtier.units import format_nbytes
 
 logger = logging.getLogger(__name__)

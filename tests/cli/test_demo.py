@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from kvtier.charts import ticks
 from kvtier.cli import demo as command
 from kvtier.demo.model import LlamaShape, build
 from kvtier.demo.process import end_session, session
 from kvtier.demo.report import headline, render
 from kvtier.demo.results import Occupancy, PassResult, Sources, Turn, as_json, percentile
 from kvtier.demo.server import Server, ServerConfig, ServerError, kv_transfer_config
-from kvtier.demo.svg import ticks
 from kvtier.demo.watch import by_tier, parse, sources
 from kvtier.demo.workload import Script, Workload
 from kvtier.errors import ConfigError

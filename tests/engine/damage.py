@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from kvtier.io_process import record
-from kvtier.io_process.record import PAGE, Header
+from kvtier.io_process.record import Header
 from kvtier.tier import Bytes
+from kvtier.types import PAGE
 
 
 def load(path: Path) -> tuple[Header, Bytes]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvtier.demo.process import session
-from kvtier.io_process.record import PAGE
+from kvtier.types import PAGE
 from tests.engine import damage
 from tests.engine.conftest import EngineFactory
 from tests.engine.faults import FILLER

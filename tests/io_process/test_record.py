@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from kvtier.errors import CorruptBlock
 from kvtier.io_process import record
-from kvtier.io_process.record import PAGE, Header, Identity
+from kvtier.io_process.record import Header, Identity
+from kvtier.types import PAGE
 
 NAMESPACE = record.namespace_of("{}")
 PAYLOAD = np.random.default_rng(0).integers(0, 256, 2 * PAGE, dtype=np.uint8)

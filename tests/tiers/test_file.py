@@ -15,10 +15,11 @@ import pytest
 
 import kvtier.tiers.file as file_module
 from kvtier.errors import ConfigError, TierError
-from kvtier.testing.tiers import FIRST, PAGE, SECOND, TierContract, pages
+from kvtier.testing.tiers import FIRST, SECOND, TierContract, pages
 from kvtier.tier import Site
 from kvtier.tiers import directory
 from kvtier.tiers.file import FileConfig, FileTier
+from kvtier.types import PAGE
 from tests.tiers.medium import FileMedium
 
 KEY = b"\xab" * 36

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from kvtier import topology
 from kvtier.errors import ConfigError, TierError
-from kvtier.testing.tiers import FIRST, PAGE, SECOND, TierContract, pages
+from kvtier.testing.tiers import FIRST, SECOND, TierContract, pages
 from kvtier.tier import Site
 from kvtier.tiers.extents import Extent, Extents
 from kvtier.tiers.memory import MemoryConfig, MemoryTier
 from kvtier.topology import numa_nodes
+from kvtier.types import PAGE
 
 CAPACITY = 256 * PAGE
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from kvtier.errors import TierError
-from kvtier.testing.tiers import FIRST, PAGE, TierContract, pages
+from kvtier.testing.tiers import FIRST, TierContract, pages
 from kvtier.tier import Site, Tier
 from kvtier.tiers.file import FileConfig, FileTier
 from kvtier.tiers.wrappers import FaultyConfig, FaultyTier, SlowConfig, SlowTier
+from kvtier.types import PAGE
 from tests.io_process.rig import rewrite
 
 
