@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvtier.cli.bench_codec import make
-from kvtier.cli.codec_rows import Array, Sample, cut, entropy_bound, measure
+from kvtier.cli.codec_rows import Array, ChunkSample, cut, entropy_bound, measure
 from kvtier.codec import Bytes
 from kvtier.codecs.planes import PlanesCodec
 from kvtier.layout import chunk_layout
@@ -60,7 +60,7 @@ def main() -> None:
     dictionaries(kv)
 
 
-def compare(sample: Sample) -> None:
+def compare(sample: ChunkSample) -> None:
     """Report every codec and candidate, and what zero-order coding of the planes would give."""
     bound = entropy_bound(sample)
     report("codecs", "zero-order bound of the planes", bound, "times")
@@ -76,7 +76,7 @@ def compare(sample: Sample) -> None:
             report("codecs", "lossless: share of the bound", row.ratio / bound, "times", 0.97)
 
 
-def packed(sample: Sample) -> None:
+def packed(sample: ChunkSample) -> None:
     """Report chunks as vLLM's CPU backend packs them, a page per layer: per head, keys by channel, then values."""
     facts = sample.facts[0]
     assert facts.layout
@@ -93,7 +93,7 @@ def packed(sample: Sample) -> None:
         for layer in range(layers):
             pages[layer, page] = plain[:, layer]
         chunks.append(pages.reshape(-1).view(np.uint8))
-    there = Sample(chunks, [each._replace(layout=layout) for each in sample.facts])
+    there = ChunkSample(chunks, [each._replace(layout=layout) for each in sample.facts])
     for name in ("lossless", *(f"layout {order}, lossless" for order in ORDERS)):
         row = measure(name, make(CODECS[name]), there)
         assert row.lossless, name
@@ -121,7 +121,7 @@ def dictionaries(kv: Array) -> None:
             report("codecs", f"planes, zstd, {kib} KiB, {name} dictionary", whole / stored, "times")
 
 
-def fuzz(sample: Sample, cases: int) -> None:
+def fuzz(sample: ChunkSample, cases: int) -> None:
     """Decode what nobody encoded: an exception other than CorruptBlock, or a byte outside, ends the bench."""
     names = (
         "lz4",

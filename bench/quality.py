@@ -21,6 +21,8 @@ import numpy.typing as npt
 from _quality import ANSWER, CHUNK, REUSED
 from _report import machine, report
 
+from kvtier import charts
+
 MODEL = Path(__file__).parents[2] / "shared/models/tiny-code-llama"
 DOCUMENTS = 32
 TOKENS = REUSED + CHUNK

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kvtier import registry
-from kvtier.cli.codec_rows import Array, Row, Sample, cut, measure
+from kvtier.cli.codec_rows import Array, ChunkSample, CodecRow, cut, measure
 from kvtier.cli.outputs import check_writable, save
 from kvtier.codec import Codec
 from kvtier.config import Plugin
@@ -111,7 +111,7 @@ def capture(model: Path | None, text: Path | None) -> Array:
         return read(out, "bf16")
 
 
-def _table(rows: list[Row], sample: Sample, chunk_tokens: int) -> Table:
+def _table(rows: list[CodecRow], sample: ChunkSample, chunk_tokens: int) -> Table:
     table = Table("codec", title=f"{len(sample.chunks)} chunks of {chunk_tokens} tokens, one core")
     for name in ("ratio", "encode MB/s", "decode MB/s", "max abs error", "relative error"):
         table.add_column(name, justify="right")

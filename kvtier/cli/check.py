@@ -15,7 +15,7 @@ from rich.table import Table
 
 from kvtier.errors import ConfigError
 from kvtier.tiers import directory, fsck
-from kvtier.tiers.fsck import Finding
+from kvtier.tiers.fsck import Verdict
 from kvtier.units import format_nbytes
 
 
@@ -98,7 +98,7 @@ def remove(paths: list[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _findings(bases: list[Path], progress: bool) -> Iterator[Finding]:
+def _findings(bases: list[Path], progress: bool) -> Iterator[Verdict]:
     places = [place for base in bases for place in fsck.places(base)]
     console = Console(stderr=True)
     for place in track(places, "reading", console=console, disable=not progress, transient=True):

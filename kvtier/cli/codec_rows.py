@@ -18,7 +18,7 @@ Array = npt.NDArray[np.generic]
 ROUNDS = 3
 
 
-class Row(msgspec.Struct, frozen=True):
+class CodecRow(msgspec.Struct, frozen=True):
     """One codec over all chunks; MB are 10**6 bytes of the original, seconds the thread's own on its
     core, the best of three rounds; a chunk that stays raw costs a copy.
     """
@@ -32,7 +32,7 @@ class Row(msgspec.Struct, frozen=True):
     lossless: bool
 
 
-class Sample(NamedTuple):
+class ChunkSample(NamedTuple):
     """Chunks, and what a codec is told of each."""
 
     chunks: list[Bytes]
@@ -44,13 +44,13 @@ class Sample(NamedTuple):
         return sum(map(len, self.chunks))
 
 
-def cut(kv: Array, dtype: str, chunk_tokens: int) -> Sample:
+def cut(kv: Array, dtype: str, chunk_tokens: int) -> ChunkSample:
     """Cut (k/v, layers, tokens, heads, head_dim) into whole chunks; what is left over is left out."""
     layers, tokens, heads, dim = kv.shape[1:]
     layout = plain_layout(dtype, (layers, chunk_tokens, heads, dim))
     starts = range(0, tokens - chunk_tokens + 1, chunk_tokens)
     chunks = [np.ascontiguousarray(kv[:, :, i : i + chunk_tokens]) for i in starts]
-    return Sample(
+    return ChunkSample(
         [chunk.reshape(-1).view(np.uint8) for chunk in chunks],
         [ChunkFacts(dtype, layout, end_token=i + chunk_tokens) for i in starts],
     )
@@ -71,7 +71,7 @@ def plain_layout(dtype: str, shape: tuple[int, int, int, int]) -> ChunkLayout:
     return msgspec.convert(raw, ChunkLayout)
 
 
-def measure(name: str, codec: Codec, sample: Sample) -> Row:
+def measure(name: str, codec: Codec, sample: ChunkSample) -> CodecRow:
     """Encode and decode every chunk, as an I/O thread would."""
     out = np.empty(max(map(len, sample.chunks)) + MARGIN, np.uint8)
     encode_s = min(_encode(codec, sample, out) for _ in range(ROUNDS))
@@ -90,7 +90,7 @@ def measure(name: str, codec: Codec, sample: Sample) -> Row:
         worst = max(worst, float(difference.max(initial=0.0)))
         off += float(np.square(difference, dtype=np.float64).sum())
         norm += float(np.square(before, dtype=np.float64).sum())
-    return Row(
+    return CodecRow(
         codec=name,
         ratio=round(sample.nbytes / stored, 4),
         encode_mb_s=round(sample.nbytes / encode_s / 1e6, 1),
@@ -108,7 +108,7 @@ def errors(dtype: str, chunk: Bytes, back: Bytes) -> tuple[Array, Array]:
     return np.abs(after[finite] - before[finite]), before[finite]
 
 
-def entropy_bound(sample: Sample) -> float:
+def entropy_bound(sample: ChunkSample) -> float:
     """Return the ratio that coding each plane of a 16-bit chunk by its zero-order entropy would give.
 
     The planes are those of `planes`: 8 bits of exponent, then sign and mantissa; over all chunks together.
@@ -138,7 +138,7 @@ def _payload(codec: Codec, chunk: Bytes, facts: ChunkFacts, out: Bytes) -> Bytes
     return None if n is None or n > len(chunk) * WORTH_IT else out[:n].copy()
 
 
-def _encode(codec: Codec, sample: Sample, out: Bytes) -> float:
+def _encode(codec: Codec, sample: ChunkSample, out: Bytes) -> float:
     started = time.thread_time()
     for chunk, facts in zip(*sample, strict=True):
         if codec.encode(chunk, out, facts) is None:
@@ -146,7 +146,9 @@ def _encode(codec: Codec, sample: Sample, out: Bytes) -> float:
     return time.thread_time() - started
 
 
-def _decode(codec: Codec, sample: Sample, payloads: Sequence[Bytes | None], out: Bytes) -> float:
+def _decode(
+    codec: Codec, sample: ChunkSample, payloads: Sequence[Bytes | None], out: Bytes
+) -> float:
     started = time.thread_time()
     for chunk, facts, payload in zip(*sample, payloads, strict=True):
         if payload is None:

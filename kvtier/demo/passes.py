@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kvtier.demo.client import complete, metrics, tokenize
 from kvtier.demo.model import text
-from kvtier.demo.results import PassResult, Turn
+from kvtier.demo.results import AnsweredTurn, PassResult
 from kvtier.demo.server import Server, ServerConfig, ServerError, serving
 from kvtier.demo.watch import Watch, parse, sources
 from kvtier.demo.workload import Script, Workload
@@ -80,7 +80,7 @@ class Demo:
 
     def _converse(
         self, name: str, port: int, first: "_Reference", last_turn_only: bool
-    ) -> Iterator[Turn]:
+    ) -> Iterator[AnsweredTurn]:
         assert first.script is not None
         order = [
             (session, turn)
@@ -92,7 +92,7 @@ class Demo:
             self.progress(name, doing, done / len(order))
             prompt = first.script.prompt(session, turn, first.answers(session))
             answer = complete(port, prompt, self.workload.answer)
-            asked = Turn(session, turn, len(prompt), answer.tokens, answer.ttft_s)
+            asked = AnsweredTurn(session, turn, len(prompt), answer.tokens, answer.ttft_s)
             first.note(asked)
             yield asked
         self.progress(name, "done", 1.0)
@@ -124,7 +124,7 @@ class _Reference:
         self.script: Script | None = None
         self._answers: dict[tuple[int, int], list[int]] = {}
 
-    def note(self, turn: Turn) -> None:
+    def note(self, turn: AnsweredTurn) -> None:
         """Keep the answer of the first pass."""
         self._answers.setdefault((turn.session, turn.turn), turn.tokens)
 
@@ -132,7 +132,7 @@ class _Reference:
         """The session's answers so far, by turn."""
         return [tokens for (whose, _), tokens in sorted(self._answers.items()) if whose == session]
 
-    def agrees(self, turns: Sequence[Turn]) -> bool:
+    def agrees(self, turns: Sequence[AnsweredTurn]) -> bool:
         """Whether every token is the same."""
         return all(self._answers[turn.session, turn.turn] == turn.tokens for turn in turns)
 

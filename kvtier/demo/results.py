@@ -18,7 +18,7 @@ class Sources(NamedTuple):
     nvme: int
 
 
-class Turn(NamedTuple):
+class AnsweredTurn(NamedTuple):
     """One answered request."""
 
     session: int
@@ -40,7 +40,7 @@ class PassResult:
     """One pass through the conversations."""
 
     name: str
-    turns: list[Turn]
+    turns: list[AnsweredTurn]
     sources: Sources
     occupancy: list[Occupancy]
     capacity: dict[str, int]

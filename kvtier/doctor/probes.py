@@ -18,7 +18,7 @@ _STEPS = 5_000
 _WALKS = 20
 
 
-class Speed(NamedTuple):
+class MemorySpeed(NamedTuple):
     """A node's memory, seen from the processors that this process runs on."""
 
     read_gb_s: float
@@ -62,7 +62,7 @@ def _on(node: int, nbytes: int) -> Iterator[Finding]:
         yield Finding("placement", Level.OK, f"node {node}: pages are where they belong; {how}")
 
 
-def measure(region: Region) -> Speed:
+def measure(region: Region) -> MemorySpeed:
     """Measure a region's bandwidth on this core and the latency of loads that depend on each other.
 
     The best of several passes: what else runs here makes memory slower, never faster.
@@ -81,7 +81,7 @@ def measure(region: Region) -> Speed:
     writes, reads = (min(_seconds(work) for _ in range(3)) for work in (write, read))
     far, cached = _step_s(region.bytes), _step_s(np.zeros(1 << 14, np.uint8))
     nbytes = len(region.bytes) / 1e9
-    return Speed(nbytes / reads, nbytes / writes, max(0.0, far - cached) * 1e9)
+    return MemorySpeed(nbytes / reads, nbytes / writes, max(0.0, far - cached) * 1e9)
 
 
 def _step_s(buf: Bytes) -> float:

@@ -15,7 +15,7 @@ from kvtier.types import PAGE
 _RANK = re.compile(r"r(\d+)")
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """A file where only a record should be."""
 
     path: Path
@@ -23,22 +23,22 @@ class Place(NamedTuple):
     rank: str
 
 
-class Finding(NamedTuple):
+class Verdict(NamedTuple):
     """What a file turned out to be; `fault` is empty where it is a record and well."""
 
-    place: Place
+    place: Location
     nbytes: int
     fault: str = ""
 
 
-def places(base: Path) -> Iterator[Place]:
+def places(base: Path) -> Iterator[Location]:
     """List every file that is at, or in, a place for records."""
     for namespace in sorted(namespaces(base)):
         for rank in sorted(p for p in namespace.iterdir() if _RANK.fullmatch(p.name)):
             for shard in sorted(rank.iterdir()):
                 if shard.name != PARTIAL:
                     files = sorted(shard.iterdir()) if shard.is_dir() else [shard]
-                    yield from (Place(file, namespace.name, rank.name) for file in files)
+                    yield from (Location(file, namespace.name, rank.name) for file in files)
 
 
 def leftovers(base: Path) -> list[Path]:
@@ -47,7 +47,7 @@ def leftovers(base: Path) -> list[Path]:
     return sorted([*partial, *trash_in(base)])
 
 
-def verify(place: Place) -> Finding | None:
+def verify(place: Location) -> Verdict | None:
     """Read one record whole and compare it with itself and with its place; None if it is gone by now."""
     nbytes = 0
     try:
@@ -56,13 +56,13 @@ def verify(place: Place) -> Finding | None:
     except FileNotFoundError:
         return None
     except CorruptBlock as exc:
-        return Finding(place, nbytes, str(exc))
+        return Verdict(place, nbytes, str(exc))
     except OSError as exc:
-        return Finding(place, nbytes, exc.strerror or str(exc))
-    return Finding(place, nbytes)
+        return Verdict(place, nbytes, exc.strerror or str(exc))
+    return Verdict(place, nbytes)
 
 
-def _verify(place: Place) -> None:
+def _verify(place: Location) -> None:
     path = place.path
     if path.suffix != SUFFIX:
         raise CorruptBlock("not a record's name")

@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 import msgspec
 
 from kvtier.config import TraceConfig
-from kvtier.trace.formats.own import VERSION, Heading, Line
+from kvtier.trace.formats.own import VERSION, Heading, TraceLine
 from kvtier.trace.trace import NO_SESSION
 from kvtier.types import BlockKey
 
@@ -108,8 +108,8 @@ class Recorder:
             logger.warning("kvtier: the trace %s loses requests: %s", self._path, why)
 
 
-def _line(entry: _Entry) -> Line:
-    return Line(
+def _line(entry: _Entry) -> TraceLine:
+    return TraceLine(
         at_s=entry.at_s,
         prompt=entry.prompt_tokens,
         output=entry.output_tokens,

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from kvtier.errors import ConfigError
-from kvtier.trace.formats.own import VERSION, Heading, Line
+from kvtier.trace.formats.own import VERSION, Heading, TraceLine
 from kvtier.trace.sessions import Template
 from kvtier.trace.trace import Row, runs_of
 
@@ -62,7 +62,7 @@ def write(path: Path, rows: Iterable[Row], block_tokens: int) -> int:
     with _create(path) as file:
         file.write(encoder.encode(Heading(VERSION, block_tokens)) + b"\n")
         for row in rows:
-            line = Line(
+            line = TraceLine(
                 at_s=round(row.at_s, 6),
                 prompt=row.prompt_tokens,
                 output=row.output_tokens,

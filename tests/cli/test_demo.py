@@ -13,7 +13,7 @@ from kvtier.cli import demo as command
 from kvtier.demo.model import LlamaShape, build
 from kvtier.demo.process import end_session, session
 from kvtier.demo.report import headline, render
-from kvtier.demo.results import Occupancy, PassResult, Sources, Turn, as_json, percentile
+from kvtier.demo.results import AnsweredTurn, Occupancy, PassResult, Sources, as_json, percentile
 from kvtier.demo.server import Server, ServerConfig, ServerError, kv_transfer_config
 from kvtier.demo.watch import by_tier, parse, sources
 from kvtier.demo.workload import Script, Workload
@@ -84,7 +84,7 @@ def test_ticks_cover_the_values(top: float) -> None:
 def result(name: str, ttft_s: float, *, identical: bool = True) -> PassResult:
     return PassResult(
         name=name,
-        turns=[Turn(0, turn, 100, [1, 2], ttft_s * (turn + 1)) for turn in range(2)],
+        turns=[AnsweredTurn(0, turn, 100, [1, 2], ttft_s * (turn + 1)) for turn in range(2)],
         sources=Sources(10, 20, 30, 40),
         occupancy=[Occupancy(0.1, {"dram": 0}), Occupancy(1.0, {"dram": 1 << 20})],
         capacity={"dram": 1 << 30},

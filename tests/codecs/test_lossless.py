@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from kvtier.cli.codec_rows import Sample, cut, entropy_bound, measure
+from kvtier.cli.codec_rows import ChunkSample, cut, entropy_bound, measure
 from kvtier.codec import Bytes, ChunkFacts
 from kvtier.errors import CorruptBlock
 from kvtier.testing.codecs import decode_guarded, encoded, hostile
@@ -31,7 +31,7 @@ DTYPES = ["bf16", "fp16", "fp32", "fp8", ""]
 
 
 @pytest.fixture(scope="module")
-def real() -> Sample:
+def real() -> ChunkSample:
     return cut(np.load(KV), "bf16", 128)
 
 
@@ -44,14 +44,14 @@ def back_from(codec: tuple[object, ...], chunk: Bytes, facts: ChunkFacts) -> Byt
     return out
 
 
-def test_golden_ratios(real: Sample) -> None:
+def test_golden_ratios(real: ChunkSample) -> None:
     ratios = {name: measure(name, named(*codec), real).ratio for name, codec in STAGES.items()}
     assert ratios["lossless"] >= 1.42
     assert ratios["lossless"] == pytest.approx(1.528, abs=0.02)
     assert ratios["zstd"] == pytest.approx(1.32, abs=0.03)
 
 
-def test_lossless_is_within_3_percent_of_the_entropy_of_its_planes(real: Sample) -> None:
+def test_lossless_is_within_3_percent_of_the_entropy_of_its_planes(real: ChunkSample) -> None:
     assert measure("lossless", named("lossless"), real).ratio >= 0.97 * entropy_bound(real)
 
 
@@ -94,7 +94,7 @@ def test_an_order_without_its_layout_is_corrupt() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 2**32), stages=st.sampled_from(sorted(STAGES)))
-def test_hostile_payloads_stay_inside(real: Sample, seed: int, stages: str) -> None:
+def test_hostile_payloads_stay_inside(real: ChunkSample, seed: int, stages: str) -> None:
     rng = np.random.default_rng(seed)
     chunk = real.chunks[0][:20_000]
     payload = encoded(named(*STAGES[stages]), chunk)
@@ -105,7 +105,7 @@ def test_hostile_payloads_stay_inside(real: Sample, seed: int, stages: str) -> N
 
 
 @pytest.mark.parametrize("name", ["lossless", "zstd", "lz4"])
-def test_the_gil_is_free_while_a_chunk_is_coded(real: Sample, name: str) -> None:
+def test_the_gil_is_free_while_a_chunk_is_coded(real: ChunkSample, name: str) -> None:
     codec, chunk = named(name), np.tile(real.chunks[0], 32)
     payload, out = encoded(codec, chunk), np.empty_like(chunk)
     turns, done = 0, threading.Event()

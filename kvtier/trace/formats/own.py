@@ -29,7 +29,7 @@ class Heading(msgspec.Struct):
     start_s: float = 0.0  # what the times count from
 
 
-class Line(
+class TraceLine(
     msgspec.Struct, rename={"at_s": "t", "prompt": "in", "output": "out"}, omit_defaults=True
 ):
     """One request."""
@@ -47,7 +47,7 @@ class OwnFormat(TraceFormat):
     """Ids that were hashes keep 63 of their bits; the rest of a key told the KV-cache group."""
 
     def __init__(self, drawing: Drawing) -> None:
-        self._decoder = msgspec.json.Decoder(Line)
+        self._decoder = msgspec.json.Decoder(TraceLine)
         self.block_tokens = 0
         self._start_s = 0.0
 
