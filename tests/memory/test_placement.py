@@ -135,7 +135,7 @@ def test_an_unknown_processor_has_no_calls(monkeypatch: pytest.MonkeyPatch) -> N
 def test_under_seccomp_memory_works_unbound_and_says_so() -> None:
     said = run_sealed(
         "from kvtier.memory.arena import Arena\n"
-        "from kvtier import placement\n"
+        "from kvtier.memory import placement\n"
         f"arena = Arena(4, 8192, [{NODE}])\n"
         "arena.slot(3)[:] = 5\n"
         "print(arena.refused, arena.locate().error, placement.prefer(0), arena.slot(3).sum(), sep='|')"
