@@ -80,7 +80,7 @@ def test_the_configuration_uses_it_and_priority_counts(module: Path) -> None:
     group = GroupSpec(0, 16, None, 1 << 20)
     cache = assemble(config, [group], ranks=1, local_ranks=1, clock=clock)
     policy = importlib.import_module("priority_policy").PriorityPolicy
-    assert isinstance(cache._residency.policies[0], policy)
+    assert isinstance(cache.view.policy(0), policy)
     cache.open(6, "{}")
     dear, cheap, new = chain("dear", 3), chain("cheap", 3), chain("new", 3)
     cache.arrive("r", [dear], hints=RequestHints(priority=1))
