@@ -12,6 +12,7 @@ from kvtier.brain import StorePlan, TieredCache, TierSpec, TierStats
 from kvtier.brain.index import ChunkState
 from kvtier.config import Plugin
 from kvtier.facts import TierFacts
+from kvtier.hook import HookSet
 from kvtier.policies.prefetch.arrival import ArrivalPolicy
 from kvtier.policy import AdmissionPolicy, EvictionPolicy
 from kvtier.registry import build
@@ -56,6 +57,21 @@ class Shape(NamedTuple):
     admission: str = "always"
     found: tuple[tuple[str, int], ...] = ()  # (name, chunk) in the lower tiers at start
     medium: Medium | None = None  # of the lower tiers
+    hooks: HookSet = HookSet()
+    below_admission: str = ""  # of the lower tiers; as `admission` if empty
+    asked: bool = False  # the room of the last lower tier is not ours
+
+    @property
+    def owned(self) -> int:
+        """How many lower tiers have a room that is ours."""
+        return len(self.modes) - (self.asked and bool(self.modes))
+
+
+class Never(AdmissionPolicy):
+    """Admits nothing."""
+
+    def admits(self, key: BlockKey, end_token: int) -> bool:
+        return False
 
 
 def eviction(name: str) -> Callable[[TierFacts], EvictionPolicy]:
@@ -75,6 +91,7 @@ class Engine:
         self.clock = Clock()
         self.hybrid = shape.hybrid
         self.requests: dict[str, Req] = {}
+        self.owned = shape.owned
         self.published: list[set[BlockKey]] = [set() for _ in range(1 + len(shape.modes))]
         self.cache = TieredCache(
             groups=[FULL, WINDOW] if shape.hybrid else [FULL],
@@ -84,12 +101,12 @@ class Engine:
             lower=[
                 TierSpec(
                     name=f"tier{i}",
-                    capacity=shape.capacity * RECORD,
+                    capacity=shape.capacity * RECORD if i <= shape.owned else None,
                     write=mode,
                     deadline_s=2.0,
                     persistent=True,
-                    eviction=eviction(shape.eviction),
-                    admission=admission(shape.admission),
+                    eviction=eviction(shape.eviction) if i <= shape.owned else None,
+                    admission=admission(shape.below_admission or shape.admission),
                     medium=shape.medium,
                     max_writes=3,
                     max_idle_writes=3,
@@ -97,10 +114,11 @@ class Engine:
                 for i, mode in enumerate(shape.modes, 1)
             ],
             prefetch=[ArrivalPolicy] if shape.prefetch else [],
+            hooks=shape.hooks,
             clock=self.clock,
             low_watermark=shape.watermark,
         )
-        self.ranks = Ranks(self.cache, shape.ranks, shape.slots, len(shape.modes))
+        self.ranks = Ranks(self.cache, shape.ranks, shape.slots, len(shape.modes), shape.owned)
         self.to_list: dict[tuple[int, int], list[bytes]] = {}
         self._count = 0
         self._populate(shape.found)
@@ -108,7 +126,7 @@ class Engine:
 
     def _populate(self, found: Sequence[tuple[str, int]]) -> None:
         """Leave records behind for the scan; later ranks miss some."""
-        for tier in range(1, len(self.published)):
+        for tier in range(1, 1 + self.owned):
             for n, rank in enumerate(self.ranks.ranks):
                 keys = sorted({chain(name, i + 1)[i] for name, i in found[: len(found) - n]})
                 rank.records[tier] = {key: Content(key, 0) for key in keys}
@@ -278,8 +296,11 @@ class Engine:
         for tier, held in enumerate(self.published):
             now = set(view.keys(tier))
             assert held == now, "events do not add up"
-            tracked = view.policy(tier).victims(1000, lambda key: False)
-            assert set(tracked) == (held - leaving if tier == 0 else held)
+            tracked = set(view.policy(tier).victims(1000, lambda key: False))
+            if tier > self.owned:
+                assert not tracked, "a victim in a tier that is not ours"
+            else:
+                assert tracked == (held - leaving if tier == 0 else held)
 
     def end(self) -> None:
         """Let everything end, then assert that nothing is left."""

@@ -78,8 +78,11 @@ class Rank:
 class Ranks:
     """All ranks of one engine, driven by the test."""
 
-    def __init__(self, cache: TieredCache, ranks: int, slots: int, tiers: int) -> None:
+    def __init__(
+        self, cache: TieredCache, ranks: int, slots: int, tiers: int, owned: int | None = None
+    ) -> None:
         self.cache = cache
+        self.owned = tiers if owned is None else owned  # tiers whose room is the brain's
         self.ranks = [
             Rank([GARBAGE] * slots, {t: {} for t in range(1, tiers + 1)}) for _ in range(ranks)
         ]
@@ -109,6 +112,8 @@ class Ranks:
         return ops
 
     def _check_use(self, op: TierOp) -> None:
+        if op.tier > self.owned:
+            assert op.kind not in (OpKind.REMOVE, OpKind.RECLAIM), "that room is not ours"
         if op.kind is OpKind.READ:
             assert not self.users(op.slot), "READ into a slot in use"
         if op.kind is OpKind.WRITE:
@@ -251,6 +256,6 @@ class Ranks:
     def check_known(self) -> None:
         """Assert that no rank keeps a record that the brain does not know."""
         for rank in self.ranks:
-            for tier, records in rank.records.items():
+            for tier, records in list(rank.records.items())[: self.owned]:
                 known = set(self.cache.view.keys(tier))
                 assert records.keys() <= known, "a record that nobody will ever remove"

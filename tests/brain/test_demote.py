@@ -3,9 +3,7 @@
 import pytest
 
 from kvtier.brain import Why
-from kvtier.policy import AdmissionPolicy
-from kvtier.testing.policies import FixedFacts
-from kvtier.types import BlockKey, OpKind, OpStatus, Priority, WriteMode
+from kvtier.types import OpKind, OpStatus, Priority, WriteMode
 from tests.brain.fake_engine import (
     Engine,
     Shape,
@@ -190,12 +188,7 @@ def test_victims_that_are_leaving_are_waited_for_until_the_tier_stalls() -> None
 
 
 def test_what_a_tier_does_not_admit_is_dropped() -> None:
-    class Never(AdmissionPolicy):
-        def admits(self, key: BlockKey, end_token: int) -> bool:
-            return False
-
-    made = engine(WriteMode.ON_EVICT, slots=2)
-    made.cache._state.lowers[0]._admission = Never(FixedFacts())
+    made = started(SHAPE._replace(slots=2, below_admission="tests.brain.fake_engine:Never"))
     stored(made, A[:2])
     arrive(made, "b", B)
     assert store(made, "b", B[:2]).keys == tuple(B[:2])

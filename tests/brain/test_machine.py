@@ -8,8 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from kvtier.hook import HookSet
 from kvtier.registry import ADMISSION, EVICTION
-from kvtier.types import OpStatus, WriteMode
+from kvtier.types import Medium, OpStatus, WriteMode
 from tests.brain.fake_engine import Engine, Shape
 
 NAMES = "abcde"
@@ -40,6 +41,11 @@ class Machine(RuleBasedStateMachine):
             watermark=st.sampled_from([0.0, 0.2, 0.5]),
             eviction=st.sampled_from(sorted(EVICTION)),
             admission=st.sampled_from(sorted(ADMISSION)),
+            hooks=st.just(HookSet()),
+            below_admission=st.just(""),
+            asked=st.booleans(),
+            medium=st.none()
+            | st.builds(Medium, read=st.floats(1, 1e12), latency_s=st.floats(0, 10)),
             found=st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 7)), max_size=6).map(
                 tuple
             ),
@@ -157,6 +163,7 @@ def random_shape(rng: random.Random) -> Shape:
         hybrid=rng.random() < 0.4,
         prefetch=rng.random() < 0.4,
         watermark=rng.choice([0.0, 0.1, 0.3]),
+        asked=rng.random() < 0.3,
         found=tuple((rng.choice(NAMES), rng.randrange(8)) for _ in range(rng.choice([0, 8, 40]))),
     )
 
