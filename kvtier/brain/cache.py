@@ -191,7 +191,7 @@ class TieredCache:
         known = self._requests.get(request)
         if known is None:
             return None
-        if known.why is None and (why := self._gap(known, tokens)):
+        if known.why is None and (why := self._promotion.gap(known, tokens)):
             self._state.refuse_load(known, why)
         return known.why
 
@@ -380,22 +380,6 @@ class TieredCache:
         self._state.hooks.tell(HookKind.HIT, TIER0, fresh)
         self._state.arena.hits += max(0, len(fresh) - below)
         self._demotion.reused(self._residency.hit(fresh))
-
-    def _gap(self, known: Request, tokens: int) -> Why | None:
-        """Say why the chunk that follows after so many tokens of the prefix was not found; None if it was."""
-        prefix = known.facts.prefix
-        i = tokens // prefix.chunk_tokens
-        if i >= len(prefix.keys):
-            return None
-        flags = self._index.flags_of(prefix.keys[i])
-        if flags & self._visible:
-            return None
-        holders = [low for low in self._state.lowers if flags >> low.tier & 1]
-        if holders:
-            return holders[0].why_not
-        if not self._opened or any(low.opening for low in self._state.lowers):
-            return Why.OPENING
-        return Why.ABSENT
 
     def _refresh(self) -> None:
         visible = IN_TIER0

@@ -109,6 +109,18 @@ class Promotion:
             fill.waiters.append(waiter)
         return fill
 
+    def gap(self, request: Request, tokens: int) -> Why | None:
+        """Say why the chunk that follows after so many tokens of the prefix is not a hit; None if it could be."""
+        prefix = request.facts.prefix
+        i = tokens // prefix.chunk_tokens
+        if i >= len(prefix.keys) or self._residency.index.resident(prefix.keys[i]):
+            return None
+        source = self._source(prefix.keys[i])
+        if isinstance(source, LowerTier):
+            return None
+        opening = not self._residency.slots.n or any(lower.opening for lower in self._lowers)
+        return Why.OPENING if source is Why.ABSENT and opening else source
+
     def link(self, request: Request) -> None:
         """Give what a scan found of a request's prefix its place."""
         if self._residency.index.unlinked:
