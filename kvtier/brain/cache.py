@@ -176,9 +176,11 @@ class TieredCache:
         row = self._index.rows.get(key)
         if row is None:
             return False
+        holders = self._index.flags[row] & self._visible
+        if holders & IN_TIER0:
+            return True
         known = self._requests.get(request)
-        sees = self._visible if known is None else self._visible & known.sees
-        return self._index.flags[row] & sees != 0
+        return holders != 0 and (known is None or holders & known.sees != 0)
 
     def refuse(self, request: str, why: Why) -> None:
         """Note that a request's hit ends for a reason that only the caller knows."""

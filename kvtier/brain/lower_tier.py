@@ -116,8 +116,7 @@ class LowerTier:
 
     def fail(self, status: OpStatus) -> None:
         """Count a failure; only what the medium did wrong tries the breaker."""
-        failures = self.counters.failures
-        failures[status] = failures.get(status, 0) + 1
+        self.counters.failures[status] += 1
         if status not in _NOT_ITS_FAULT:
             self.breaker.failed()
 

@@ -4,14 +4,23 @@ A field made by `counter` or `gauge` is a metric; the engine's metrics and docs/
 counter, add a field here and count in it.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, NamedTuple
+from operator import attrgetter
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from kvtier.brain.breaker import BreakerState
 from kvtier.brain.why import Why
 from kvtier.types import OpStatus
+
+K = TypeVar("K", bound=str)
+
+
+class Tally(dict[K, int], Generic[K]):
+    """A count for each key; 0 for one that was never counted."""
+
+    def __missing__(self, key: K) -> int:
+        return 0
 
 
 class Metric(NamedTuple):
@@ -37,7 +46,7 @@ def counter(name: str, text: str, *, by: str = "") -> Any:
     """Declare a number that only grows, or with `by` one for each value of that label."""
     metric = Metric(f"kvtier:{name}", "counter", text, (by,) if by else ())
     if by:
-        return field(default_factory=Counter, metadata={"metric": metric})
+        return field(default_factory=Tally, metadata={"metric": metric})
     return field(default=0, metadata={"metric": metric})
 
 
@@ -46,7 +55,7 @@ def gauge(name: str, text: str) -> Any:
     return field(default=0, metadata={"metric": Metric(f"kvtier:{name}", "gauge", text)})
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class TierStats:
     """One tier. Bytes and seconds are of one rank, the slowest."""
 
@@ -59,14 +68,14 @@ class TierStats:
     write_bytes: int = counter("tier_write_bytes", "Bytes written to the tier, per rank.")
     write_seconds: float = counter("tier_write_seconds", "Seconds in writes, summed.")
     evictions: int = counter("tier_evictions", "Chunks that the tier gave up for room.")
-    refused: Counter[Why] = counter(
+    refused: Tally[Why] = counter(
         "tier_refused", "Chunks that left DRAM and that the tier did not take.", by="reason"
     )
     trips: int = counter("tier_trips", "Times that the tier was sent to rest.")
-    failures: Counter[OpStatus] = counter(
+    failures: Tally[OpStatus] = counter(
         "tier_failures", "Operations on the tier that failed.", by="cause"
     )
-    codecs: Counter[str] = counter(
+    codecs: Tally[str] = counter(
         "tier_codec_writes", "Chunks written to the tier, by how they were encoded.", by="codec"
     )
     capacity: int = gauge("tier_capacity_bytes", "Capacity of the tier, per rank.")
@@ -78,6 +87,14 @@ class TierStats:
     in_flight: int = gauge("tier_in_flight", "Operations in flight.")
     resting: int = gauge("tier_resting", "1 while the tier rests.")
     breaker: BreakerState = BreakerState.CLOSED
+
+    def copy(self) -> "TierStats":
+        """Keep the numbers of now."""
+        copied = TierStats(*_of_tier(self))
+        copied.refused = Tally(self.refused)
+        copied.failures = Tally(self.failures)
+        copied.codecs = Tally(self.codecs)
+        return copied
 
     def count_read(self, nbytes: int, seconds: float) -> None:
         """Count a chunk that was read."""
@@ -94,7 +111,7 @@ class TierStats:
             self.codecs[codec] += 1
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class CacheStats:
     """The whole brain."""
 
@@ -102,10 +119,10 @@ class CacheStats:
     lookups: int = counter("lookups", "Keys that the scheduler asked for, some several times.")
     stores: int = counter("stores", "Chunks copied in from the device.")
     loads: int = counter("loads", "Chunks copied to the device.")
-    load_refusals: Counter[Why] = counter(
+    load_refusals: Tally[Why] = counter(
         "load_refusals", "Requests whose hit ended before their prompt did.", by="reason"
     )
-    store_refusals: Counter[Why] = counter(
+    store_refusals: Tally[Why] = counter(
         "store_refusals", "Chunks that were offered and not stored in DRAM.", by="reason"
     )
     hook_failures: int = counter("hook_failures", "Calls of hooks that raised or took too long.")
@@ -125,6 +142,17 @@ class CacheStats:
     pinned: int = gauge("pinned", "Chunks that are pinned.")
     reading: int = gauge("reading", "Chunks on their way up.")
     requests: int = gauge("requests", "Requests that are known.")
+
+    def copy(self) -> "CacheStats":
+        """Keep the numbers of now."""
+        copied = CacheStats(*_of_cache(self))
+        copied.load_refusals = Tally(self.load_refusals)
+        copied.store_refusals = Tally(self.store_refusals)
+        return copied
+
+
+_of_tier = attrgetter(*(each.name for each in fields(TierStats)))
+_of_cache = attrgetter(*(each.name for each in fields(CacheStats)))
 
 
 def _metrics(table: type[CacheStats] | type[TierStats], *labels: str) -> tuple[Metric, ...]:
@@ -152,9 +180,9 @@ def values(stats: CacheStats) -> Iterator[tuple[Metric, tuple[str, ...], float]]
 
 
 def _value(
-    metric: Metric, labels: tuple[str, ...], value: float | Counter[str]
+    metric: Metric, labels: tuple[str, ...], value: float | Tally[str]
 ) -> Iterator[tuple[Metric, tuple[str, ...], float]]:
-    if isinstance(value, Counter):
+    if isinstance(value, Tally):
         for each, count in value.items():
             yield metric, (*labels, str(each)), count
     else:
