@@ -12,7 +12,7 @@ from kvtier.cli import demo as command
 from kvtier.demo.model import LlamaShape, build
 from kvtier.demo.process import end_session, session
 from kvtier.demo.report import headline, render
-from kvtier.demo.results import Occupancy, PassResult, Sources, Turn, as_json, percentile
+from kvtier.demo.results import Occupancy, PassResult, Sources, Turn, as_json
 from kvtier.demo.server import Server, ServerConfig, ServerError, kv_transfer_config
 from kvtier.demo.svg import ticks
 from kvtier.demo.watch import by_tier, parse, sources
@@ -63,14 +63,6 @@ def test_sources_add_up_to_the_prompts() -> None:
     assert sources(samples) == Sources(computed=900, hbm=128, dram=256, nvme=384)
     assert by_tier(samples, "kvtier:tier_used_bytes") == {"dram": 1 << 20, "nvme": 2}
     assert sources({}) == (0, 0, 0, 0)
-
-
-@pytest.mark.parametrize(
-    ("values", "percent", "expected"),
-    [([3.0], 95, 3.0), ([4.0, 1.0], 50, 2.5), ([1.0, 2.0, 3.0], 50, 2.0), ([0.0, 10.0], 95, 9.5)],
-)
-def test_percentile(values: list[float], percent: float, expected: float) -> None:
-    assert percentile(values, percent) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("top", [0.0, 0.003, 1.0, 7.0, 99.0, 1234.0])
