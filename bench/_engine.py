@@ -10,8 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
-from http.client import HTTPConnection
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kvtier.demo import client, watch
@@ -87,11 +86,8 @@ def prompts(count: int, tokens: int, *, seed: int) -> list[list[int]]:
 
 def forget_device_cache(server: Server) -> None:
     """Drop vLLM's own prefix cache; kvtier's tiers stay as they are."""
-    with closing(HTTPConnection("127.0.0.1", server.port, timeout=10)) as connection:
-        connection.request("POST", "/reset_prefix_cache")
-        status = connection.getresponse().status
-    if status != 200:
-        raise RuntimeError(f"/reset_prefix_cache: {status}")
+    with client.connect(server.port) as http:
+        http.post("/reset_prefix_cache")
 
 
 def sources(server: Server) -> Sources:

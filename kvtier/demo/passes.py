@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+
 from kvtier.demo.client import complete, metrics, tokenize
 from kvtier.demo.model import text
 from kvtier.demo.results import AnsweredTurn, PassResult
@@ -142,7 +144,7 @@ def explained(server: Server) -> Iterator[None]:
     """Say what the server logged where it fails in the middle."""
     try:
         yield
-    except OSError as error:
+    except httpx.HTTPError as error:
         raise ServerError(f"the engine stopped answering: {error}\n{server.log_tail()}") from error
 
 

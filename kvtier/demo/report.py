@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from html import escape
+from statistics import median
 
 from kvtier.charts import Part, Series, bars, legend, page, plot
-from kvtier.demo.results import PassResult, percentile
+from kvtier.demo.results import PassResult
 from kvtier.demo.workload import Workload
 
 WHAT = {
@@ -92,8 +93,7 @@ def _ttft(passes: Sequence[PassResult]) -> str:
         ]
         numbers = sorted({turn.turn for turn in each.turns})
         medians = [
-            (n + 1, percentile([t.ttft_s for t in each.turns if t.turn == n], 50) * 1e3)
-            for n in numbers
+            (n + 1, median(t.ttft_s for t in each.turns if t.turn == n) * 1e3) for n in numbers
         ]
         colour = f"--{each.name}"
         series.append(Series(each.name, colour, medians))

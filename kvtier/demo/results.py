@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 
 class Sources(NamedTuple):
     """Where the tokens of the prompts came from."""
@@ -49,16 +51,8 @@ class PassResult:
 
     def ttft_s(self, percent: float, *, first_turn: int = 0) -> float:
         """A percentile of the time to first token, in seconds; of these turns and later ones."""
-        return percentile([t.ttft_s for t in self.turns if t.turn >= first_turn], percent)
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """The percentile, interpolated between the two nearest values."""
-    ordered = sorted(values)
-    at = (len(ordered) - 1) * percent / 100
-    low = int(at)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (at - low)
+        of_turns = [t.ttft_s for t in self.turns if t.turn >= first_turn]
+        return float(np.percentile(of_turns, percent))
 
 
 def as_json(passes: Sequence[PassResult], machine: dict[str, object]) -> dict[str, object]:

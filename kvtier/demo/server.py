@@ -10,9 +10,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.client import HTTPConnection, HTTPException
 from importlib.metadata import entry_points
 from pathlib import Path
+
+import httpx
 
 from kvtier.demo.process import end_session
 from kvtier.errors import KvtierError
@@ -114,14 +115,11 @@ class Server:
         return not end_session(self.process, LEAVE_S if self._ready else LEAVE_EARLY_S)
 
     def _healthy(self) -> bool:
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=2)
+        url = f"http://127.0.0.1:{self.port}/health"
         try:
-            connection.request("GET", "/health")
-            return connection.getresponse().status == 200
-        except (OSError, HTTPException):
+            return httpx.get(url, timeout=2.0, trust_env=False, verify=False).is_success
+        except httpx.HTTPError:
             return False
-        finally:
-            connection.close()
 
 
 @contextmanager

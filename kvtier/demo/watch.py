@@ -1,31 +1,31 @@
 """What vLLM's `/metrics` says about where tokens came from and how full the tiers are."""
 
-import re
 import threading
 import time
-from http.client import HTTPException
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from kvtier.demo.client import metrics
 from kvtier.demo.results import Occupancy, Sources
+from kvtier.demo.server import ServerError
 
 Samples = dict[tuple[str, str], float]
 """Value by metric and by the one label that matters here: `source` or `tier`."""
 
-_LINE = re.compile(r"^([\w:]+)(?:\{(.*)\})? (\S+)$")
-_LABEL = re.compile(r'(?:source|tier)="([^"]*)"')
-
 _PROMPT = "vllm:prompt_tokens_by_source_total"
 _CACHED = "vllm:prompt_tokens_cached_by_source_total"
+_WANTED = ("kvtier:", "vllm:prompt_tokens_")  # the parser takes 25 ms of CPU for all of them
 
 
 def parse(text: str) -> Samples:
-    """Read Prometheus' text format."""
-    samples: Samples = {}
-    for line in text.splitlines():
-        if match := _LINE.match(line):
-            label = _LABEL.search(match[2] or "")
-            samples[match[1], label[1] if label else ""] = float(match[3])
-    return samples
+    """Read our metrics, and vLLM's of the prompts' tokens, out of Prometheus' text format."""
+    lines = "".join(line for line in text.splitlines(keepends=True) if line.startswith(_WANTED))
+    return {
+        (sample.name, sample.labels.get("source") or sample.labels.get("tier", "")): sample.value
+        for family in text_string_to_metric_families(lines)
+        for sample in family.samples
+    }
 
 
 def sources(samples: Samples) -> Sources:
@@ -69,7 +69,7 @@ class Watch:
         while not self._stop.wait(self._every_s):
             try:
                 samples = parse(metrics(self._port))
-            except (OSError, HTTPException):  # the server is busy or gone: a gap in the plot
+            except (httpx.HTTPError, ServerError):  # the server is busy or gone: a gap in the plot
                 continue
             used = by_tier(samples, "kvtier:tier_used_bytes")
             self.capacity |= by_tier(samples, "kvtier:tier_capacity_bytes")

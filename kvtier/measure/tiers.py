@@ -54,7 +54,7 @@ class _Bench:
     def point(self, kind: OpKind, chunks: int, depth: int) -> Point:
         """Measure one way."""
         seconds, results = self.run(kind, chunks, depth)
-        each = sorted(second for second, _ in results)
+        median_s, p99_s = np.percentile([took for took, _ in results], (50, 99)).tolist()
         return Point(
             self._tier.name,
             self._chunk_nbytes,
@@ -62,8 +62,8 @@ class _Bench:
             depth,
             kind.name.lower(),
             chunks * self._chunk_nbytes / seconds / 1e9,
-            each[len(each) // 2],
-            each[len(each) * 99 // 100],
+            median_s,
+            p99_s,
             sum(nbytes for _, nbytes in results) / chunks,
         )
 
@@ -143,10 +143,12 @@ def measure_dram(tier: TierConfig, chunk_nbytes: int, nbytes: int) -> list[Point
     chunk = np.ones(chunk_nbytes, np.uint8)
     points = []
     for way in ("touch", "write", "read"):  # the first pass takes the pages from the system
-        each = sorted(_copy_s(slot, chunk, way) for slot in slots)
+        each = [_copy_s(slot, chunk, way) for slot in slots]
         gb_s = len(each) * chunk_nbytes / sum(each) / 1e9
-        half, most = each[len(each) // 2], each[len(each) * 99 // 100]
-        points.append(Point(tier.name, chunk_nbytes, 1, 1, way, gb_s, half, most, chunk_nbytes))
+        median_s, p99_s = np.percentile(each, (50, 99)).tolist()
+        points.append(
+            Point(tier.name, chunk_nbytes, 1, 1, way, gb_s, median_s, p99_s, chunk_nbytes)
+        )
     region.close()
     return points[1:]
 

@@ -4,16 +4,22 @@ import json
 import re
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from kvtier.charts import ticks
 from kvtier.cli import demo as command
+from kvtier.demo.client import complete, metrics
 from kvtier.demo.model import LlamaShape, build
 from kvtier.demo.process import end_session, session
 from kvtier.demo.report import headline, render
-from kvtier.demo.results import AnsweredTurn, Occupancy, PassResult, Sources, as_json, percentile
+from kvtier.demo.results import AnsweredTurn, Occupancy, PassResult, Sources, as_json
 from kvtier.demo.server import Server, ServerConfig, ServerError, kv_transfer_config
 from kvtier.demo.watch import by_tier, parse, sources
 from kvtier.demo.workload import Script, Workload
@@ -63,14 +69,6 @@ def test_sources_add_up_to_the_prompts() -> None:
     assert sources(samples) == Sources(computed=900, hbm=128, dram=256, nvme=384)
     assert by_tier(samples, "kvtier:tier_used_bytes") == {"dram": 1 << 20, "nvme": 2}
     assert sources({}) == (0, 0, 0, 0)
-
-
-@pytest.mark.parametrize(
-    ("values", "percent", "expected"),
-    [([3.0], 95, 3.0), ([4.0, 1.0], 50, 2.5), ([1.0, 2.0, 3.0], 50, 2.0), ([0.0, 10.0], 95, 9.5)],
-)
-def test_percentile(values: list[float], percent: float, expected: float) -> None:
-    assert percentile(values, percent) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("top", [0.0, 0.003, 1.0, 7.0, 99.0, 1234.0])
@@ -143,6 +141,58 @@ def test_the_engine_is_given_kvtier_in_one_argument() -> None:
     assert given == kv_transfer_config(tiers)
     assert given["kv_connector"] == "KVTierConnector"
     assert "--kv-transfer-config" not in ServerConfig(model=Path("m"), blocks=10).command(8000)
+
+
+STREAM = (
+    '{"choices": [{"text": "", "token_ids": null}]}',
+    '{"choices": [{"text": "a\u2028b", "token_ids": [7, 8]}]}',
+    '{"choices": [{"text": "\x85", "token_ids": [9]}]}',
+    '{"choices": [], "usage": {"prompt_tokens_details": {"cached_tokens": 128}}}',
+    "[DONE]",
+)
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Streams what a server streams: the last event comes a while after the others."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        self.end_headers()
+        for event in STREAM:
+            time.sleep(0.2 if event == "[DONE]" else 0)
+            self.wfile.write(f"data: {event}\n\n".encode())
+
+    def do_GET(self) -> None:
+        self.send_error(503, "asleep")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def answering() -> Iterator[int]:
+    with HTTPServer(("127.0.0.1", 0), Answers) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+def test_an_answer_is_timed_at_its_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    with answering() as port:
+        answer = complete(port, [1, 2], 3)
+    assert answer.tokens == [7, 8, 9]
+    assert answer.cached == 128
+    assert 0 < answer.ttft_s < answer.seconds - 0.19
+
+
+def test_a_refusal_is_an_error_in_the_servers_words() -> None:
+    with answering() as port, pytest.raises(ServerError, match=r"(?s)/metrics: 503 .*asleep"):
+        metrics(port)
 
 
 def test_a_session_ends_as_a_whole() -> None:
