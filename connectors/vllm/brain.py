@@ -1,12 +1,11 @@
 """Builds the brain from the configuration, vLLM's KV-cache groups and the ranks' hellos."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kvtier.assembly import assemble
 from kvtier.brain import TieredCache
 from kvtier.config import Config
-from kvtier.connectors.vllm.messages import Hello
+from kvtier.connectors.vllm.ranks import Ranks
 from kvtier.types import GroupSpec
 
 if TYPE_CHECKING:
@@ -18,25 +17,22 @@ if TYPE_CHECKING:
 def build_brain(
     config: Config,
     vllm: "SchedulerOffloadConfig",
-    hellos: Sequence[Hello],
-    *,
-    local_ranks: int,
+    ranks: Ranks,
     width: int,
 ) -> TieredCache:
-    """Make the brain; `local_ranks` ranks share the capacity of each tier. `width` is the model's hidden size."""
+    """Make the brain from the configuration of one rank. `width` is the model's hidden size."""
     groups = [
         GroupSpec(
             index=group.group_idx,
             chunk_tokens=group.tokens_per_chunk,
             window_chunks=group.sliding_window_size_in_chunks,
-            nbytes=max(hello.group_nbytes[group.group_idx] for hello in hellos),
+            nbytes=ranks.group_nbytes(group.group_idx),
         )
         for group in vllm.kv_group_configs
     ]
     return assemble(
         config,
         groups,
-        ranks=len(hellos),
-        local_ranks=local_ranks,
+        ranks=len(ranks.hellos),
         even_tokens=6.0 * width,  # see Costs.prefill_s
     )

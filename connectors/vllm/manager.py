@@ -51,8 +51,8 @@ class TieredCacheManager(OffloadingManager):
     Called from EngineCore's main thread only.
     """
 
-    def __init__(self) -> None:
-        self.guard = Guard()
+    def __init__(self, guard: Guard) -> None:
+        self.guard = guard
         self.brain: TieredCache | None = None
         self.planned: dict[int, Planned] = {}
         self.no_room: dict[str, Sequence[BlockKey]] = {}

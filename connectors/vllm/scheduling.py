@@ -15,16 +15,16 @@ from vllm.logger import init_logger
 from vllm.v1.kv_offload.base import OffloadKey
 
 from kvtier.brain import TieredCache
-from kvtier.config import Config, digest
-from kvtier.connectors.vllm import identity, placing
+from kvtier.config import Config, digest, of_rank
+from kvtier.connectors.vllm import identity
 from kvtier.connectors.vllm.brain import build_brain
 from kvtier.connectors.vllm.hints import Hints
 from kvtier.connectors.vllm.manager import TieredCacheManager
-from kvtier.connectors.vllm.messages import Hello, KVTierMetadata, KVTierWorkerMetadata, SlotSpec
+from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata, SlotSpec
 from kvtier.connectors.vllm.overwrites import Overwrites
+from kvtier.connectors.vllm.ranks import Hello, Ranks, agree, engine_of
 from kvtier.connectors.vllm.settings import summary
 from kvtier.connectors.vllm.speed import Speed
-from kvtier.errors import ConfigError
 from kvtier.trace.recorder import Recorder
 from kvtier.types import BlockKey, OpKind, TierOp
 
@@ -74,15 +74,20 @@ class Scheduling:
         self._vllm_config = vllm_config
         self._kv_cache_config = kv_cache_config
         self._base = base
-        self._ranks = vllm_config.parallel_config.world_size
         self._overwrites = Overwrites(vllm_config, kv_cache_config)
-        self._hellos: list[Hello] = []
+        self._ranks: Ranks | None = None
         self._opened = False
         self._jobs: dict[int, _Job] = {}
         self._reading: set[str] = set()
         self._fail_loads = False
         self._recorder: Recorder | None = None
         self.speed = Speed()
+
+    @property
+    def ranks(self) -> Ranks:
+        """The ranks, once they have said hello."""
+        assert self._ranks is not None
+        return self._ranks
 
     @property
     def brain(self) -> TieredCache:
@@ -99,18 +104,18 @@ class Scheduling:
         Raises:
             ConfigError: the ranks disagree or one is missing; the start is refused.
         """
-        hellos = [hello for hello in metadata if isinstance(hello, Hello)]
-        if self._hellos:
-            if hellos != self._hellos:
+        hellos = tuple(hello for hello in metadata if isinstance(hello, Hello))
+        if self._ranks is not None:
+            if hellos != self._ranks.hellos:
                 self.guard.trip("the ranks are not those of the start")
             return
-        self._hellos = hellos
-        agree(self._hellos, self._ranks, digest(self._config))
+        world_size = self._vllm_config.parallel_config.world_size
+        self._ranks = ranks = agree(hellos, world_size, digest(self._config))
+        mine = of_rank(self._config, ranks.local_ranks)
         brain = build_brain(
-            self._config,
+            mine,
             self._base.config,
-            self._hellos,
-            local_ranks=self._ranks,
+            ranks,
             width=self._vllm_config.model_config.get_hidden_size(),
         )
         groups = [group.group_idx for group in self._base.config.kv_group_configs]
@@ -119,14 +124,16 @@ class Scheduling:
             group = self._base.config.kv_group_configs[self._prefix_group()]
             transfer = self._vllm_config.kv_transfer_config
             assert transfer is not None
-            engine = placing.engine_of(transfer.engine_id, self._vllm_config.parallel_config)
+            engine = engine_of(transfer.engine_id, self._vllm_config.parallel_config)
             self._recorder = Recorder(self._config.trace, group.tokens_per_chunk, engine=engine)
         init_logger("vllm.kvtier").info(  # at its own level: only vLLM's loggers say so much
-            "kvtier: chunks of %d tokens; of each rank: %s",
+            "kvtier: chunks of %d tokens, %d rank(s), %d on a node; of each rank: %s",
             self._base.config.kv_group_configs[self._prefix_group()].tokens_per_chunk,
-            summary(self._config, hellos[0].arena_nbytes, self._ranks),
+            len(ranks.hellos),
+            ranks.local_ranks,
+            summary(mine, ranks.arena_nbytes),
         )
-        why = identity.ephemeral(self._vllm_config, self._hellos, self._config)
+        why = identity.ephemeral(self._vllm_config, hellos, self._config)
         for tier, _ in identity.lossy(self._config):
             logger.warning(
                 "kvtier: tier %r is lossy: answers over what is read from it may differ; its records are "
@@ -138,7 +145,7 @@ class Scheduling:
 
     def unopened(self) -> bool:
         """Whether the engine owes us one step, with which the tiers open."""
-        return bool(self._hellos) and not self._opened
+        return self._ranks is not None and not self._opened
 
     def arrive(self, request: "Request") -> None:
         """Tell the brain of a new request."""
@@ -193,7 +200,7 @@ class Scheduling:
             spec = job.src_spec if job_id in meta.load_jobs else job.dst_spec
             if isinstance(spec, SlotSpec) and spec.plan is not None:
                 keys = self.manager.planned.pop(spec.plan).keys
-                self._jobs[job_id] = _Job(spec.plan, keys, self._ranks)
+                self._jobs[job_id] = _Job(spec.plan, keys, len(self.ranks.hellos))
         self._offer_again()
         meta.ops = self.brain.drain()
         meta.fail_loads, self._fail_loads = self._fail_loads, False
@@ -259,12 +266,11 @@ class Scheduling:
 
     def _open(self) -> None:
         self._opened = True
-        slots = min(hello.slots for hello in self._hellos)
-        self.brain.open(slots, self._manifest())
+        self.brain.open(self.ranks.slots, self._manifest())
 
     def _manifest(self, epoch: str = "") -> str:
         return identity.manifest(
-            self._vllm_config, self._kv_cache_config, self._hellos, self._config, epoch
+            self._vllm_config, self._kv_cache_config, self.ranks.hellos, self._config, epoch
         )
 
     def _needed(self, request: str, start: int, end: int) -> list[BlockKey]:
@@ -309,21 +315,3 @@ class Scheduling:
         if job.ranks_left <= 0:
             del self._jobs[job_id]
             self.brain.finish(job.plan, [job.keys[i] for i in job.failed])
-
-
-def agree(hellos: Sequence[Hello], ranks: int, config_digest: str) -> None:
-    """Refuse ranks that do not run the same thing.
-
-    Raises:
-        ConfigError: says what differs.
-    """
-    if len(hellos) != ranks:
-        raise ConfigError(
-            f"kvtier: {len(hellos)} of {ranks} ranks answered; this parallelism is not supported"
-        )
-    if any(hello.config_digest != config_digest for hello in hellos):
-        raise ConfigError("kvtier: the configuration file changed during the start; start again")
-    for what in ("blocks_per_chunk", "weights"):
-        values = {getattr(hello, what) for hello in hellos}
-        if len(values) > 1:
-            raise ConfigError(f"kvtier: ranks disagree on {what}: {sorted(map(str, values))}")
