@@ -72,10 +72,14 @@ class RequestFacts(NamedTuple):
     hints: RequestHints
 
     @property
-    def keys(self) -> Sequence[BlockKey]:
+    def prefix(self) -> GroupKeys:
         """The chunks that stand for the whole prefix: of the first full-attention group, else the first."""
-        full = (group.keys for group in self.groups if group.window_chunks is None)
-        return next(full, self.groups[0].keys)
+        return next((g for g in self.groups if g.window_chunks is None), self.groups[0])
+
+    @property
+    def keys(self) -> Sequence[BlockKey]:
+        """The keys of `prefix`."""
+        return self.prefix.keys
 
     @property
     def tokens(self) -> int:

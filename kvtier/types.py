@@ -14,6 +14,8 @@ BlockKey = NewType("BlockKey", bytes)
 TIER0 = 0
 """Index of the arena (DRAM slots) in every list of tiers; lower tiers follow from 1."""
 
+MAX_LOWER_TIERS = 10
+
 NO_SLOT = -1
 
 PAGE = 4096

@@ -4,8 +4,8 @@ from collections import Counter
 from itertools import chain
 
 from kvtier.brain.copies import Copies
-from kvtier.brain.index import IN_TIER0, TIERS
-from kvtier.brain.promotion import Promotion
+from kvtier.brain.index import IN_TIER0, LEAVING, STORING, ChunkState
+from kvtier.brain.promotion import Promotion, Reading
 from kvtier.brain.state import State
 from kvtier.types import NO_SLOT, BlockKey, OpKind
 
@@ -24,21 +24,33 @@ def audit(state: State, promotion: Promotion, copies: Copies) -> None:
 
 
 def _check_rows(state: State, promotion: Promotion, copies: Copies) -> None:
-    index = state.residency.index
-    chunks = [0] * len(state.residency.policies)
+    index, residency = state.residency.index, state.residency
+    chunks = [0] * len(state.policies.eviction)
+    found: dict[ChunkState, set[BlockKey]] = {each: set() for each in ChunkState}
     for key, row in index.rows.items():
+        found[index.state(row)].add(key)
         flags, slot = index.flags[row], index.slots[row]
-        resident = bool(flags & IN_TIER0)
-        assert flags & TIERS or slot != NO_SLOT, "a row that nothing needs"
-        assert slot != NO_SLOT or not resident, "resident without a slot"
-        coming = (key in copies.storing) + (key in promotion.fills)
-        assert coming == (slot != NO_SLOT and not resident), "a slot without a way in, or with two"
+        assert (slot != NO_SLOT) or not flags & (IN_TIER0 | STORING | LEAVING), "no slot"
+        assert not flags & STORING or not flags & (IN_TIER0 | LEAVING), "in two states"
+        assert not flags & LEAVING or flags & IN_TIER0, "leaving from nowhere"
         for tier in range(len(chunks)):
             chunks[tier] += flags >> tier & 1
-    assert chunks == state.residency.chunks, "chunks are miscounted"
-    assert copies.storing <= index.rows.keys(), "storing a chunk without a row"
+    assert not found[ChunkState.ABSENT], "a row that nothing needs"
+    assert found[ChunkState.STORING] == _stored(state, copies), "a store is lost, or nobody's"
+    assert found[ChunkState.FILLING] == promotion.fills.keys(), "a read is lost, or nobody's"
+    assert len(found[ChunkState.LEAVING]) == residency.leaving, "leaving chunks are miscounted"
+    for key in found[ChunkState.LEAVING]:
+        writing = [low.ops[key].op.kind for low in state.lowers if low.space and key in low.ops]
+        assert OpKind.WRITE in writing, "a chunk leaves but is not being written"
+    assert chunks == residency.chunks, "chunks are miscounted"
     assert len(set(index.rows.values())) == len(index.rows), "a row has two keys"
     assert index.unlinked == sum(not index.ends[row] for row in index.rows.values())
+
+
+def _stored(state: State, copies: Copies) -> set[BlockKey]:
+    epoch = state.operations.epoch
+    mine = (plan.keys for plan in copies.plans.values() if plan.store and plan.epoch == epoch)
+    return set(chain.from_iterable(mine))
 
 
 def _check_slots(state: State, copies: Copies) -> None:
@@ -54,18 +66,15 @@ def _check_slots(state: State, copies: Copies) -> None:
 def _check_pins(state: State, copies: Copies) -> None:
     epoch = state.operations.epoch
     pins: Counter[BlockKey] = Counter()
-    for request in state.roster.requests.values():
+    for request in state.requests.values():
         pins.update(request.held)
     for plan in copies.plans.values():
         if plan.epoch == epoch:
             pins.update(plan.pins)
     assert state.residency.pins == pins, "pins are miscounted"
     for key in pins:
-        assert state.residency.index.resident(key), "a pinned chunk is not in tier 0"
-        assert key not in state.residency.leaving, "a pinned chunk is leaving"
-    assert state.roster.masks.keys() <= state.roster.requests.keys(), (
-        "an unknown request is settled"
-    )
+        held = state.residency.index.state(state.residency.index.rows[key])
+        assert held is ChunkState.RESIDENT, f"a pinned chunk is {held}"
 
 
 def _check_reads(state: State, promotion: Promotion) -> None:
@@ -79,13 +88,15 @@ def _check_reads(state: State, promotion: Promotion) -> None:
         assert (
             fill.operation.op.slot == state.residency.index.slots[state.residency.index.rows[key]]
         )
-        for name, request in fill.waiters.items():
-            assert state.roster.requests.get(name) is request, "an unknown request waits"
-            assert request.reading is not None
-            assert key in request.reading.left
-    for request in state.roster.requests.values():
+        for waiter in fill.waiters:
+            if isinstance(waiter, Reading):
+                request = waiter.request
+                assert state.requests.get(request.name) is request, "an unknown request waits"
+                assert request.reading is waiter
+                assert key in waiter.left
+    for request in state.requests.values():
         for key in request.reading.left if request.reading else ():
-            assert request.name in promotion.fills[key].waiters, "a request waits for nothing"
+            assert request.reading in promotion.fills[key].waiters, "a request waits for nothing"
     reads = sum(operation.op.kind is OpKind.READ for operation in flying.values())
     assert reads == len(promotion.fills), "a read without a fill"
 
@@ -100,7 +111,3 @@ def _check_lowers(state: State) -> None:
         assert all(operation.op.op in flying for operation in lower.ops.values()), (
             "a lost operation"
         )
-    for key in state.residency.leaving:
-        assert index.resident(key), "a leaving chunk has left"
-        writing = [low.ops[key].op.kind for low in state.lowers if key in low.ops]
-        assert OpKind.WRITE in writing, "a chunk leaves but is not being written"

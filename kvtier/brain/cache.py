@@ -10,24 +10,21 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from kvtier.brain.audit import audit
 from kvtier.brain.copies import Copies
 from kvtier.brain.cost import Costs
-from kvtier.brain.counters import Counters
-from kvtier.brain.demotion import Demotion, worst_case
-from kvtier.brain.groups import Groups
-from kvtier.brain.hooks import Hooks
-from kvtier.brain.index import IN_TIER0, MAX_LOWER
-from kvtier.brain.lower_tier import LowerTier
-from kvtier.brain.operations import Operation, Operations
+from kvtier.brain.demotion import Demotion
+from kvtier.brain.index import IN_TIER0
+from kvtier.brain.notifier import Notifier
+from kvtier.brain.operations import Operation
 from kvtier.brain.plans import CacheEvent, LoadPlan, ReadPlan, StorePlan, TierSpec
-from kvtier.brain.policies import Policies
 from kvtier.brain.prefetch import Agenda, Prefetch
 from kvtier.brain.promotion import Promotion
-from kvtier.brain.requests import Request, Roster
-from kvtier.brain.residency import Residency
+from kvtier.brain.requests import Request
 from kvtier.brain.scoring import Scoring
-from kvtier.brain.slots import Slots
-from kvtier.brain.state import State
-from kvtier.brain.stats import CacheStats, take_stats
+from kvtier.brain.snapshot import snapshot
+from kvtier.brain.state import make_state
+from kvtier.brain.stats import CacheStats
 from kvtier.brain.upkeep import Upkeep
+from kvtier.brain.view import CacheView
+from kvtier.brain.why import Why
 from kvtier.facts import RequestFacts, RequestHints, TierFacts
 from kvtier.hook import HookKind, HookSet
 from kvtier.policy import AdmissionPolicy, EvictionPolicy, PrefetchPolicy
@@ -67,40 +64,30 @@ class TieredCache:
         read_share: float = 0.5,
         costs: Costs | None = None,
     ) -> None:
-        assert len(lower) <= MAX_LOWER
-        names = ["dram", *(tier.name for tier in lower)]
-        residency = Residency(names, Hooks(hooks, names))
-        operations = Operations(ranks, clock)
-        state = self._state = State(
-            groups=Groups(groups),
-            residency=residency,
-            operations=operations,
-            lowers=tuple(
-                LowerTier(i, tier, residency, operations, clock) for i, tier in enumerate(lower, 1)
-            ),
-            roster=Roster(),
-            costs=costs or Costs(clock),
-            counters=Counters(),
+        state = self._state = make_state(
+            groups=groups,
+            ranks=ranks,
+            tier0=tier0,
+            lower=lower,
+            admission=admission,
+            prefetch=prefetch,
+            hooks=hooks,
             clock=clock,
+            costs=costs or Costs(clock),
         )
-        largest = max(worst_case(group.nbytes) for group in groups)
-        self._upkeeps = [
-            Upkeep(low, residency, operations, ranks=ranks, largest=largest, clock=clock)
-            for low in state.lowers
-        ]
+        self._upkeeps = [Upkeep(low, state) for low in state.lowers]
         self._agenda = Agenda(clock)
-        self._policies = Policies(state, self._agenda, tier0, lower, admission, prefetch)
-        self._scoring = Scoring(residency, operations, state.lowers, state.groups, clock)
+        self._notifier = Notifier(state.policies, state.victims, self._agenda, clock)
+        self._scoring = Scoring(state)
         self._demotion = Demotion(state, low_watermark=low_watermark)
         self._promotion = Promotion(state, self._demotion, read_share=read_share)
         self._prefetch = Prefetch(state, self._agenda, self._promotion, self._demotion)
-        self._copies = Copies(
-            state, self._demotion, self._promotion, self._scoring, self._policies.admission
-        )
-        self._residency = residency
+        self._copies = Copies(state, self._demotion, self._promotion, self._scoring)
+        self._residency = state.residency
+        self._index = state.residency.index
         self._counters = state.counters
-        self._requests = state.roster.requests
-        self._masks = state.roster.masks
+        self._requests = state.requests
+        self._visible = IN_TIER0  # the tiers that serve
         self._opened = False
         self._next_manifest: str | None = None  # of a reset before `open`
 
@@ -108,7 +95,7 @@ class TieredCache:
         """Start to serve with so many slots; orders the start of every lower tier."""
         assert not self._opened
         self._opened = True
-        self._residency.slots = Slots(slots)
+        self._residency.slots.open(slots)
         self._demotion.open()
         for upkeep in self._upkeeps:
             upkeep.open(manifest)
@@ -123,14 +110,7 @@ class TieredCache:
         """
         self._counters.resets += 1
         for request in self._requests.values():
-            request.held.clear()
-            request.given = False
-            request.reading = None
-            request.counted = request.below = 0
-            if not request.refused:
-                self._state.roster.unsettle(request)
-            if stale is None or request.used or request.name in stale:
-                request.stale = True
+            request.reset(stale=stale is None or request.name in stale)
         if self._opened:
             self._end_epoch(manifest)
         else:
@@ -149,31 +129,25 @@ class TieredCache:
         Without `persist` what it stores never leaves tier 0.
         """
         self.depart(request)
-        known = Request(request, persist, [list(keys) for keys in groups])
-        keys_of = self._state.groups.keys(known.groups)
-        known.facts = RequestFacts(request, keys_of, self._state.clock(), hints)
-        self._requests[request] = known
-        for keys in known.groups:
-            known.places.update(zip(keys, range(len(keys)), strict=True))
+        lists = [list(keys) for keys in groups]
+        keys = self._state.groups.keys(lists)
+        facts = RequestFacts(request, keys, self._state.clock(), hints)
+        known = self._requests[request] = Request(request, persist, lists, facts)
         self._promotion.link(known)
-        for move in self._policies.arrived(known):
+        for move in self._notifier.arrived(known):
             self._prefetch.ahead(known, move.keys)
 
     def extend(self, request: str, group: int, keys: Sequence[BlockKey]) -> None:
         """Add the chunks that decoding made to one of the request's groups, by its position."""
         known = self._requests.get(request)
         if known is not None:
-            start = len(known.groups[group])
-            known.groups[group].extend(keys)
-            known.places.update(zip(keys, range(start, start + len(keys)), strict=True))
+            known.extend(group, keys)
 
     def preempted(self, request: str) -> None:
         """Note that a request starts again from nothing: its KV will be of this epoch."""
         known = self._requests.get(request)
         if known is not None:
-            known.stale = known.used = False
-            if not known.refused and known.reading is None:
-                self._state.roster.unsettle(known)
+            known.preempt()
 
     def cancel(self, request: str) -> None:
         """Drop what a request waits for and holds."""
@@ -187,23 +161,39 @@ class TieredCache:
         self.cancel(request)
         known = self._requests.get(request)
         if known is not None:
-            self._state.roster.drop(request)
-            self._policies.departed(known)
+            del self._requests[request]
+            self._notifier.departed(known)
 
     def started(self, request: str) -> None:
         """Note that a request was scheduled, where neither its load nor its store says so."""
         known = self._requests.get(request)
         if known is not None:
-            self._policies.started(known)
+            self._notifier.started(known)
 
     def lookup(self, request: str, key: BlockKey) -> bool:
         """Whether a request may count on a chunk: in any tier before its reads are settled, then in tier 0."""
-        residency = self._residency
-        row = residency.index.rows.get(key)
         self._counters.lookups += 1
-        if row is not None:
-            return residency.index.flags[row] & self._masks.get(request, residency.visible) != 0
-        return False
+        row = self._index.rows.get(key)
+        if row is None:
+            return False
+        known = self._requests.get(request)
+        sees = self._visible if known is None else self._visible & known.sees
+        return self._index.flags[row] & sees != 0
+
+    def refuse(self, request: str, why: Why) -> None:
+        """Note that a request's hit ends for a reason that only the caller knows."""
+        known = self._requests.get(request)
+        if known is not None:
+            self._state.refuse_load(known, why)
+
+    def fell_short(self, request: str, tokens: int) -> Why | None:
+        """Return why a request's hit ends after `tokens` tokens, counted once; None if it need not end there."""
+        known = self._requests.get(request)
+        if known is None:
+            return None
+        if known.why is None and (why := self._gap(known, tokens)):
+            self._state.refuse_load(known, why)
+        return known.why
 
     def plan_read(self, request: str, keys: Sequence[BlockKey]) -> ReadPlan | None:
         """Pin a hit, or order the reads that it needs; None: all of it is in tier 0 and pinned.
@@ -222,9 +212,8 @@ class TieredCache:
         self._hold(known, resident)
         if len(resident) == len(wanted):
             self._count_hits(known, wanted)
-            known.given = True
             return None
-        if self._state.roster.settled(known):
+        if known.settled:
             return ReadPlan(0)
         return self._promotion.plan(known, wanted)
 
@@ -235,16 +224,16 @@ class TieredCache:
             return True
         if self._state.clock() < known.reading.deadline:
             return False
-        self._promotion.expire(known)
+        self._promotion.expire(known.reading)
         return True
 
     def plan_load(self, request: str, keys: Sequence[BlockKey]) -> LoadPlan:
         """Give the slots of a hit to copy to the device; the plan takes over the request's pins."""
-        plan = self._copies.load(keys)
         known = self._requests.get(request)
+        plan = self._copies.load(known, keys)
         if known is not None:
-            known.used = True
-            self._policies.started(known)
+            known.use()
+            self._notifier.started(known)
             self._hold(known, [])
         return plan
 
@@ -256,10 +245,11 @@ class TieredCache:
         known = self._requests.get(request)
         if known is None:
             return StorePlan(0, (), (), ())
-        self._policies.started(known)
+        self._notifier.started(known)
         if known.stale:
+            self._counters.store_refusals[Why.STALE] += len(keys)
             return StorePlan(0, (), (), ())
-        known.used = True
+        known.use()
         return self._copies.store(known, keys)
 
     def finish(self, plan_id: int, failed: Collection[BlockKey] = ()) -> None:
@@ -273,7 +263,8 @@ class TieredCache:
     def transferred(self, nbytes: int, seconds: float) -> None:
         """Learn how fast slots are copied to the device."""
         self._state.costs.load.add(nbytes, seconds)
-        self._counters.loaded.add(nbytes, seconds)
+        self._state.arena.read_bytes += nbytes
+        self._state.arena.read_seconds += seconds
 
     def drain(self) -> list[TierOp]:
         """Take the operations for every rank; call it once per step, it also does what is due."""
@@ -298,7 +289,8 @@ class TieredCache:
 
     def scanned(self, batch: ScanBatch) -> None:
         """Take a list of what one rank found at start."""
-        self._upkeeps[batch.tier - 1].scanned(batch)
+        if space := self._state.lowers[batch.tier - 1].space:
+            space.scanned(batch)
 
     def room(self) -> bool:
         """Whether a store could take a slot now."""
@@ -308,7 +300,7 @@ class TieredCache:
         """Whether the engine must step on: something moved a moment ago, or waits for `drain` only."""
         return (
             self._state.operations.awake()
-            or any(upkeep.scanning for upkeep in self._upkeeps)
+            or any(low.space and low.space.scanning for low in self._state.lowers)
             or self._demotion.due
         )
 
@@ -316,9 +308,14 @@ class TieredCache:
         """Take what became readable and what left, per tier, since the last call."""
         return self._residency.events()
 
+    @property
+    def view(self) -> CacheView:
+        """Look at everything."""
+        return CacheView(self._state, self._demotion)
+
     def stats(self) -> CacheStats:
         """Count everything."""
-        return take_stats(self._state, len(self._promotion.fills))
+        return snapshot(self._state, len(self._promotion.fills))
 
     def check(self) -> None:
         """Assert every invariant, in a pass over everything.
@@ -336,7 +333,6 @@ class TieredCache:
         for operation in old:
             if operation.op.slot != NO_SLOT:
                 self._state.operations.cancel(operation)
-        self._copies.clear()
         self._promotion.clear()
         self._state.ahead.clear()
         self._demotion.clear()
@@ -373,24 +369,37 @@ class TieredCache:
         """Pin `keys` instead of what the request held before."""
         self._residency.rescue(keys)
         self._residency.pin(keys)
-        self._residency.unpin(known.held)
-        known.held = keys
-        known.given = False
+        self._residency.unpin(known.hold(keys))
 
     def _count_hits(self, known: Request, keys: Sequence[BlockKey]) -> None:
         self._residency.touch(known, keys)
-        self._policies.accessed(known, keys)
+        self._notifier.accessed(known, keys)
         self._state.ahead.used(keys)
-        fresh = keys[known.counted :]
-        known.counted = max(known.counted, len(keys))
-        self._residency.hooks.tell(HookKind.HIT, TIER0, fresh)
-        self._counters.hits += max(0, len(fresh) - known.below)
-        known.below = 0
+        counted, below = known.give(len(keys))
+        fresh = keys[counted:]
+        self._state.hooks.tell(HookKind.HIT, TIER0, fresh)
+        self._state.arena.hits += max(0, len(fresh) - below)
         self._demotion.reused(self._residency.hit(fresh))
+
+    def _gap(self, known: Request, tokens: int) -> Why | None:
+        """Say why the chunk that follows after so many tokens of the prefix was not found; None if it was."""
+        prefix = known.facts.prefix
+        i = tokens // prefix.chunk_tokens
+        if i >= len(prefix.keys):
+            return None
+        flags = self._index.flags_of(prefix.keys[i])
+        if flags & self._visible:
+            return None
+        holders = [low for low in self._state.lowers if flags >> low.tier & 1]
+        if holders:
+            return holders[0].why_not
+        if not self._opened or any(low.opening for low in self._state.lowers):
+            return Why.OPENING
+        return Why.ABSENT
 
     def _refresh(self) -> None:
         visible = IN_TIER0
         for lower in self._state.lowers:
             if lower.serving:
                 visible |= 1 << lower.tier
-        self._residency.visible = visible
+        self._visible = visible

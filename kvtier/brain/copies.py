@@ -6,14 +6,14 @@ from itertools import count
 
 from kvtier.brain.demotion import Demotion
 from kvtier.brain.groups import Spot
-from kvtier.brain.index import IN_TIER0, TIERS
+from kvtier.brain.index import IN_TIER0, STORING, TIERS
 from kvtier.brain.plans import LoadPlan, StorePlan
 from kvtier.brain.promotion import Promotion
 from kvtier.brain.requests import Request
 from kvtier.brain.scoring import Scoring
 from kvtier.brain.state import State
+from kvtier.brain.why import Why
 from kvtier.hook import HookKind
-from kvtier.policy import AdmissionPolicy
 from kvtier.types import NO_SLOT, TIER0, BlockKey
 
 _NOTHING = StorePlan(0, (), (), ())
@@ -39,19 +39,17 @@ class Copies:
         demotion: Demotion,
         promotion: Promotion,
         scoring: Scoring,
-        admission: AdmissionPolicy | None,
     ) -> None:
         self.plans: dict[int, CopyPlan] = {}
-        self.storing: set[BlockKey] = set()
         self._state = state
         self._residency = state.residency
         self._demotion = demotion
         self._promotion = promotion
         self._scoring = scoring
-        self._admission = admission
+        self._admission = state.policies.admission[TIER0]
         self._ids = count(1)
 
-    def load(self, keys: Sequence[BlockKey]) -> LoadPlan:
+    def load(self, request: Request | None, keys: Sequence[BlockKey]) -> LoadPlan:
         """Pin what is in tier 0 and give its slots."""
         residency, index = self._residency, self._residency.index
         found = index.residents(keys)
@@ -59,11 +57,12 @@ class Copies:
         residency.pin(found)
         used = [index.slots[index.rows[key]] for key in found]
         self._state.counters.loads += len(used)
-        self._state.counters.vanished += len(keys) - len(used)
         residency.slots.use_all(used)
         plan = self._plan(found, used, found, store=False)
         if len(used) == len(keys):
             return LoadPlan(plan, tuple(used))
+        if request is not None:
+            self._state.refuse_load(request, Why.VANISHED)
         held = dict(zip(found, used, strict=True))
         return LoadPlan(plan, tuple(held.get(key, NO_SLOT) for key in keys))
 
@@ -74,7 +73,7 @@ class Copies:
         residency.rescue(here)
         residency.touch(request, here)
         fresh, parents = self._storable(request, keys)
-        residency.hooks.tell(HookKind.MISS, TIER0, fresh)
+        self._state.hooks.tell(HookKind.MISS, TIER0, fresh)
         if not fresh:
             return _NOTHING
         residency.rescue(parents)
@@ -84,11 +83,11 @@ class Copies:
         taken = list(fresh)
         no_room = tuple(taken[len(slots) :])
         del taken[len(slots) :]
-        self._state.counters.no_room += len(no_room)
+        if no_room:
+            self._refuse(Why.NO_ROOM, len(no_room))
         if not taken:
             residency.unpin(parents)
             return _NOTHING._replace(no_room=no_room)
-        self.storing.update(taken)
         plan = self._plan(taken, slots, parents, store=True)
         return StorePlan(plan, tuple(taken), tuple(slots), no_room)
 
@@ -107,12 +106,7 @@ class Copies:
             for key in failed:
                 self._lose(key)
 
-    def clear(self) -> None:
-        """Forget what was being stored: its epoch has ended."""
-        self.storing.clear()
-
     def _stored(self, keys: Sequence[BlockKey], failed: Collection[BlockKey]) -> None:
-        self.storing.difference_update(keys)
         for key in failed:
             if key in keys:
                 self._residency.abandon(key)
@@ -127,7 +121,7 @@ class Copies:
     ) -> tuple[dict[BlockKey, Spot], list[BlockKey]]:
         """Return the keys to take in, with their places, and, of their parents, those that tier 0 holds."""
         index = self._residency.index
-        asked = self._admission is not None or self._residency.hooks.watches(HookKind.INSERT)
+        asked = self._admission is not None or self._state.hooks.watches(HookKind.INSERT)
         row_of, owned = index.rows.get, index.slots
         missing = [  # not here, nor on its way
             key for key in keys if (row := row_of(key)) is None or owned[row] == NO_SLOT
@@ -138,23 +132,29 @@ class Copies:
             if spot is None or (asked and not self._admits(key, spot[1])):
                 continue
             parent = spot[0]
-            if parent is None or parent in fresh or parent in self.storing:
+            if parent is None or parent in fresh:
                 fresh[key] = spot
                 continue
             flags = index.flags_of(parent)
-            if flags & TIERS:
+            if flags & (TIERS | STORING):
                 fresh[key] = spot
                 if flags & IN_TIER0:
                     parents.append(parent)
             else:
-                self._state.counters.orphans += 1
+                self._refuse(Why.ORPHAN)
         return fresh, parents
 
     def _admits(self, key: BlockKey, end: int) -> bool:
         if self._admission is not None and not self._admission.admits(key, end):
-            self._state.counters.not_admitted += 1
+            self._refuse(Why.NOT_ADMITTED)
             return False
-        return self._residency.hooks.agree(HookKind.INSERT, TIER0, key)
+        agreed = self._state.hooks.agree(HookKind.INSERT, TIER0, key)
+        if not agreed:
+            self._refuse(Why.VETOED)
+        return agreed
+
+    def _refuse(self, why: Why, chunks: int = 1) -> None:
+        self._state.counters.store_refusals[why] += chunks
 
     def _make_room(self, n: int) -> None:
         lack = n - self._residency.slots.free
@@ -180,11 +180,11 @@ class Copies:
         if not self._residency.index.resident(key):
             return
         epoch = self._state.operations.epoch
-        pins = [request.held for request in self._state.roster.requests.values()]
-        pins += [plan.pins for plan in self.plans.values() if plan.epoch == epoch]
-        for mine in pins:
-            while key in mine:
-                mine.remove(key)
-                self._residency.unpin((key,))
+        held = sum(request.lose(key) for request in self._state.requests.values())
+        for plan in self.plans.values():
+            if plan.epoch == epoch:
+                held += plan.pins.count(key)
+                plan.pins = [pin for pin in plan.pins if pin != key]
+        self._residency.unpin([key] * held)
         self._residency.expel(key)
         self._state.ahead.left(key)

@@ -7,9 +7,11 @@ from kvtier.brain.groups import Place
 from kvtier.brain.index import HIT, IN_TIER0, TIERS, VOLATILE
 from kvtier.brain.lower_tier import LowerTier
 from kvtier.brain.operations import Operation
+from kvtier.brain.space import worst_case
 from kvtier.brain.state import State
+from kvtier.brain.why import Why
 from kvtier.hook import HookKind
-from kvtier.types import PAGE, TIER0, BlockKey, OpKind, WriteMode
+from kvtier.types import TIER0, BlockKey, OpKind, WriteMode
 
 _BATCH = 64  # victims per step in the background
 _ON_STORE = (WriteMode.THROUGH, WriteMode.IDLE)
@@ -22,6 +24,7 @@ class Demotion:
         self._state = state
         self._residency = state.residency
         self._lowers = state.lowers
+        self._owned = tuple(lower for lower in state.lowers if lower.space)
         self._counters = state.counters
         self._low_watermark = low_watermark
         self._backlog: dict[int, deque[BlockKey]] = {}  # writes to come, per tier
@@ -53,11 +56,11 @@ class Demotion:
 
     def make_room(self, n: int) -> None:
         """Free up to `n` slots. Victims that go down first are free at a later step only, and expected then."""
-        if not any(lower.stalled for lower in self._lowers):
-            n -= len(self._residency.leaving)
+        if not any(lower.stalled for lower in self._owned):
+            n -= self._residency.leaving
         if n <= 0:
             return
-        victims = self._residency.victims(TIER0, n, self._residency.pins)
+        victims = self._state.victims.choose(TIER0, n, self._residency.pins)
         if not self._lowers:
             self._drop(victims)
             return
@@ -70,19 +73,23 @@ class Demotion:
         What a live request has in its prefix is needed.
         """
         residency = self._residency
-        live = [request.places for request in self._state.roster.requests.values()]
+        live = [request.places for request in self._state.requests.values()]
         for key in reversed(keys):
             if key in residency.pins or any(key in places for places in live):
                 return
-            if residency.index.resident(key) and key not in residency.leaving:
+            if residency.index.resident(key) and not residency.is_leaving(key):
                 self._sink(key)
 
     def _sink(self, key: BlockKey) -> None:
         flags = self._residency.index.flags_of(key)
         if any(lower.serving and flags >> lower.tier & 1 for lower in self._lowers):
             self._expel(key)
-        elif self._save(key):
+        elif self._save(key, {}):
             self._residency.leave(key)
+
+    def queued(self, lower: LowerTier) -> int:
+        """Return how many writes of a tier wait to be ordered."""
+        return len(self._backlog.get(lower.tier, ()))
 
     @property
     def pressed(self) -> bool:
@@ -112,20 +119,28 @@ class Demotion:
         residency = self._residency
         residency.slots.done(operation.op.slot)
         lower.wrote(operation, key)
+        leaving = residency.is_leaving(key)
         if operation.ok:
             place = Place(BlockKey(operation.op.parent) or None, operation.op.end_token)
             residency.record(lower.tier, [(key, place, operation.nbytes)])
-            residency.hooks.tell(HookKind.DEMOTE, lower.tier, (key,))
-        if key in residency.leaving and not any(self._writing(low, key) for low in self._lowers):
+            self._state.hooks.tell(HookKind.DEMOTE, lower.tier, (key,))
+        elif leaving and lower.space:
+            lower.counters.refused[Why.FAILED] += 1
+        if leaving and not any(self._writing(low, key) for low in self._owned):
             self._expel(key)
             self._counters.demotions += 1
 
     def _evict(self, key: BlockKey, *, needed: bool) -> None:
         """Send a victim down, or free it; one that is needed nowhere else is dropped only if `needed`."""
-        if self._save(key):
+        refused: dict[int, Why] = {}
+        if self._save(key, refused):
             self._residency.leave(key)
         elif needed or self._residency.index.flags_of(key) & TIERS & ~IN_TIER0:
             self._expel(key)
+        else:
+            return
+        for tier, why in refused.items():
+            self._lowers[tier - 1].counters.refused[why] += 1
 
     def _drop(self, keys: Sequence[BlockKey]) -> None:
         """Evict where nothing is below: the same as `_expel` for each, in one pass."""
@@ -137,29 +152,33 @@ class Demotion:
     def _expel(self, key: BlockKey) -> None:
         if not self._residency.index.flags_of(key) & TIERS & ~IN_TIER0:
             self._counters.dropped += 1
-        for lower in self._lowers:
-            lower.counters.refused += self._wanted(lower, key)
         self._counters.evictions += 1
         self._residency.expel(key)
         self._state.ahead.left(key)
         self._residency.policies[TIER0].evicted(key)
 
-    def _save(self, key: BlockKey) -> bool:
-        """Write a victim, or hurry its write, wherever it should be; return whether a write is under way."""
+    def _save(self, key: BlockKey, refused: dict[int, Why]) -> bool:
+        """Write a victim, or hurry its write, wherever it should be; return whether a write is under way.
+
+        What a tier refuses goes into `refused`. Tiers whose room is not ours never hold a slot back.
+        """
         saved = False
-        for lower in self._lowers:
+        for lower in self._owned:
             if self._writing(lower, key):
                 lower.hasten(lower.ops[key])
                 saved = True
             elif self._wanted(lower, key):
-                saved |= self._write(lower, key)
+                if why := self._write(lower, key):
+                    refused[lower.tier] = why
+                else:
+                    saved = True
         return saved
 
     def _would_write(self, key: BlockKey) -> bool:
         return any(
             self._writing(lower, key)
             or (self._wanted(lower, key) and lower.serving and not self._full(lower, idle=False))
-            for lower in self._lowers
+            for lower in self._owned
         )
 
     def _wanted(self, lower: LowerTier, key: BlockKey) -> bool:
@@ -173,39 +192,36 @@ class Demotion:
         operation = lower.ops.get(key)
         return operation is not None and operation.op.kind is OpKind.WRITE
 
-    def _write(self, lower: LowerTier, key: BlockKey, *, idle: bool = False) -> bool:
-        """Order a write if `lower` lacks the chunk and can take it now."""
-        residency = self._residency
-        row = residency.index.rows.get(key)
-        if row is None:
-            return False
-        flags = residency.index.flags[row]
-        if (
-            self._full(lower, idle=idle)
-            or flags & VOLATILE
-            or not flags & IN_TIER0
-            or flags >> lower.tier & 1
-        ):
-            return False
+    def _write(self, lower: LowerTier, key: BlockKey, *, idle: bool = False) -> Why | None:
+        """Order a write; return why not, if `lower` does not lack the chunk or cannot take it now."""
+        index = self._residency.index
+        row = index.rows.get(key)
+        flags = 0 if row is None else index.flags[row]
+        if row is None or not flags & IN_TIER0 or flags & VOLATILE or flags >> lower.tier & 1:
+            return Why.ABSENT
+        if self._full(lower, idle=idle):
+            return Why.BUSY
         group = self._state.groups.group(key)
         nbytes = worst_case(group.nbytes)
-        end = residency.index.ends[row]
-        if not lower.accepts(key, end, nbytes):
-            return False
-        lower.write(key, Place(residency.index.parents[row], end), group.index, nbytes, idle)
-        return True
+        end = index.ends[row]
+        if why := lower.refusal(key, end, nbytes):
+            return why
+        if not self._state.hooks.agree(HookKind.INSERT, lower.tier, key):
+            return Why.VETOED
+        lower.write(key, Place(index.parents[row], end), group.index, nbytes, idle)
+        return None
 
     def _write_behind(self, lower: LowerTier) -> None:
         backlog = self._backlog[lower.tier]
         idle = lower.spec.write is WriteMode.IDLE
-        while backlog and not lower.wanted and not self._full(lower, idle=idle):
-            if not self._write(lower, backlog[0], idle=idle) and lower.wanted:
-                return  # only room lacks: it is being made
+        while backlog and not lower.lacks_room and not self._full(lower, idle=idle):
+            if self._write(lower, backlog[0], idle=idle) is Why.NO_ROOM:
+                return  # it is being made
             backlog.popleft()
 
     def _takes(self, lower: LowerTier) -> bool:
         idle = lower.spec.write is WriteMode.IDLE
-        return lower.serving and lower.wanted <= lower.free and not self._full(lower, idle=idle)
+        return lower.serving and lower.could_take and not self._full(lower, idle=idle)
 
     def _full(self, lower: LowerTier, *, idle: bool) -> bool:
         if idle:
@@ -217,17 +233,12 @@ class Demotion:
 
     def _to_watermark(self) -> None:
         residency = self._residency
-        n = min(self._target() - residency.slots.free - len(residency.leaving), _BATCH)
-        held = residency.chunks[TIER0]
-        spared = (held, len(residency.awaited), len(residency.pins), len(residency.leaving))
+        n = min(self._target() - residency.slots.free - residency.leaving, _BATCH)
+        held, awaited = residency.chunks[TIER0], self._state.victims.awaited
+        spared = (held, len(awaited), len(residency.pins), residency.leaving)
         if n <= 0 or spared == self._spared:
             return  # a search among chunks that are all spared looks at every one
-        victims = residency.victims(TIER0, n, residency.pins, needed=False)
+        victims = self._state.victims.choose(TIER0, n, residency.pins, needed=False)
         self._spared = spared if len(victims) < n else None
         for key in victims:
             self._evict(key, needed=False)
-
-
-def worst_case(nbytes: int) -> int:
-    """Bytes of the largest record that a chunk of `nbytes` can become."""
-    return PAGE + -(-nbytes // PAGE) * PAGE

@@ -54,14 +54,17 @@ class Hooks:
         self,
         limits: HookSet,
         names: Sequence[str],
+        views: Sequence[TierFacts],
+        end_of: Callable[[BlockKey], int],
         *,
         timer: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """Take the tiers' names and facts, and what tells the end of a chunk, for the events."""
         self.vetoes = 0  # insertions and evictions refused
-        self.views: Sequence[TierFacts] = ()  # made after: they ask the brain that has these hooks
-        self.end_of: Callable[[BlockKey], int] = lambda key: 0
         self.max_vetoes = limits.max_vetoes
         self._names = names
+        self._views = views
+        self._end_of = end_of
         self._called = {
             kind: [Called(hook, limits, timer) for hook in hooks]
             for kind, hooks in limits.hooks.items()
@@ -101,9 +104,9 @@ class Hooks:
         return agreed
 
     def _event(self, kind: HookKind, tier: int, key: BlockKey) -> HookEvent:
-        view = self.views[tier]
+        view = self._views[tier]
         nbytes, seconds = view.nbytes(key), view.seconds(key)
-        return HookEvent(kind, self._names[tier], key, self.end_of(key), nbytes, seconds)
+        return HookEvent(kind, self._names[tier], key, self._end_of(key), nbytes, seconds)
 
     def _all(self) -> Iterable[Called]:
         return (each for called in self._called.values() for each in called)

@@ -1,4 +1,4 @@
-"""What the brain knows of every chunk: one row each, in columns of plain numbers.
+"""What the brain knows of every chunk: its state and where it is, one row each in columns of plain numbers.
 
 Columns instead of an object per chunk: a million objects would make Python's collector stop the
 engine for tenths of a second, and cost more than 300 bytes each. Rows are reused.
@@ -6,25 +6,39 @@ engine for tenths of a second, and cost more than 300 bytes each. Rows are reuse
 
 import math
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from enum import StrEnum
 
-from kvtier.types import NO_SLOT, BlockKey
+from kvtier.types import MAX_LOWER_TIERS, NO_SLOT, BlockKey
 
 # The flags column: bit t says that tier t holds the chunk, readable on every rank.
 IN_TIER0 = 1
+TIERS = (1 << (MAX_LOWER_TIERS + 1)) - 1
+STORING = 1 << 12  # a slot is claimed, and the copy from the device into it is under way
+LEAVING = 1 << 13  # in tier 0, and being written down: the slot is free with the last answer
 VOLATILE = 1 << 14  # never leaves tier 0
 HIT = 1 << 15  # was hit since it came
-MAX_LOWER = 13
-TIERS = (1 << (MAX_LOWER + 1)) - 1
+
+
+class ChunkState(StrEnum):
+    """Where a chunk is on its way. Each state has one verb of `Residency` in and out for success and for failure."""
+
+    ABSENT = "absent"
+    STORING = "storing"  # claimed -> `arrived` or `abandon`
+    FILLING = "filling"  # claimed, a READ into its slot is under way -> `arrived` or `abandon`
+    RESIDENT = "resident"  # readable in tier 0 -> `leave`, `expel` or `drop`
+    LEAVING = "leaving"  # still readable in tier 0 -> `expel`, or `rescue` where it is wanted again
+    BELOW = "below"  # in lower tiers only -> `claim`, or `erase` tier by tier
+
 
 _BELOW = TIERS & ~IN_TIER0
 _NO_SCORE = math.nan
 
 
 class Index:
-    """Rows by key. The columns are public: the brain reads them in its hot loops.
+    """Rows by key. The columns are public: the brain reads them in its hot loops; `Residency` alone writes them.
 
-    A row lives as long as a tier holds the chunk or a slot is reserved for it. A slot without
+    A row lives as long as a tier holds the chunk or a slot is claimed for it. A slot without
     IN_TIER0 means that the chunk is on its way into it.
     """
 
@@ -41,18 +55,32 @@ class Index:
     )
 
     def __init__(self, lower: int) -> None:
+        self.sizes = [array("Q") for _ in range(lower)]  # bytes of its record per lower tier
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget every chunk."""
         self.rows: dict[BlockKey, int] = {}
         self.flags = array("H")
         self.slots = array("i")
         self.ends = array("i")  # end token; 0: found by a scan, place not known yet
         self.parents: list[BlockKey | None] = []
-        self.sizes = [array("Q") for _ in range(lower)]  # bytes of its record per lower tier
+        self.sizes = [array("Q") for _ in self.sizes]
         self.scores = array("f")  # of a scorer, 0 to 1; NaN: none
         self.unlinked = 0  # rows whose place is not known yet
         self._spare = array("i")
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def state(self, row: int) -> ChunkState:
+        """Return the state of the chunk in a row."""
+        flags = self.flags[row]
+        if flags & IN_TIER0:
+            return ChunkState.LEAVING if flags & LEAVING else ChunkState.RESIDENT
+        if self.slots[row] != NO_SLOT:
+            return ChunkState.STORING if flags & STORING else ChunkState.FILLING
+        return ChunkState.BELOW if flags & TIERS else ChunkState.ABSENT
 
     def add(self, key: BlockKey, parent: BlockKey | None, end: int) -> int:
         """Give `key` a row that no tier holds yet and return it."""
@@ -95,7 +123,7 @@ class Index:
             freed.append(slots[row])
             slots[row] = NO_SLOT
             if flags[row] & _BELOW:
-                flags[row] &= ~IN_TIER0
+                flags[row] &= ~(IN_TIER0 | LEAVING)
                 continue
             del rows[key]  # as in `_free`, without a call for each; the parent is overwritten
             if not ends[row]:
@@ -108,9 +136,9 @@ class Index:
     def place(
         self, places: Iterable[tuple[BlockKey, tuple[BlockKey | None, int]]], slots: Iterable[int]
     ) -> None:
-        """Give chunks that have no row yet, or one without a slot, their slots and places."""
+        """Give chunks that have no row yet, or one without a slot, their slots and places: they are STORING."""
         rows, ends, parents, owned = self.rows, self.ends, self.parents, self.slots
-        spare = self._spare
+        flags, spare = self.flags, self._spare
         for slot, (key, (parent, end)) in zip(slots, places, strict=False):
             row = rows.get(key)
             if row is None:
@@ -120,20 +148,23 @@ class Index:
             elif not ends[row]:
                 self.link(row, parent, end)
             owned[row] = slot
+            flags[row] |= STORING
 
     def flags_of(self, key: BlockKey) -> int:
         """Return the flags of a chunk, 0 where there is none."""
         row = self.rows.get(key)
         return 0 if row is None else self.flags[row]
 
-    def lineage(self, key: BlockKey | None) -> Iterator[BlockKey]:
-        """Walk from `key` up to the start of its prefix, as far as it is known."""
-        while key is not None:
-            row = self.rows.get(key)
-            if row is None:
-                return
-            yield key
-            key = self.parents[row]
+    def end(self, key: BlockKey) -> int:
+        """Return where a chunk ends in its sequence, 0 if that is not known."""
+        row = self.rows.get(key)
+        return 0 if row is None else self.ends[row]
+
+    def score(self, key: BlockKey) -> float | None:
+        """Return a chunk's score, None if it has none."""
+        row = self.rows.get(key)
+        score = math.nan if row is None else self.scores[row]
+        return None if math.isnan(score) else score
 
     def _free(self, key: BlockKey, row: int) -> None:
         del self.rows[key]

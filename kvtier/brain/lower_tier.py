@@ -1,22 +1,22 @@
-"""One tier below the arena as the brain accounts it: its bytes, its health, its records under way."""
+"""One tier below the arena: its traffic, its health, and its room where its bytes are ours."""
 
 from collections.abc import Callable
 from enum import StrEnum
 
 from kvtier.brain.breaker import Breaker
 from kvtier.brain.cost import ReadCost
-from kvtier.brain.counters import TierCounters
 from kvtier.brain.groups import Place
 from kvtier.brain.operations import Operation, Operations
 from kvtier.brain.plans import TierSpec
 from kvtier.brain.residency import Residency
-from kvtier.hook import HookKind
+from kvtier.brain.space import Space
+from kvtier.brain.stats import TierStats
+from kvtier.brain.why import Why
 from kvtier.policy import AdmissionPolicy
-from kvtier.types import BlockKey, OpKind, OpStatus, Priority, TierOp
+from kvtier.types import NO_SLOT, BlockKey, OpKind, OpStatus, Priority, TierOp
 
 _GONE = (OpStatus.MISSING, OpStatus.CORRUPT)
 _NOT_ITS_FAULT = (*_GONE, OpStatus.CANCELLED)
-_RETRY_S = 1.0
 _STALLED_S = 1.0
 
 
@@ -29,39 +29,36 @@ class Phase(StrEnum):
 
 
 class LowerTier:
-    """`used` counts every byte that may be on the medium: records, those being written at their worst
-    case, and those not removed on every rank yet. At most one operation per record is under way.
+    """Orders the operations of one tier and takes their answers; at most one per record is under way.
+
+    A tier without a `space` is not ours: it is never listed, nothing is removed from it, and what it holds is
+    what its answers say.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - everything it depends on comes in here, by name
         self,
         tier: int,
         spec: TierSpec,
+        *,
         residency: Residency,
         operations: Operations,
+        cost: ReadCost,
+        admission: AdmissionPolicy | None,
+        space: Space | None,
         clock: Callable[[], float],
     ) -> None:
         self.tier = tier
         self.spec = spec
-        self.admission: AdmissionPolicy | None = None  # made after: it asks for this tier's facts
+        self.space = space
         self.breaker = Breaker(clock)
-        self.cost = ReadCost(clock, spec.medium)
-        self.counters = TierCounters()
+        self.cost = cost
+        self.counters = TierStats(name=spec.name)
         self.phase = Phase.CLOSED
         self.ops: dict[BlockKey, Operation] = {}
-        self.reserved: dict[BlockKey, int] = {}  # by WRITE and REMOVE under way
-        self.doomed: dict[BlockKey, int] = {}  # to be removed, and their bytes
-        self.changed: set[BlockKey] | None = None  # written since the scan began, while it lasts
-        self.used = 0
-        self.foreign = 0
-        self.listed = 0  # of `used`: found by the scan and not taken in yet
-        self.removing = 0  # of `used`: by REMOVE under way
-        self.wanted = 0  # bytes that a write was refused for
         self.demotions = 0  # WRITE under way that a slot waits for, or soon will
         self.idles = 0  # WRITE under way at leisure
-        self.remove_at = 0.0  # when doomed records are tried again
+        self._admission = admission
         self._moved = clock()
-        self._over = 0  # bytes above capacity that were there before us
         self._residency = residency
         self._operations = operations
         self._clock = clock
@@ -77,33 +74,45 @@ class LowerTier:
         return bool(self.ops) and self._clock() - self._moved > _STALLED_S
 
     @property
-    def removes(self) -> int:
-        """How many REMOVE are under way."""
-        return len(self.reserved) - self.demotions - self.idles
+    def opening(self) -> bool:
+        """Whether it is not open yet, or does not know yet all that it holds."""
+        return self.phase is not Phase.OPEN or bool(self.space and self.space.listing)
 
     @property
-    def free(self) -> int:
-        """Bytes that a write may reserve."""
-        return self.spec.capacity - self.used - self.foreign
+    def why_not(self) -> Why | None:
+        """Why it does not serve; None if it does."""
+        if self.phase is not Phase.OPEN:
+            return Why.OPENING
+        return None if self.breaker.closed else Why.RESTING
+
+    @property
+    def lacks_room(self) -> bool:
+        """Whether a write was refused for room since room was last made."""
+        return bool(self.space and self.space.wanted)
+
+    @property
+    def could_take(self) -> bool:
+        """Whether what was refused for room would have it now."""
+        return not self.space or self.space.wanted <= self.space.free
 
     def clear(self) -> None:
         """Forget all of it: the ranks start anew."""
-        for table in (self.ops, self.reserved, self.doomed):
-            table.clear()
-        self.changed = None
-        self.used = self.listed = self.removing = self.wanted = 0
-        self.demotions = self.idles = self._over = 0
+        self.ops.clear()
+        self.demotions = self.idles = 0
+        if self.space:
+            self.space.clear()
 
-    def accepts(self, key: BlockKey, end: int, nbytes: int) -> bool:
-        """Whether a record may be written now; if only room lacks, it is made for a later one."""
-        if not self.serving or key in self.ops or key in self.doomed:
-            return False
-        if self.admission is not None and not self.admission.admits(key, end):
-            return False
-        if self.free < nbytes:
-            self.wanted = max(self.wanted, nbytes)
-            return False
-        return self._residency.hooks.agree(HookKind.INSERT, self.tier, key)
+    def refusal(self, key: BlockKey, end: int, nbytes: int) -> Why | None:
+        """Return why a record may not be written now; if only room lacks, it is made for a later one."""
+        if why := self.why_not:
+            return why
+        if key in self.ops or (self.space and self.space.is_doomed(key)):
+            return Why.BUSY
+        if self._admission is not None and not self._admission.admits(key, end):
+            return Why.NOT_ADMITTED
+        if self.space and not self.space.has_room(nbytes):
+            return Why.NO_ROOM
+        return None
 
     def fail(self, status: OpStatus) -> None:
         """Count a failure; only what the medium did wrong tries the breaker."""
@@ -112,27 +121,14 @@ class LowerTier:
         if status not in _NOT_ITS_FAULT:
             self.breaker.failed()
 
-    def resize(self, nbytes: int) -> None:
-        """Account bytes that were not reserved: they may exceed the capacity."""
-        self.used += nbytes
-        excess = max(0, -self.free)
-        self._over = excess if nbytes > 0 else min(self._over, excess)
-
-    def set_foreign(self, nbytes: int) -> None:
-        """Note the bytes of other namespaces on the same medium."""
-        self.foreign = nbytes
-        self._over = max(0, -self.free)
-
     def write(self, key: BlockKey, place: Place, group: int, nbytes: int, idle: bool) -> None:
         """Order the record of a resident chunk; its worst case of bytes is reserved."""
         slot = self._residency.index.slots[self._residency.index.rows[key]]
         self._residency.slots.use(slot)
-        if self.changed is not None:
-            self.changed.add(key)
+        if self.space:
+            self.space.reserve(key, nbytes)
         priority = Priority.IDLE if idle else Priority.WRITE
         self._order(OpKind.WRITE, key, place, slot, group, priority)
-        self.reserved[key] = nbytes
-        self.used += nbytes
         self.idles += idle
         self.demotions += not idle
 
@@ -149,63 +145,59 @@ class LowerTier:
         """Order a record into a slot."""
         return self._order(OpKind.READ, key, place, slot, group, priority)
 
-    def remove(self, key: BlockKey, nbytes: int) -> None:
-        """Order a record off every rank; its bytes stay used until then."""
-        self._order(OpKind.REMOVE, key, Place(None, 0), -1, 0, Priority.WRITE)
-        self.reserved[key] = nbytes
-        self.removing += nbytes
+    def remove(self, key: BlockKey) -> None:
+        """Order a record off every rank; its space has accounted that."""
+        self._order(OpKind.REMOVE, key, Place(None, 0), NO_SLOT, 0, Priority.WRITE)
 
     def wrote(self, operation: Operation, key: BlockKey) -> None:
-        """Take the answer to WRITE: a record on every rank, or none anywhere."""
+        """Take the answer to WRITE: a record on every rank, or none that counts."""
         self._end(key)
-        reserved = self.reserved.pop(key)
         idle = operation.priority is Priority.IDLE
         self.idles -= idle
         self.demotions -= not idle
         if operation.ok:
             self.breaker.succeeded()
-            self.counters.written.add(operation.nbytes, operation.seconds)
-            if operation.codec:
-                written = self.counters.codecs
-                written[operation.codec] = written.get(operation.codec, 0) + 1
-            self.resize(operation.nbytes - reserved)
+            self.counters.count_write(operation.nbytes, operation.seconds, operation.codec)
         else:
             self.fail(operation.status)
-            self.doomed[key] = reserved
+        if self.space:
+            self.space.wrote(key, operation.nbytes if operation.ok else None)
 
     def answered(self, operation: Operation, key: BlockKey) -> None:
-        """Take the answer to READ; a record that is gone or bad on any rank goes on all."""
+        """Take the answer to READ; a record of ours that is gone or bad on any rank goes on all."""
         self._end(key)
         if operation.ok:
             self.breaker.succeeded()
             self.cost.served(operation.seconds)
-            self.counters.read.add(operation.nbytes, operation.seconds)
+            self.counters.count_read(operation.nbytes, operation.seconds)
         elif operation.status is not OpStatus.CANCELLED:
             self.fail(operation.status)
             if operation.status in _GONE:
-                self.doomed[key] = self._residency.erase(self.tier, key)
+                nbytes = self._residency.erase(self.tier, key)
+                if self.space:
+                    self.space.doom(key, nbytes)
 
     def removed(self, operation: Operation, key: BlockKey) -> None:
-        """Take the answer to REMOVE: its bytes are free, or it is tried again later."""
+        """Take the answer to REMOVE."""
+        assert self.space
         self._end(key)
-        nbytes = self.reserved.pop(key)
-        self.removing -= nbytes
-        if operation.ok:
-            self.resize(-nbytes)
-        else:
+        if not operation.ok:
             self.fail(operation.status)
-            self.doomed[key] = nbytes
-            self.remove_at = self._clock() + _RETRY_S
+        self.space.removed(key, ok=operation.ok)
 
     def check(self, records: int) -> None:
-        """Assert that the bytes add up, `records` being those of the records that it holds."""
-        name = self.spec.name
-        parts = records + sum(self.reserved.values()) + sum(self.doomed.values()) + self.listed
-        assert self.used == parts, f"{name}: {self.used} bytes used, {parts} known"
-        assert -self.free <= self._over, f"{name}: over its capacity"
-        assert not self.doomed.keys() & self.ops.keys(), f"{name}: a doomed record has an operation"
-        writes = sum(f.op.kind is OpKind.WRITE for f in self.ops.values())
-        assert self.demotions + self.idles == writes, f"{name}: writes are miscounted"
+        """Assert that its operations and bytes add up, `records` being the bytes of the records that it holds.
+
+        Raises:
+            AssertionError: they do not.
+        """
+        kinds = [operation.op.kind for operation in self.ops.values()]
+        writes, removes = kinds.count(OpKind.WRITE), kinds.count(OpKind.REMOVE)
+        assert self.demotions + self.idles == writes, f"{self.spec.name}: writes are miscounted"
+        if self.space:
+            self.space.check(records, writes=writes, removes=removes)
+        else:
+            assert not removes, f"{self.spec.name}: removes what is not ours"
 
     def _order(
         self, kind: OpKind, key: BlockKey, place: Place, slot: int, group: int, priority: Priority

@@ -14,11 +14,11 @@ class TierSpec:
     """What the brain must know of one tier below the arena."""
 
     name: str
-    capacity: int  # bytes of one rank's share
+    capacity: int | None  # bytes of one rank's share; None: its room is not ours
     write: WriteMode
     deadline_s: float
     persistent: bool
-    eviction: Callable[[TierFacts], EvictionPolicy]
+    eviction: Callable[[TierFacts], EvictionPolicy] | None  # None where its room is not ours
     admission: Callable[[TierFacts], AdmissionPolicy] | None = None  # None: every chunk may enter
     medium: Medium | None = None  # None: how fast it is, is found out
     max_writes: int = 64  # demotions in operation

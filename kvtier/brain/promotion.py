@@ -9,8 +9,9 @@ from kvtier.brain.index import TIERS
 from kvtier.brain.lower_tier import LowerTier
 from kvtier.brain.operations import Operation
 from kvtier.brain.plans import ReadPlan
-from kvtier.brain.requests import Reading, Request
+from kvtier.brain.requests import Request, Waiter
 from kvtier.brain.state import State
+from kvtier.brain.why import Why
 from kvtier.hook import HookKind
 from kvtier.types import NO_SLOT, BlockKey, OpStatus, Priority
 
@@ -21,13 +22,42 @@ _AHEAD_LEAST = 8
 _AHEAD_SHARE = 0.25  # of the slots; more would drive out what is in use when a queue builds up
 
 
+class Reading:
+    """The reads that one request waits for; it is told of each one's end."""
+
+    def __init__(self, request: Request, promotion: "Promotion", now: float) -> None:
+        self.request = request
+        self.started = now
+        self.deadline = now
+        self.left: set[BlockKey] = set()
+        self.nbytes: dict[int, int] = {}  # per tier, what was ordered
+        self.failed = False  # some read did: its time says nothing about speed
+        self._promotion = promotion
+
+    def expect(self, key: BlockKey, lower: LowerTier, nbytes: int) -> None:
+        """Add a read to wait for."""
+        self.left.add(key)
+        self.nbytes[lower.tier] = self.nbytes.get(lower.tier, 0) + nbytes
+        self.deadline = max(self.deadline, self.started + lower.spec.deadline_s)
+
+    def landed(self, key: BlockKey, *, ok: bool) -> None:
+        """Take the news of one key; the last one ends the wait."""
+        self.left.remove(key)
+        if ok:
+            self._promotion.hold(self.request, key)
+        else:
+            self.failed = True
+        if not self.left:
+            self._promotion.over(self)
+
+
 @dataclass(slots=True)
 class Fill:
-    """One READ under way into a slot, and who waits for it."""
+    """One READ under way into a slot, and who is told that it landed."""
 
     lower: LowerTier
     operation: Operation
-    waiters: dict[str, Request] = field(default_factory=dict)
+    waiters: list[Waiter] = field(default_factory=list)
     cancelled: bool = False
     ahead: bool = False  # ordered with nobody waiting
     demanded: bool = False  # somebody waits, or did
@@ -54,27 +84,30 @@ class Promotion:
         self.link(request)
         missing = [key for key in wanted if not self._residency.index.resident(key)]
         if self._too_dear(request, wanted, missing):
-            self._state.counters.refused_reads += 1
-            request.refused = True
-            self._state.roster.settle(request)
-            return ReadPlan(0)
-        room = self._make_room(missing)
-        if not room and len(self._groups.specs) > 1:
-            self._state.roster.settle(request)
-            return ReadPlan(0)
-        reading = Reading(self._state.clock(), self._state.clock())
+            return self._settle(request, Why.TOO_DEAR)
+        why = self._make_room(missing)
+        if why and len(self._groups.specs) > 1:
+            return self._settle(request, why)
+        reading = Reading(request, self, self._state.clock())
         for key in missing:
-            fill = self._join(key) or self._start(key, Priority.DEMAND)
-            if fill is None:
+            fill = self.wait_for(key, reading)
+            if isinstance(fill, Why):
+                why = fill
                 break
-            fill.waiters[request.name] = request
-            deadline = reading.started + fill.lower.spec.deadline_s
-            reading.expect(key, fill.lower.tier, self._nbytes(fill.lower, key), deadline)
+            reading.expect(key, fill.lower, self._nbytes(fill.lower, key))
         if not reading.left:
-            self._state.roster.settle(request)
-            return ReadPlan(0)
-        request.reading = reading
+            return self._settle(request, why or Why.VANISHED)
+        if len(reading.left) < len(missing) and why:
+            self._state.refuse_load(request, why)
+        request.await_reads(reading)
         return ReadPlan(len(reading.left), tuple(key for key in missing if key in reading.left))
+
+    def wait_for(self, key: BlockKey, waiter: Waiter) -> Fill | Why:
+        """Let somebody wait for a chunk that is coming up, or order it; return why it cannot come."""
+        fill = self._join(key) or self._start(key, Priority.DEMAND)
+        if isinstance(fill, Fill):
+            fill.waiters.append(waiter)
+        return fill
 
     def link(self, request: Request) -> None:
         """Give what a scan found of a request's prefix its place."""
@@ -104,10 +137,10 @@ class Promotion:
         for i, key in enumerate(keys):
             if key in self.fills or self._residency.index.resident(key):
                 continue
-            if self._source(key) is None:
+            if isinstance(self._source(key), Why):
                 break
-            fill = self._start(key, Priority.PREFETCH) if self._may_read_ahead() else None
-            if fill is None:
+            fill = self._start(key, Priority.PREFETCH) if self._may_read_ahead() else Why.NO_SLOT
+            if isinstance(fill, Why):
                 return keys[i:]
             fill.ahead = True
             self._state.counters.prefetches += 1
@@ -131,30 +164,37 @@ class Promotion:
             reach.append(n * group.chunk_tokens)
         return min(reach)
 
-    def expire(self, request: Request) -> None:
+    def expire(self, reading: Reading) -> None:
         """End the wait of a request whose deadline passed: it goes on with what it has."""
-        reading = request.reading
-        if reading is None:
-            return
-        self._state.counters.late_reads += 1
         late = {self.fills[key].lower.tier for key in reading.left}
         for lower in self._lowers:
             if lower.tier in late:
                 lower.breaker.failed()
         self._learn(reading)
-        self.abandon(request)
-        self._state.roster.settle(request)
+        self.abandon(reading.request)
+        self._settle(reading.request, Why.LATE)
 
     def abandon(self, request: Request) -> None:
         """Stop to wait; reads that nobody else waits for are cancelled."""
-        reading, request.reading = request.reading, None
-        if reading is None:
+        if (reading := request.give_up()) is None:
             return
         for key in reading.left:
             fill = self.fills[key]
-            del fill.waiters[request.name]
+            fill.waiters.remove(reading)
             if not fill.waiters:
                 self._cancel(fill)
+
+    def hold(self, request: Request, key: BlockKey) -> None:
+        """Pin a chunk that came up for a request."""
+        request.hold_more(key)
+        self._residency.pin((key,))
+
+    def over(self, reading: Reading) -> None:
+        """End the wait of a request whose last read has ended."""
+        if reading.failed:
+            self._state.refuse_load(reading.request, Why.FAILED)
+        self._learn(reading)
+        reading.request.settle()
 
     def ended(self, operation: Operation, lower: LowerTier, key: BlockKey) -> bool:
         """Take the answer to READ; return whether the chunk is in its slot, to be made readable."""
@@ -166,14 +206,14 @@ class Promotion:
         self._residency.slots.done(operation.op.slot)
         lower.answered(operation, key)
         if operation.ok:
-            self._residency.hooks.tell(HookKind.PROMOTE, lower.tier, (key,))
+            self._state.hooks.tell(HookKind.PROMOTE, lower.tier, (key,))
             if fill.ahead:
                 nbytes = self._groups.group(key).nbytes
                 self._state.ahead.landed(key, nbytes, awaited=bool(fill.waiters))
         else:
             self._residency.abandon(key)
-        for request in fill.waiters.values():
-            self._arrived(request, key, ok=operation.ok)
+        for waiter in fill.waiters:
+            waiter.landed(key, ok=operation.ok)
         return operation.ok
 
     def relieve(self, wanted: Collection[BlockKey] = ()) -> None:
@@ -182,20 +222,11 @@ class Promotion:
             if not fill.waiters and key not in wanted:
                 self._cancel(fill)
 
-    def _arrived(self, request: Request, key: BlockKey, *, ok: bool) -> None:
-        reading = request.reading
-        assert reading is not None
-        reading.left.remove(key)
-        if ok:
-            request.below += 1
-            request.held.append(key)
-            self._residency.pin((key,))
-        else:
-            reading.failed = True
-        if not reading.left:
-            self._learn(reading)
-            request.reading = None
-            self._state.roster.settle(request)
+    def _settle(self, request: Request, why: Why) -> ReadPlan:
+        """Let a request do without reads."""
+        self._state.refuse_load(request, why)
+        request.settle()
+        return ReadPlan(0)
 
     def _learn(self, reading: Reading) -> None:
         if reading.failed:
@@ -231,17 +262,18 @@ class Promotion:
         self._demanded += not fill.demanded
         fill.demanded = True
 
-    def _start(self, key: BlockKey, priority: Priority) -> Fill | None:
-        """Order a READ of a chunk from the first tier that has it; None if none can be read now."""
+    def _start(self, key: BlockKey, priority: Priority) -> Fill | Why:
+        """Order a READ of a chunk from the first tier that has it; return why none can be read now."""
         lower = self._source(key)
-        if lower is None or self._budget(priority) <= 0:
-            return None
-        place = self._place(key)
-        slot = self._residency.claim(key, place)
+        if isinstance(lower, Why):
+            return lower
+        if self._budget(priority) <= 0:
+            return Why.READ_BUDGET
+        slot = self._residency.claim(key)
         if slot == NO_SLOT:
-            return None
+            return Why.NO_SLOT
         group = self._groups.group(key).index
-        fill = Fill(lower, lower.read(key, place, slot, group, priority))
+        fill = Fill(lower, lower.read(key, self._place(key), slot, group, priority))
         self.fills[key] = fill
         if priority is Priority.DEMAND:
             self._demand(fill)
@@ -253,15 +285,21 @@ class Promotion:
         row = index.rows[key]
         return Place(index.parents[row], index.ends[row])
 
-    def _source(self, key: BlockKey) -> LowerTier | None:
+    def _source(self, key: BlockKey) -> LowerTier | Why:
+        """Return the first tier that a chunk can be read from, or why there is none."""
         index = self._residency.index
         row = index.rows.get(key)
-        if row is None or index.slots[row] != NO_SLOT:
-            return None
+        if row is None:
+            return Why.ABSENT
+        if index.slots[row] != NO_SLOT:
+            return Why.BUSY  # it is in tier 0, or on its way there
+        why = Why.ABSENT
         for lower in self._lowers:
-            if index.flags[row] >> lower.tier & 1 and lower.serving:
-                return lower
-        return None
+            if index.flags[row] >> lower.tier & 1:
+                if (refusal := lower.why_not) is None:
+                    return lower
+                why = refusal
+        return why
 
     def _budget(self, priority: Priority) -> int:
         """Return how many reads more may be ordered; reads ahead never stand in a request's way."""
@@ -275,16 +313,20 @@ class Promotion:
         self.fills.clear()
         self._demanded = 0
 
-    def _make_room(self, missing: Sequence[BlockKey]) -> bool:
-        """Make slots free for reads, and return whether all that is missing is being read or can be now."""
+    def _make_room(self, missing: Sequence[BlockKey]) -> Why | None:
+        """Make slots free for reads; return why not all that is missing is being read or can be now."""
         slots = self._residency.slots
         keys = [key for key in missing if key not in self.fills]
-        lack = min(len(keys), self._budget(Priority.DEMAND)) - slots.free
+        budget = self._budget(Priority.DEMAND)
+        lack = min(len(keys), budget) - slots.free
         if lack > 0:
             self.relieve(set(missing))
             self._demotion.make_room(lack)
-        can = min(slots.free, self._budget(Priority.DEMAND))
-        return len(keys) <= can and all(map(self._source, keys))
+        if len(keys) > budget:
+            return Why.READ_BUDGET
+        if len(keys) > slots.free:
+            return Why.NO_SLOT
+        return next((why for why in map(self._source, keys) if isinstance(why, Why)), None)
 
     def _cancel(self, fill: Fill) -> None:
         if not fill.cancelled:
@@ -310,7 +352,7 @@ class Promotion:
         per_tier: dict[int, int] = {}
         for key in missing:
             lower = self._source(key)
-            if lower is not None and key not in self.fills:
+            if isinstance(lower, LowerTier) and key not in self.fills:
                 nbytes = self._nbytes(lower, key)
                 per_tier[lower.tier] = per_tier.get(lower.tier, 0) + nbytes
         read_s = sum(

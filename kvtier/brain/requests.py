@@ -1,73 +1,162 @@
 """What the brain remembers of a request between its arrival and its departure."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
-from kvtier.brain.index import IN_TIER0
+from kvtier.brain.index import IN_TIER0, TIERS
+from kvtier.brain.why import Why
 from kvtier.facts import RequestFacts, RequestHints
 from kvtier.types import BlockKey
+
+if TYPE_CHECKING:
+    from kvtier.brain.promotion import Reading
 
 _NOBODY = RequestFacts("", (), 0.0, RequestHints())
 
 
-@dataclass(slots=True)
-class Reading:
-    """The reads that one request waits for."""
+class Waiter(Protocol):
+    """Who is told that a read landed: a request that waits for its hit, or a load that copies what comes."""
 
-    started: float
-    deadline: float
-    left: set[BlockKey] = field(default_factory=set)
-    nbytes: dict[int, int] = field(default_factory=dict)  # per tier, what was ordered
-    failed: bool = False  # some read did: its time says nothing about speed
-
-    def expect(self, key: BlockKey, tier: int, nbytes: int, deadline: float) -> None:
-        """Add a read to wait for."""
-        self.left.add(key)
-        self.nbytes[tier] = self.nbytes.get(tier, 0) + nbytes
-        self.deadline = max(self.deadline, deadline)
+    def landed(self, key: BlockKey, *, ok: bool) -> None:
+        """Take the news of one key, once: it is readable in tier 0, or will not be."""
 
 
 @dataclass(slots=True)
 class Request:
-    """One request. `held` are the chunks it pins, each once per mention."""
+    """One request. Its fields are written by its own methods only."""
 
     name: str
     persist: bool = True
-    groups: list[list[BlockKey]] = field(default_factory=list)
+    groups: list[list[BlockKey]] = field(default_factory=list)  # keys from chunk 0, per group
     facts: RequestFacts = _NOBODY
+    places: dict[BlockKey, int] = field(default_factory=dict)  # a key's position in its group
+    sees: int = TIERS  # the tiers that its lookups count on
+    started: bool = False  # was scheduled: it waits in the queue no more
     awaited: list[BlockKey] = field(default_factory=list)  # spared until it starts
-    started: bool = False  # was scheduled: it waits no more
     touched: set[BlockKey] = field(default_factory=set)  # chunks whose use by it was noted
-    places: dict[BlockKey, int] = field(default_factory=dict)
-    held: list[BlockKey] = field(default_factory=list)
+    held: list[BlockKey] = field(default_factory=list)  # pinned, each once per mention
     given: bool = False  # `held` is a hit that was given, and counted
-    reading: Reading | None = None
-    refused: bool = False  # reading costs more than computing, until it departs
+    reading: "Reading | None" = None  # what it waits for
+    too_dear: bool = False  # reading costs more than computing, until it departs
+    why: Why | None = None  # its hit ended early
     stale: bool = False  # its KV is of an epoch that ended
     used: bool = False  # stored or loaded something
     counted: int = 0  # hits that were counted
     below: int = 0  # of the hits to count: came from below tier 0
 
+    def __post_init__(self) -> None:
+        for keys in self.groups:
+            self.places.update(zip(keys, range(len(keys)), strict=True))
 
-class Roster:
-    """The requests by name, and the tiers that lookups of settled ones see."""
+    def extend(self, position: int, keys: Sequence[BlockKey]) -> None:
+        """Add keys to one of its groups."""
+        start = len(self.groups[position])
+        self.groups[position].extend(keys)
+        self.places.update(zip(keys, range(start, start + len(keys)), strict=True))
 
-    def __init__(self) -> None:
-        self.requests: dict[str, Request] = {}
-        self.masks: dict[str, int] = {}
+    def start(self) -> bool:
+        """Note that it was scheduled or is over; return whether that is news."""
+        news, self.started = not self.started, True
+        return news
 
-    def settled(self, request: Request) -> bool:
-        """Whether the request sees tier 0 only: its reads are over, or not worth it."""
-        return request.name in self.masks
+    def spare(self, keys: Iterable[BlockKey]) -> None:
+        """Note what it will ask for."""
+        self.awaited.extend(keys)
 
-    def settle(self, request: Request) -> None:
-        """Let the request see tier 0 only."""
-        self.masks[request.name] = IN_TIER0
+    def release(self) -> list[BlockKey]:
+        """Take what it would have asked for."""
+        awaited, self.awaited = self.awaited, []
+        return awaited
 
-    def unsettle(self, request: Request) -> None:
-        """Let the request see every tier."""
-        self.masks.pop(request.name, None)
+    def touch(self, keys: Sequence[BlockKey]) -> list[BlockKey]:
+        """Note its use of chunks, given in prefix order; return those that it had not used before, tail first."""
+        touched = self.touched
+        fresh = [key for key in reversed(keys) if key not in touched]
+        touched.update(fresh)
+        return fresh
 
-    def drop(self, request: str) -> None:
-        """Forget a request."""
-        self.requests.pop(request, None)
-        self.masks.pop(request, None)
+    # what it may read
+
+    @property
+    def settled(self) -> bool:
+        """Whether it sees tier 0 only: its reads are over, or not worth it."""
+        return self.sees == IN_TIER0
+
+    def settle(self) -> None:
+        """Let it see tier 0 only, and wait for nothing."""
+        self.reading = None
+        self.sees = IN_TIER0
+
+    def await_reads(self, reading: "Reading") -> None:
+        """Let it wait for reads."""
+        self.reading = reading
+
+    def give_up(self) -> "Reading | None":
+        """Stop to wait; return what it waited for."""
+        reading, self.reading = self.reading, None
+        return reading
+
+    def refuse(self, why: Why) -> bool:
+        """Note why its hit ends early; return whether that is the first reason."""
+        self.too_dear |= why is Why.TOO_DEAR
+        if self.why is not None:
+            return False
+        self.why = why
+        return True
+
+    # what it holds
+
+    def hold(self, keys: list[BlockKey]) -> list[BlockKey]:
+        """Hold `keys` instead of what it held, which is returned."""
+        held, self.held = self.held, keys
+        self.given = False
+        return held
+
+    def hold_more(self, key: BlockKey) -> None:
+        """Hold a chunk that came up for it."""
+        self.below += 1
+        self.held.append(key)
+
+    def lose(self, key: BlockKey) -> int:
+        """Hold a chunk no more; return how often it was held."""
+        n = self.held.count(key)
+        if n:
+            self.held = [held for held in self.held if held != key]
+        return n
+
+    def give(self, n: int) -> tuple[int, int]:
+        """Note that a hit of `n` chunks is given.
+
+        Returns:
+            How many of them were counted before, and how many of the others came from below tier 0.
+        """
+        counted, below = self.counted, self.below
+        self.counted = max(counted, n)
+        self.below = 0
+        self.given = True
+        return counted, below
+
+    # its life
+
+    def use(self) -> None:
+        """Note that it stores or loads."""
+        self.used = True
+
+    def reset(self, *, stale: bool) -> None:
+        """Forget what was of the old epoch; its KV is, if it is `stale` or used the cache."""
+        self.held, self.given, self.reading = [], False, None
+        self.counted = self.below = 0
+        self.stale |= stale or self.used
+        self._see_again()
+
+    def preempt(self) -> None:
+        """Start again from nothing."""
+        self.stale = self.used = False
+        if self.reading is None:
+            self._see_again()
+
+    def _see_again(self) -> None:
+        if not self.too_dear:
+            self.sees = TIERS
+            self.why = None

@@ -1,17 +1,23 @@
 """Who holds what: the index, the slots, the pins and the policies, kept in step with each other."""
 
-import math
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import ge
 
 from kvtier.brain.groups import Place
-from kvtier.brain.hooks import Hooks
-from kvtier.brain.index import HIT, IN_TIER0, TIERS, VOLATILE, Index
+from kvtier.brain.index import (
+    HIT,
+    IN_TIER0,
+    LEAVING,
+    STORING,
+    TIERS,
+    VOLATILE,
+    ChunkState,
+    Index,
+)
 from kvtier.brain.plans import CacheEvent
 from kvtier.brain.requests import Request
 from kvtier.brain.slots import Slots
-from kvtier.hook import HookKind
 from kvtier.policy import EvictionPolicy
 from kvtier.types import NO_SLOT, TIER0, BlockKey
 
@@ -19,45 +25,42 @@ _MAX_EVENTS = 4096  # batches kept if nobody asks for them; the oldest go first
 
 
 class Residency:
-    """Every change of residency goes through here.
+    """Every change of a chunk's state goes through here; `ChunkState` says which verb leads where.
 
-    A policy tracks exactly the chunks that its tier holds, but for those of tier 0 that are `leaving`:
+    A policy tracks exactly the chunks that its tier holds, but for those of tier 0 that are LEAVING:
     written down first, their slot is freed by the last answer unless somebody asks for them again.
     """
 
-    def __init__(self, names: Sequence[str], hooks: Hooks) -> None:
-        self.hooks = hooks
-        self.index = Index(len(names) - 1)
-        self.slots = Slots(0)
+    def __init__(
+        self, names: Sequence[str], index: Index, slots: Slots, policies: Sequence[EvictionPolicy]
+    ) -> None:
+        self.index = index
+        self.slots = slots
+        self.policies = policies  # of eviction, one per tier
         self.pins: dict[BlockKey, int] = {}
-        self.leaving: set[BlockKey] = set()
-        self.visible = IN_TIER0  # the tiers that lookups see
-        self.policies: list[
-            EvictionPolicy
-        ] = []  # one per tier; made after, they ask this residency
-        self.awaited: dict[BlockKey, int] = {}  # what waiting requests need, see `Waiting`
+        self.leaving = 0  # chunks
         self.chunks = [0] * len(names)
         self._names = names
         self._events: deque[CacheEvent] = deque(maxlen=_MAX_EVENTS)
 
     # slots of tier 0
 
-    def claim(self, key: BlockKey, place: Place, *, volatile: bool = False) -> int:
-        """Reserve a slot for a chunk on its way in; NO_SLOT if none is free."""
+    def claim(self, key: BlockKey) -> int:
+        """Claim a slot for a chunk that comes up from below, which is FILLING then; NO_SLOT if none is free."""
         slot = self.slots.take()
-        if slot == NO_SLOT:
-            return NO_SLOT
-        row = self._row(key, place)
-        self.index.slots[row] = slot
-        if volatile and not self.index.flags[row] & TIERS:
-            self.index.flags[row] |= VOLATILE
-        self.slots.use(slot)
+        if slot != NO_SLOT:
+            self.index.slots[self.index.rows[key]] = slot
+            self.slots.use(slot)
         return slot
 
     def claim_all(
         self, places: Mapping[BlockKey, tuple[BlockKey | None, int]], *, volatile: bool
     ) -> list[int]:
-        """Claim slots for as many chunks as there are free ones, in order; return the slots."""
+        """Claim slots for as many chunks from the device as there are free ones, in order; they are STORING then.
+
+        Returns:
+            The slots.
+        """
         slots = self.slots.take_used(len(places))
         index = self.index
         index.place(places.items(), slots)
@@ -69,36 +72,49 @@ class Residency:
         return slots
 
     def abandon(self, key: BlockKey) -> None:
-        """Give back the slot of a chunk that did not make it."""
-        self._vacate(key, self.index.rows[key])
+        """Give back the slot of a chunk that was on its way in and did not make it."""
+        row = self.index.rows[key]
+        assert not self.index.flags[row] & IN_TIER0
+        self._vacate(key, row)
 
     def arrived(self, keys: Sequence[BlockKey]) -> None:
-        """Make chunks whose slots are filled on every rank readable."""
+        """Make chunks whose slots are filled on every rank RESIDENT."""
         rows, flags = [self.index.rows[key] for key in keys], self.index.flags
         for row in rows:
-            flags[row] |= IN_TIER0
+            flags[row] = flags[row] & ~STORING | IN_TIER0
         self._enter(TIER0, keys, rows)
 
     def leave(self, key: BlockKey) -> None:
-        """Note that a victim is being written down; its slot follows."""
+        """Note that a RESIDENT victim is being written down: it is LEAVING, its slot follows."""
+        row = self.index.rows[key]
+        assert self.index.state(row) is ChunkState.RESIDENT
         self.policies[TIER0].remove(key)
-        self.leaving.add(key)
+        self.index.flags[row] |= LEAVING
+        self.leaving += 1
+
+    def is_leaving(self, key: BlockKey) -> bool:
+        """Whether a chunk is LEAVING."""
+        return self.index.flags_of(key) & LEAVING != 0
 
     def rescue(self, keys: Iterable[BlockKey]) -> None:
-        """Keep those of `keys` that were leaving: they are wanted again."""
+        """Keep those of `keys` that are LEAVING: they are wanted again."""
         if self.leaving:
-            back = [key for key in keys if key in self.leaving]
-            self.leaving.difference_update(back)
-            self._track(TIER0, back, [self.index.rows[key] for key in back])
+            back = [key for key in keys if self.is_leaving(key)]
+            rows = [self.index.rows[key] for key in back]
+            for row in rows:
+                self.index.flags[row] &= ~LEAVING
+            self.leaving -= len(back)
+            self._track(TIER0, back, rows)
 
     def expel(self, key: BlockKey) -> None:
         """Take a chunk out of tier 0."""
-        self.leaving.discard(key)
+        row = self.index.rows[key]
+        self.leaving -= self.index.flags[row] & LEAVING != 0
         self._leave(TIER0, key)
-        self._vacate(key, self.index.rows[key])
+        self._vacate(key, row)
 
     def drop(self, keys: Sequence[BlockKey]) -> None:
-        """Take victims out of tier 0."""
+        """Take RESIDENT victims out of tier 0, as `expel` does, in one pass."""
         policy = self.policies[TIER0]
         remove, evicted = policy.remove, policy.evicted
         silent = type(policy).evicted is EvictionPolicy.evicted
@@ -106,7 +122,6 @@ class Residency:
             remove(key)
             if not silent:
                 evicted(key)
-        self.leaving.difference_update(keys)
         self.slots.release_all(self.index.vacate(keys))
         self.chunks[TIER0] -= len(keys)
         self._events.append(CacheEvent(TIER0, self._names[TIER0], tuple(keys), True))
@@ -114,7 +129,7 @@ class Residency:
     # records of lower tiers
 
     def record(self, tier: int, keys: Sequence[tuple[BlockKey, Place, int]]) -> None:
-        """Note that every rank has a record of these chunks, of so many bytes."""
+        """Note that every rank has a record of these chunks in a lower tier, of so many bytes."""
         for key, place, nbytes in keys:
             row = self._row(key, place)
             self.index.flags[row] |= 1 << tier
@@ -151,15 +166,11 @@ class Residency:
 
     def touch(self, request: Request, keys: Sequence[BlockKey]) -> None:
         """Note a request's use of chunks, given in prefix order, in every tier: each once."""
-        touched = request.touched
-        fresh = [key for key in reversed(keys) if key not in touched]
-        if not fresh:
-            return
-        touched.update(fresh)
-        for policy in self.policies:
-            touch = policy.touch
-            for key in fresh:
-                touch(key)
+        if fresh := request.touch(keys):
+            for policy in self.policies:
+                touch = policy.touch
+                for key in fresh:
+                    touch(key)
 
     def hit(self, keys: Iterable[BlockKey]) -> list[BlockKey]:
         """Mark chunks as hit and return those that had been before."""
@@ -183,58 +194,12 @@ class Residency:
                 index.link(row, parent, end)
                 for tier, policy in enumerate(self.policies):
                     if index.flags[row] >> tier & 1 and (
-                        tier != TIER0 or keys[i] not in self.leaving
+                        tier != TIER0 or not index.flags[row] & LEAVING
                     ):
                         policy.remove(keys[i])
                         policy.insert(keys[i], parent)
 
-    # choice
-
-    def victims(
-        self, tier: int, n: int, pinned: Container[BlockKey], *, needed: bool = True
-    ) -> list[BlockKey]:
-        """Choose up to `n` chunks to evict.
-
-        If `needed`, those that waiting requests need or hooks refuse to evict come last, else never.
-        """
-        policy, awaited = self.policies[tier], self.awaited
-        hooked = self.hooks.watches(HookKind.EVICT)
-        if not awaited and not hooked:
-            return policy.victims(n, pinned.__contains__)
-        chosen = policy.victims(n, lambda key: key in pinned or key in awaited)
-        if hooked:
-            chosen = self._unless_vetoed(tier, n, pinned, chosen)
-        if needed and len(chosen) < n:
-            first = set(chosen)
-            more = policy.victims(n, pinned.__contains__)
-            chosen += [key for key in more if key not in first][: n - len(chosen)]
-        return chosen
-
-    def _unless_vetoed(
-        self, tier: int, n: int, pinned: Container[BlockKey], chosen: list[BlockKey]
-    ) -> list[BlockKey]:
-        """Ask the hooks for each victim, and choose again without those they refuse; they may refuse a few."""
-        asked: set[BlockKey] = set()
-        vetoed: set[BlockKey] = set()
-        while len(vetoed) < self.hooks.max_vetoes:
-            fresh = [key for key in chosen if key not in asked]
-            before = len(vetoed)
-            for key in fresh:
-                asked.add(key)
-                if not self.hooks.agree(HookKind.EVICT, tier, key):
-                    vetoed.add(key)
-                    break
-            if len(vetoed) == before:
-                return chosen
-            chosen = self.policies[tier].victims(
-                n, lambda key: key in pinned or key in self.awaited or key in vetoed
-            )
-        return chosen
-
-    def end(self, key: BlockKey) -> int:
-        """Return where a chunk ends in its sequence, 0 if that is not known."""
-        row = self.index.rows.get(key)
-        return 0 if row is None else self.index.ends[row]
+    # scores
 
     def occupies(self, key: BlockKey, slot: int) -> bool:
         """Whether a chunk is readable in this very slot."""
@@ -243,12 +208,6 @@ class Residency:
     def rate(self, key: BlockKey, score: float) -> None:
         """Note the score of a chunk that is here."""
         self.index.scores[self.index.rows[key]] = score
-
-    def score(self, key: BlockKey) -> float | None:
-        """Return a chunk's score, None if it has none."""
-        row = self.index.rows.get(key)
-        score = math.nan if row is None else self.index.scores[row]
-        return None if math.isnan(score) else score
 
     # the whole
 
@@ -259,10 +218,10 @@ class Residency:
             if held := self._held(tier):
                 self._events.append(CacheEvent(tier, self._names[tier], held, True))
         self.slots.disown()
-        self.index = Index(len(self.policies) - 1)
+        self.index.clear()
         self.chunks = [0] * len(self.policies)
         self.pins.clear()
-        self.leaving.clear()
+        self.leaving = 0
 
     def events(self) -> list[CacheEvent]:
         """Take what changed since the last call, neighbours merged."""
@@ -298,6 +257,7 @@ class Residency:
     def _vacate(self, key: BlockKey, row: int) -> None:
         self.slots.release(self.index.slots[row])
         self.index.slots[row] = NO_SLOT
+        self.index.flags[row] &= ~(STORING | LEAVING)
         self.index.prune(key)
 
     def _enter(self, tier: int, keys: Sequence[BlockKey], rows: Sequence[int]) -> None:

@@ -6,12 +6,10 @@ Not before the first victims: a chunk is scored after its store, if it is still 
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-from kvtier.brain.groups import Groups
-from kvtier.brain.lower_tier import LowerTier
-from kvtier.brain.operations import Operation, Operations
-from kvtier.brain.residency import Residency
+from kvtier.brain.operations import Operation
+from kvtier.brain.state import State
 from kvtier.types import BlockKey, OpKind, OpStatus, Priority, TierOp
 
 logger = logging.getLogger(__name__)
@@ -29,19 +27,12 @@ class Scoring:
     sampled is not held for it: what is read from a slot that changed hands is thrown away.
     """
 
-    def __init__(
-        self,
-        residency: Residency,
-        operations: Operations,
-        lowers: Iterable[LowerTier],
-        groups: Groups,
-        clock: Callable[[], float],
-    ) -> None:
-        self._residency = residency
-        self._operations = operations
-        self._lowers = tuple(lowers)
-        self._groups = groups
-        self._on = bool(self._lowers) and any(policy.scored for policy in residency.policies)
+    def __init__(self, state: State) -> None:
+        self._residency = state.residency
+        self._operations = state.operations
+        self._lowers = state.lowers
+        self._groups = state.groups
+        self._on = bool(self._lowers) and any(policy.scored for policy in state.policies.eviction)
         self._waiting: deque[BlockKey] = deque(maxlen=_MAX_WAITING)
         self._under_way = 0
         self._mean = 0.0

@@ -12,11 +12,17 @@ from kvtier.types import NO_SLOT
 class Slots:
     """Hand out slot numbers; a released slot that is still in use waits in quarantine."""
 
-    def __init__(self, n: int) -> None:
-        self.n = n
-        self._free = array("i", range(n - 1, -1, -1))
+    def __init__(self) -> None:
+        self.n = 0
+        self._free = array("i")
         self._uses: dict[int, int] = {}
         self._quarantine: set[int] = set()
+
+    def open(self, n: int) -> None:
+        """Take over an arena of `n` slots, all free; once."""
+        assert not self.n
+        self.n = n
+        self._free = array("i", range(n - 1, -1, -1))
 
     @property
     def free(self) -> int:

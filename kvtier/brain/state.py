@@ -1,15 +1,28 @@
 """What the parts of one brain share."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from kvtier.brain.cost import Costs
-from kvtier.brain.counters import Counters, ReadAhead
+from kvtier.brain.cost import Costs, ReadCost
 from kvtier.brain.groups import Groups
+from kvtier.brain.hooks import Hooks
+from kvtier.brain.index import Index
 from kvtier.brain.lower_tier import LowerTier
 from kvtier.brain.operations import Operations
-from kvtier.brain.requests import Roster
+from kvtier.brain.plans import TierSpec
+from kvtier.brain.policies import PolicySet, TierView
+from kvtier.brain.read_ahead import ReadAhead
+from kvtier.brain.requests import Request
 from kvtier.brain.residency import Residency
+from kvtier.brain.slots import Slots
+from kvtier.brain.space import make_space, worst_case
+from kvtier.brain.stats import CacheStats, TierStats
+from kvtier.brain.victims import Victims
+from kvtier.brain.why import Why
+from kvtier.facts import TierFacts
+from kvtier.hook import HookSet
+from kvtier.policy import AdmissionPolicy, EvictionPolicy, PrefetchPolicy
+from kvtier.types import MAX_LOWER_TIERS, TIER0, GroupSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,11 +30,79 @@ class State:
     """The state of one brain, without any decision."""
 
     groups: Groups
+    policies: PolicySet
     residency: Residency
+    victims: Victims
+    hooks: Hooks
     operations: Operations
     lowers: tuple[LowerTier, ...]
-    roster: Roster
+    requests: dict[str, Request]
     costs: Costs
-    counters: Counters
+    counters: CacheStats
+    arena: TierStats
+    ahead: ReadAhead
     clock: Callable[[], float]
-    ahead: ReadAhead = field(default_factory=ReadAhead)
+
+    def refuse_load(self, request: Request, why: Why) -> None:
+        """Count why a request's hit ends early: its first reason, until it starts again."""
+        if request.refuse(why):
+            self.counters.load_refusals[why] += 1
+
+
+def make_state(  # noqa: PLR0913 - as of `TieredCache`
+    *,
+    groups: Sequence[GroupSpec],
+    ranks: int,
+    tier0: Callable[[TierFacts], EvictionPolicy],
+    lower: Sequence[TierSpec],
+    admission: Callable[[TierFacts], AdmissionPolicy] | None,
+    prefetch: Sequence[Callable[[TierFacts], PrefetchPolicy]],
+    hooks: HookSet,
+    clock: Callable[[], float],
+    costs: Costs,
+) -> State:
+    """Make the parts in the order in which they need each other."""
+    assert len(lower) <= MAX_LOWER_TIERS
+    index, slots, shape = Index(len(lower)), Slots(), Groups(groups)
+    reads = [ReadCost(clock, spec.medium) for spec in lower]
+    arena = TierView(
+        tier=TIER0, index=index, slots=slots, groups=shape, costs=costs, now=clock, spec=None
+    )
+    views = [arena]
+    for tier, (spec, read) in enumerate(zip(lower, reads, strict=True), 1):
+        views.append(replace(arena, tier=tier, spec=spec, read=read))
+    policies = PolicySet(views, tier0, admission, prefetch)
+    names = ["dram", *(spec.name for spec in lower)]
+    called = Hooks(hooks, names, views, index.end)
+    residency = Residency(names, index, slots, policies.eviction)
+    operations = Operations(ranks, clock)
+    largest = max(worst_case(group.nbytes) for group in groups)
+    lowers = [
+        LowerTier(
+            tier,
+            spec,
+            residency=residency,
+            operations=operations,
+            cost=reads[tier - 1],
+            admission=policies.admission[tier],
+            space=make_space(tier, spec, largest, ranks, index, clock),
+            clock=clock,
+        )
+        for tier, spec in enumerate(lower, 1)
+    ]
+    counters = CacheStats()
+    return State(
+        groups=shape,
+        policies=policies,
+        residency=residency,
+        victims=Victims(index, policies.eviction, called),
+        hooks=called,
+        operations=operations,
+        lowers=tuple(lowers),
+        requests={},
+        costs=costs,
+        counters=counters,
+        arena=TierStats(name=names[TIER0]),
+        ahead=ReadAhead(counters),
+        clock=clock,
+    )

@@ -1,151 +1,161 @@
-"""The brain at one moment: its counters and its state as one frozen snapshot."""
+"""What the brain counts and shows: the one table of its counters and gauges, by field.
 
-from dataclasses import dataclass
+A field made by `counter` or `gauge` is a metric; the engine's metrics and docs/metrics.md follow from it. To add a
+counter, add a field here and count in it.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NamedTuple
 
 from kvtier.brain.breaker import BreakerState
-from kvtier.brain.lower_tier import LowerTier
-from kvtier.brain.state import State
-from kvtier.types import TIER0, OpStatus
+from kvtier.brain.why import Why
+from kvtier.types import OpStatus
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TierStats:
-    """One tier at this moment; counters are cumulative."""
+class Metric(NamedTuple):
+    """How one field is shown."""
 
     name: str
-    capacity: int  # bytes of one rank's share; of the arena, all its slots
-    used: int  # bytes, with what is being written and removed
-    foreign: int  # bytes of other namespaces
-    chunks: int
-    hits: int  # chunks that requests found here
-    reads: int
-    read_bytes: int
-    read_seconds: float
-    writes: int
-    write_bytes: int
-    write_seconds: float
-    evictions: int
-    refused: int  # chunks it could not take when they left tier 0
-    in_flight: int  # operations
-    breaker: BreakerState
-    trips: int  # how often it was sent to rest
-    failures: tuple[tuple[OpStatus, int], ...]
-    codecs: tuple[tuple[str, int], ...]  # chunks written, by encoding
+    kind: Literal["counter", "gauge"]
+    help: str
+    labels: tuple[str, ...] = ()
+    field: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+OFF = Metric("kvtier:off", "gauge", "1 after kvtier turned itself off.")
+MEMORY = Metric(
+    "kvtier:memory_bytes",
+    "gauge",
+    "Bytes of memory by the NUMA node that they are really on.",
+    ("tier", "node"),
+)
+
+
+def counter(name: str, text: str, *, by: str = "") -> Any:
+    """Declare a number that only grows, or with `by` one for each value of that label."""
+    metric = Metric(f"kvtier:{name}", "counter", text, (by,) if by else ())
+    if by:
+        return field(default_factory=Counter, metadata={"metric": metric})
+    return field(default=0, metadata={"metric": metric})
+
+
+def gauge(name: str, text: str) -> Any:
+    """Declare a number of the moment."""
+    return field(default=0, metadata={"metric": Metric(f"kvtier:{name}", "gauge", text)})
+
+
+@dataclass(slots=True, kw_only=True)
+class TierStats:
+    """One tier. Bytes and seconds are of one rank, the slowest."""
+
+    name: str
+    hits: int = counter("tier_hits", "Chunks that requests found in the tier.")
+    reads: int = counter("tier_reads", "Chunks read up from the tier.")
+    read_bytes: int = counter("tier_read_bytes", "Bytes read from the tier, per rank.")
+    read_seconds: float = counter("tier_read_seconds", "Seconds in reads, summed.")
+    writes: int = counter("tier_writes", "Chunks written to the tier.")
+    write_bytes: int = counter("tier_write_bytes", "Bytes written to the tier, per rank.")
+    write_seconds: float = counter("tier_write_seconds", "Seconds in writes, summed.")
+    evictions: int = counter("tier_evictions", "Chunks that the tier gave up for room.")
+    refused: Counter[Why] = counter(
+        "tier_refused", "Chunks that left DRAM and that the tier did not take.", by="reason"
+    )
+    trips: int = counter("tier_trips", "Times that the tier was sent to rest.")
+    failures: Counter[OpStatus] = counter(
+        "tier_failures", "Operations on the tier that failed.", by="cause"
+    )
+    codecs: Counter[str] = counter(
+        "tier_codec_writes", "Chunks written to the tier, by how they were encoded.", by="codec"
+    )
+    capacity: int = gauge("tier_capacity_bytes", "Capacity of the tier, per rank.")
+    used: int = gauge(
+        "tier_used_bytes", "Bytes in use, per rank, with what is being written and removed."
+    )
+    foreign: int = gauge("tier_foreign_bytes", "Bytes of other namespaces, per rank.")
+    chunks: int = gauge("tier_chunks", "Chunks in the tier.")
+    in_flight: int = gauge("tier_in_flight", "Operations in flight.")
+    resting: int = gauge("tier_resting", "1 while the tier rests.")
+    breaker: BreakerState = BreakerState.CLOSED
+
+    def count_read(self, nbytes: int, seconds: float) -> None:
+        """Count a chunk that was read."""
+        self.reads += 1
+        self.read_bytes += nbytes
+        self.read_seconds += seconds
+
+    def count_write(self, nbytes: int, seconds: float, codec: str) -> None:
+        """Count a chunk that was written, and how it was encoded."""
+        self.writes += 1
+        self.write_bytes += nbytes
+        self.write_seconds += seconds
+        if codec:
+            self.codecs[codec] += 1
+
+
+@dataclass(slots=True, kw_only=True)
 class CacheStats:
-    """The brain at this moment; counters are cumulative."""
+    """The whole brain."""
 
-    tiers: tuple[TierStats, ...]
-    slots: int
-    free_slots: int
-    quarantined_slots: int
-    pinned: int  # chunks
-    reading: int  # chunks on their way up
-    requests: int
-    lookups: int  # as often as the scheduler asks, several times per chunk
-    stores: int  # chunks copied in from the device
-    no_room: int  # chunks refused for lack of a slot
-    orphans: int  # chunks refused because their parent is nowhere
-    not_admitted: int  # chunks that the admission policy of tier 0 refused
-    evictions: int  # chunks that left tier 0
-    dropped: int  # of these, the ones that no other tier holds
-    demotions: int  # evictions that went down first
-    loads: int  # chunks copied to the device
-    vanished: int  # chunks of a hit that were gone when it was loaded
-    refused_reads: int  # requests that are computed because reading costs more
-    late_reads: int  # requests whose reads missed their deadline
-    prefetches: int  # chunks ordered ahead
-    prefetched_bytes: int  # that came up before a request asked
-    useful_bytes: int  # of these, that a request then used
-    wasted_bytes: int  # of these, that left tier 0 unused
-    resets: int
-    hook_failures: int  # calls that raised or took too long
-    hooks_disabled: int  # hooks that are called no more
-    vetoes: int  # insertions and evictions that hooks refused
+    tiers: tuple[TierStats, ...] = ()
+    lookups: int = counter("lookups", "Keys that the scheduler asked for, some several times.")
+    stores: int = counter("stores", "Chunks copied in from the device.")
+    loads: int = counter("loads", "Chunks copied to the device.")
+    load_refusals: Counter[Why] = counter(
+        "load_refusals", "Requests whose hit ended before their prompt did.", by="reason"
+    )
+    store_refusals: Counter[Why] = counter(
+        "store_refusals", "Chunks that were offered and not stored in DRAM.", by="reason"
+    )
+    hook_failures: int = counter("hook_failures", "Calls of hooks that raised or took too long.")
+    hooks_disabled: int = gauge("hooks_disabled", "Hooks that are called no more.")
+    vetoes: int = counter("vetoes", "Entries and evictions that hooks refused.")
+    evictions: int = counter("evictions", "Chunks that left DRAM.")
+    demotions: int = counter("demotions", "Chunks that left DRAM downwards.")
+    dropped: int = counter("dropped", "Chunks that left DRAM and are in no tier.")
+    prefetches: int = counter("prefetches", "Chunks read ahead of a request.")
+    prefetched_bytes: int = counter("prefetched_bytes", "Bytes read ahead.")
+    useful_bytes: int = counter("prefetch_useful_bytes", "Of these, used later.")
+    wasted_bytes: int = counter("prefetch_wasted_bytes", "Of these, never used.")
+    resets: int = counter("resets", "Cache resets.")
+    slots: int = gauge("slots", "Slots of the arena.")
+    free_slots: int = gauge("free_slots", "Free slots of the arena.")
+    quarantined_slots: int = gauge("quarantined_slots", "Slots that wait for an answer.")
+    pinned: int = gauge("pinned", "Chunks that are pinned.")
+    reading: int = gauge("reading", "Chunks on their way up.")
+    requests: int = gauge("requests", "Requests that are known.")
 
 
-def take_stats(state: State, reading: int) -> CacheStats:
-    """Take the snapshot; `reading` chunks are on their way up."""
-    residency, counters = state.residency, state.counters
-    return CacheStats(
-        tiers=(_arena(state), *(_lower(state, lower) for lower in state.lowers)),
-        slots=residency.slots.n,
-        free_slots=residency.slots.free,
-        quarantined_slots=residency.slots.quarantined,
-        pinned=len(residency.pins),
-        reading=reading,
-        requests=len(state.roster.requests),
-        lookups=counters.lookups,
-        stores=counters.stores,
-        no_room=counters.no_room,
-        orphans=counters.orphans,
-        not_admitted=counters.not_admitted,
-        evictions=counters.evictions,
-        dropped=counters.dropped,
-        demotions=counters.demotions,
-        loads=counters.loads,
-        vanished=counters.vanished,
-        refused_reads=counters.refused_reads,
-        late_reads=counters.late_reads,
-        prefetches=counters.prefetches,
-        prefetched_bytes=state.ahead.landed_bytes,
-        useful_bytes=state.ahead.useful_bytes,
-        wasted_bytes=state.ahead.wasted_bytes,
-        resets=counters.resets,
-        hook_failures=residency.hooks.failures,
-        hooks_disabled=residency.hooks.disabled,
-        vetoes=residency.hooks.vetoes,
+def _metrics(table: type[CacheStats] | type[TierStats], *labels: str) -> tuple[Metric, ...]:
+    declared = [(each.name, each.metadata.get("metric")) for each in fields(table)]
+    return tuple(
+        metric._replace(labels=(*labels, *metric.labels), field=name)
+        for name, metric in declared
+        if metric
     )
 
 
-def _arena(state: State) -> TierStats:
-    residency, counters = state.residency, state.counters
-    nbytes = max(group.nbytes for group in state.groups.specs)
-    return TierStats(
-        name="dram",
-        capacity=residency.slots.n * nbytes,
-        used=(residency.slots.n - residency.slots.free) * nbytes,
-        foreign=0,
-        chunks=residency.chunks[TIER0],
-        hits=counters.hits,
-        reads=counters.loads,
-        read_bytes=counters.loaded.nbytes,
-        read_seconds=counters.loaded.seconds,
-        writes=counters.stores,
-        write_bytes=0,
-        write_seconds=0.0,
-        evictions=counters.evictions,
-        refused=counters.no_room,
-        in_flight=0,
-        breaker=BreakerState.CLOSED,
-        trips=0,
-        failures=(),
-        codecs=(),
-    )
+CACHE_METRICS = _metrics(CacheStats)
+TIER_METRICS = _metrics(TierStats, "tier")
+METRICS = (*CACHE_METRICS, *TIER_METRICS, MEMORY, OFF)
+"""All of them."""
 
 
-def _lower(state: State, lower: LowerTier) -> TierStats:
-    counters = lower.counters
-    return TierStats(
-        name=lower.spec.name,
-        capacity=lower.spec.capacity,
-        used=lower.used,
-        foreign=lower.foreign,
-        chunks=state.residency.chunks[lower.tier],
-        hits=counters.hits,
-        reads=counters.read.chunks,
-        read_bytes=counters.read.nbytes,
-        read_seconds=counters.read.seconds,
-        writes=counters.written.chunks,
-        write_bytes=counters.written.nbytes,
-        write_seconds=counters.written.seconds,
-        evictions=counters.evictions,
-        refused=counters.refused,
-        in_flight=len(lower.ops),
-        breaker=lower.breaker.state,
-        trips=lower.breaker.trips,
-        failures=tuple(sorted(counters.failures.items())),
-        codecs=tuple(sorted(counters.codecs.items())),
-    )
+def values(stats: CacheStats) -> Iterator[tuple[Metric, tuple[str, ...], float]]:
+    """List the value of every metric of the brain, with its labels."""
+    for metric in CACHE_METRICS:
+        yield from _value(metric, (), getattr(stats, metric.field))
+    for tier in stats.tiers:
+        for metric in TIER_METRICS:
+            yield from _value(metric, (tier.name,), getattr(tier, metric.field))
+
+
+def _value(
+    metric: Metric, labels: tuple[str, ...], value: float | Counter[str]
+) -> Iterator[tuple[Metric, tuple[str, ...], float]]:
+    if isinstance(value, Counter):
+        for each, count in value.items():
+            yield metric, (*labels, str(each)), count
+    else:
+        yield metric, labels, value

@@ -5,6 +5,7 @@ import os.path
 from kvtier import topology
 from kvtier.config.structs import Config, TierConfig
 from kvtier.config.words import mistake
+from kvtier.types import MAX_LOWER_TIERS
 
 
 def check(config: Config, *, here: bool) -> None:
@@ -15,6 +16,10 @@ def check(config: Config, *, here: bool) -> None:
     """
     if not config.tiers:
         raise mistake("tiers", "there is none; the first is always {name: dram, kind: dram}")
+    if len(config.tiers) > 1 + MAX_LOWER_TIERS:
+        raise mistake(
+            f"tiers[{1 + MAX_LOWER_TIERS}]", f"at most {MAX_LOWER_TIERS} tiers below DRAM"
+        )
     names: dict[str, int] = {}
     places: dict[str, int] = {}
     nodes = topology.numa_nodes()

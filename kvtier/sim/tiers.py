@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
+from kvtier.brain import Why
 from kvtier.config import Config, Plugin
 from kvtier.sim.engine import EngineReplay, prefill_of, replay_engine
 from kvtier.sim.results import Moment, ReplayRow, Ttft
@@ -43,8 +44,8 @@ class TierJob:
             write_amplification=amplification,
             ttft_s=_ttft(done),
             prefetched=_prefetched(done),
-            refused_reads=done.stats.refused_reads,
-            late_reads=done.stats.late_reads,
+            refused_reads=done.stats.load_refusals[Why.TOO_DEAR],
+            late_reads=done.stats.load_refusals[Why.LATE],
             utilisation=done.busy_s / done.ended_s if done.ended_s else 0.0,
             occupancy=_occupancy(done),
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from kvtier.brain import StorePlan, TieredCache, TierSpec, TierStats
+from kvtier.brain.index import ChunkState
 from kvtier.config import Plugin
 from kvtier.facts import TierFacts
 from kvtier.policies.prefetch.arrival import ArrivalPolicy
@@ -256,7 +257,7 @@ class Engine:
     def ask(self) -> None:
         self.cache.awake()
         if self.cache.room():
-            assert self.cache._residency.slots.free or self.published[0]
+            assert self.cache.stats().free_slots or self.published[0]
         assert self.cache.stats().tiers[0].chunks == len(self.published[0])
 
     # judgement
@@ -272,11 +273,12 @@ class Engine:
             else:
                 assert held.isdisjoint(event.keys)
                 held.update(event.keys)
-        index, leaving = self.cache._residency.index, self.cache._residency.leaving
+        view = self.cache.view
+        leaving = {key for key in view.keys(0) if view.state(key) is ChunkState.LEAVING}
         for tier, held in enumerate(self.published):
-            now = {key for key, row in index.rows.items() if index.flags[row] >> tier & 1}
+            now = set(view.keys(tier))
             assert held == now, "events do not add up"
-            tracked = self.cache._residency.policies[tier].victims(1000, lambda key: False)
+            tracked = view.policy(tier).victims(1000, lambda key: False)
             assert set(tracked) == (held - leaving if tier == 0 else held)
 
     def end(self) -> None:
@@ -294,7 +296,7 @@ class Engine:
         self.verify()
         stats = self.cache.stats()
         assert stats.pinned == stats.reading == stats.quarantined_slots == stats.requests == 0
-        assert not self.cache._residency.leaving
+        assert not self.cache.view.leaving
         assert not self.cache.awake()
 
     def _pick(self, n: int) -> Req | None:
@@ -315,9 +317,8 @@ class Engine:
     def _pinned(self, req: Req, keys: list[BlockKey], *, load: bool) -> None:
         assert self.cache.plan_read(req.name, keys) is None
         assert self._hit(req) == keys
-        index = self.cache._residency.index
         for key in keys:
-            self.ranks.expect(key, index.slots[index.rows[key]])
+            self.ranks.expect(key, self.cache.view.slot(key))
         if load and req.epoch in (None, self.ranks.epoch):
             req.epoch = self.ranks.epoch
             plan = self.ranks.loaded(self.cache.plan_load(req.name, keys), keys)
@@ -348,7 +349,7 @@ def store(made: Engine, name: str, keys: list[BlockKey]) -> StorePlan:
 
 
 def here(made: Engine, keys: list[BlockKey]) -> list[bool]:
-    return [made.cache._residency.index.resident(key) for key in keys]
+    return [made.cache.view.holds(0, key) for key in keys]
 
 
 def sent(made: Engine, kind: OpKind) -> list[TierOp]:
@@ -367,9 +368,26 @@ def stored(made: Engine, keys: list[BlockKey]) -> None:
 
 def below(made: Engine, keys: list[BlockKey]) -> list[bool]:
     """Tell which chunks the first lower tier holds."""
-    return [bool(made.cache._residency.index.flags_of(key) & 2) for key in keys]
+    return [made.cache.view.holds(1, key) for key in keys]
 
 
 def tier_of(made: Engine) -> TierStats:
     """Return the numbers of the first lower tier."""
     return made.cache.stats().tiers[1]
+
+
+def rest(cache: TieredCache, tier: int = 1) -> None:
+    """Let a tier fail until it rests."""
+    while cache.view.serving(tier):
+        cache._state.lowers[tier - 1].breaker.failed()
+
+
+def put(made: Engine, keys: list[BlockKey]) -> None:
+    """Let the first lower tier hold records that no scan and no write made known."""
+    space = made.cache._state.lowers[0].space
+    assert space
+    for key in keys:
+        space.reserve(key, RECORD)
+        space.wrote(key, RECORD)
+    places = [made.cache._state.groups.at([key], 0, 0) for key in keys]
+    made.cache._residency.record(1, [(k, p, RECORD) for k, p in zip(keys, places, strict=True)])

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from kvtier.brain import LoadPlan, StorePlan, TieredCache
-from kvtier.brain.index import IN_TIER0
 from kvtier.types import (
     NO_SLOT,
     BlockKey,
@@ -240,19 +239,18 @@ class Ranks:
     def verify(self) -> None:
         """Assert that everything the brain says is true."""
         self.cache.check()
-        index = self.cache._residency.index
-        for key, row in index.rows.items():
-            if index.flags[row] & IN_TIER0:
-                self.expect(key, index.slots[row])
+        view = self.cache.view
+        for key in list(view.keys()):
+            if view.holds(0, key):
+                self.expect(key, view.slot(key))
             for tier in self.ranks[0].records:
                 for n, rank in enumerate(self.ranks):
-                    if index.flags[row] >> tier & 1 and (n, tier, key) not in self.lost:
+                    if view.holds(tier, key) and (n, tier, key) not in self.lost:
                         assert rank.records[tier].get(key) == Content(key, self.epoch), "no record"
 
     def check_known(self) -> None:
         """Assert that no rank keeps a record that the brain does not know."""
-        index = self.cache._residency.index
         for rank in self.ranks:
             for tier, records in rank.records.items():
-                known = {k for k, row in index.rows.items() if index.flags[row] >> tier & 1}
+                known = set(self.cache.view.keys(tier))
                 assert records.keys() <= known, "a record that nobody will ever remove"

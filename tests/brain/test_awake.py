@@ -2,7 +2,18 @@
 
 from kvtier.brain import CacheEvent, ReadPlan
 from kvtier.types import OpKind, OpResult, OpStatus, Priority, WriteMode
-from tests.brain.fake_engine import Engine, Shape, arrive, here, sent, started, store, stored
+from tests.brain.fake_engine import (
+    Engine,
+    Shape,
+    arrive,
+    here,
+    put,
+    rest,
+    sent,
+    started,
+    store,
+    stored,
+)
 from tests.brain.fake_ranks import CHUNK, RECORD, chain
 
 A, B = chain("a", 8), chain("b", 8)
@@ -131,8 +142,7 @@ def test_a_cancelled_read_is_not_ordered_anew_from_a_tier_that_rests() -> None:
     made.ranks.drain()
     made.cache.cancel("r")
     made.cache.plan_read("r", A[:2])
-    for _ in range(10):
-        made.cache._state.lowers[0].breaker.failed()
+    rest(made.cache)
     made.ranks.answer_all(OpStatus.CANCELLED)
     assert made.cache.ready("r")
     assert reads(made) == A[:2]
@@ -178,10 +188,7 @@ def test_only_the_window_of_a_window_group_is_read_ahead() -> None:
     made = started(AHEAD._replace(hybrid=True, found=()))
     window = chain("a", 8, group=1)
     keys = [*A[:6], *window[:6]]
-    made.cache._residency.record(
-        1, [(k, made.cache._state.groups.at([k], 0, 0), RECORD) for k in keys]
-    )
-    made.cache._state.lowers[0].used += len(keys) * RECORD
+    put(made, keys)
     made.cache.arrive("r", [A, window])
     assert reads(made) == [*A[:6], *window[4:6]]
 

@@ -2,10 +2,22 @@
 
 import pytest
 
+from kvtier.brain import Why
 from kvtier.policy import AdmissionPolicy
 from kvtier.testing.policies import FixedFacts
 from kvtier.types import BlockKey, OpKind, OpStatus, Priority, WriteMode
-from tests.brain.fake_engine import Engine, Shape, arrive, below, here, sent, started, store, stored
+from tests.brain.fake_engine import (
+    Engine,
+    Shape,
+    arrive,
+    below,
+    here,
+    rest,
+    sent,
+    started,
+    store,
+    stored,
+)
 from tests.brain.fake_ranks import chain
 
 A, B, C = chain("a", 8), chain("b", 8), chain("c", 8)
@@ -145,14 +157,13 @@ def test_on_reuse_saves_what_was_hit_once_when_it_is_evicted() -> None:
 
 def test_victims_are_dropped_while_the_tier_rests() -> None:
     made = engine(WriteMode.ON_EVICT, slots=2)
-    for _ in range(5):
-        made.cache._state.lowers[0].breaker.failed()
+    rest(made.cache)
     stored(made, A[:2])
     arrive(made, "b", B)
     assert store(made, "b", B[:2]).keys == tuple(B[:2])
     assert written(made) == []
     stats = made.cache.stats()
-    assert (stats.dropped, stats.tiers[1].refused) == (2, 2)
+    assert (stats.dropped, stats.tiers[1].refused) == (2, {Why.RESTING: 2})
 
 
 def test_victims_beyond_max_writes_are_dropped() -> None:
@@ -184,7 +195,7 @@ def test_what_a_tier_does_not_admit_is_dropped() -> None:
             return False
 
     made = engine(WriteMode.ON_EVICT, slots=2)
-    made.cache._state.lowers[0].admission = Never(FixedFacts())
+    made.cache._state.lowers[0]._admission = Never(FixedFacts())
     stored(made, A[:2])
     arrive(made, "b", B)
     assert store(made, "b", B[:2]).keys == tuple(B[:2])
@@ -235,4 +246,4 @@ def test_every_tier_below_gets_its_own_copy(second: WriteMode) -> None:
     stored(made, B[:4])
     for _ in range(3):
         made.step()
-    assert made.cache._residency.index.flags_of(A[0]) & 6 == 6
+    assert all(made.cache.view.holds(tier, A[0]) for tier in (1, 2))

@@ -26,7 +26,7 @@ def test_what_was_written_is_counted_by_its_encoding() -> None:
         [*made.ranks.pending], ["planes+zstd", "raw", "planes+zstd"], strict=True
     ):
         made.cache.complete([OpResult(0, write, OpStatus.OK, 4096, codec=codec)])
-    assert tier_of(made).codecs == (("planes+zstd", 2), ("raw", 1))
+    assert tier_of(made).codecs == {"planes+zstd": 2, "raw": 1}
 
 
 def test_room_is_made_by_the_tiers_own_policy_and_counts_when_every_rank_answered() -> None:

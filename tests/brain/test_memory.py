@@ -15,8 +15,7 @@ def made() -> Engine:
 
 
 def holds(made: Engine, tier: int, name: str) -> int:
-    index = made.cache._residency.index
-    return sum(index.flags_of(key) >> tier & 1 for key in chain(name, 3))
+    return sum(made.cache.view.holds(tier, key) for key in chain(name, 3))
 
 
 def test_files_are_written_behind_and_memory_when_slots_are_needed(made: Engine) -> None:

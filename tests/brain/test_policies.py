@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from kvtier.brain import TieredCache, TierSpec
+from kvtier.brain import TieredCache, TierSpec, Why
 from kvtier.brain.prefetch import Agenda
 from kvtier.facts import RequestFacts, RequestHints, TierFacts
 from kvtier.policies.admission.second_use import SecondUsePolicy
@@ -13,6 +13,7 @@ from kvtier.policies.prefetch.arrival import ArrivalPolicy
 from kvtier.policy import AdmissionPolicy, Move, PrefetchPolicy
 from kvtier.sim.blocks import serve
 from kvtier.types import BlockKey, OpKind, OpResult, OpStatus, Priority, TierOp, WriteMode
+from tests.brain.fake_engine import rest
 from tests.brain.fake_ranks import FULL, RECORD, WINDOW, Clock, Ranks, chain
 
 A, B, C = chain("a", 3), chain("b", 3), chain("c", 3)
@@ -55,7 +56,7 @@ def one_tier(
         groups=[FULL], ranks=1, tier0=Hearing, lower=[], admission=admission, clock=Clock()
     )
     made.open(slots, "{}")
-    policy = made._residency.policies[0]
+    policy = made.view.policy(0)
     assert isinstance(policy, Hearing)
     return made, policy
 
@@ -109,7 +110,7 @@ def test_what_a_waiting_request_needs_is_no_victim() -> None:
     assert serve(made, "again", A) == 3
     assert serve(made, "again", B) == 0
     made.depart("waiting")
-    assert not made._residency.awaited
+    assert not made.view.awaited
     made.check()
 
 
@@ -133,14 +134,14 @@ def test_a_window_group_waits_for_its_window_only() -> None:
     made.finish(made.plan_store("r", [*full, *window]).plan_id)
     made.depart("r")
     made.arrive("waiting", [full, window])
-    assert sorted(made._residency.awaited) == sorted([full[-1], *window[-2:]])
+    assert sorted(made.view.awaited) == sorted([full[-1], *window[-2:]])
 
 
 def test_dram_admits_by_its_policy() -> None:
     made, _ = one_tier(8, lambda facts: SecondUsePolicy(SecondUsePolicy.Config(), facts))
     serve(made, "r1", A)
     assert made.stats().stores == 0
-    assert made.stats().not_admitted == 3
+    assert made.stats().store_refusals == {Why.NOT_ADMITTED: 3}
     assert serve(made, "r2", A) == 0
     assert serve(made, "r3", A) == 3
 
@@ -180,14 +181,14 @@ def test_a_move_waits_for_its_time_and_keeps_nobody_awake() -> None:
     ranks.finish(ranks.stored(made.plan_store("r", A)).plan_id)
     made.depart("r")
     ranks.settle()
-    assert [made._residency.index.resident(key) for key in A] == [False] * 3
+    assert [made.view.holds(0, key) for key in A] == [False] * 3
     assert not made.awake()
     clock.now += 9
     ranks.settle()
-    assert not made._residency.index.resident(A[0])
+    assert not made.view.holds(0, A[0])
     clock.now += 2
     ranks.settle()
-    assert [made._residency.index.resident(key) for key in A] == [True] * 3
+    assert [made.view.holds(0, key) for key in A] == [True] * 3
     assert made.stats().prefetches == 3
     made.check()
 
@@ -202,8 +203,8 @@ def test_what_a_live_request_has_in_its_prefix_does_not_sink() -> None:
         ranks.finish(ranks.stored(made.plan_store(name, keys)).plan_id)
     made.depart("ours")
     ranks.settle()
-    assert [made._residency.index.resident(key) for key in ours] == [True, True, False, False]
-    assert all(made._residency.index.resident(key) for key in theirs)
+    assert [made.view.holds(0, key) for key in ours] == [True, True, False, False]
+    assert all(made.view.holds(0, key) for key in theirs)
     made.check()
 
 
@@ -213,21 +214,20 @@ def test_nothing_sinks_onto_a_tier_that_rests() -> None:
     ranks.list_all(1, 0)
     made.arrive("r", [A])
     ranks.finish(ranks.stored(made.plan_store("r", A)).plan_id)
-    assert made._demotion._save(A[0])
+    assert made._demotion._save(A[0], {})
     ranks.settle()  # it has a record, and is still here
-    for _ in range(5):
-        made._state.lowers[0].breaker.failed()
-    assert not made._state.lowers[0].serving
+    rest(made)
+    assert not made.view.serving(1)
     made.depart("r")
     ranks.drain()
-    assert made._residency.index.resident(A[0])
+    assert made.view.holds(0, A[0])
     made.check()
 
 
 def test_a_request_that_left_moves_nothing_any_more() -> None:
     made, _, _ = two_tiers(4, ArrivalPolicy)
     made.arrive("r", [A])
-    known = made._requests["r"]
+    known = made.view.requests["r"]
     assert not known.started
     made.depart("r")
     assert known.started
@@ -253,9 +253,9 @@ def test_a_request_that_stores_nothing_says_that_it_runs() -> None:
     made, policy = one_tier(4)
     serve(made, "first", A)
     made.arrive("r", [A])
-    assert made._residency.awaited
+    assert made.view.awaited
     made.started("r")
-    assert not made._residency.awaited
+    assert not made.view.awaited
     assert policy.heard[-1][0] == "started"
     made.started("unknown")
 
@@ -278,7 +278,7 @@ def scoring(slots: int = 8) -> tuple[TieredCache, list[TierOp]]:
 
 def test_what_was_stored_is_scored_at_leisure() -> None:
     made, ops = scoring()
-    facts = made._residency.policies[0].facts
+    facts = made.view.policy(0).facts
     assert [(op.kind, op.key, op.priority) for op in ops] == [
         (OpKind.SCORE, key, Priority.IDLE) for key in A
     ]
@@ -305,7 +305,7 @@ def test_a_score_of_a_slot_that_changed_hands_is_thrown_away() -> None:
     made, ops = scoring(slots=3)
     made.reset("{}")
     made.complete([OpResult(0, op.op, OpStatus.OK, score=1.0) for op in ops])
-    assert made._residency.score(A[0]) is None
+    assert made.view.score(A[0]) is None
     made.check()
 
 
@@ -315,8 +315,8 @@ def test_a_norm_that_is_no_number_spoils_no_other_score(norm: float) -> None:
     norms = [norm, 2.0, 3.0]
     answers = [OpResult(0, op.op, OpStatus.OK, score=n) for op, n in zip(ops, norms, strict=True)]
     made.complete(answers)
-    assert made._residency.score(A[0]) is None
-    assert made._residency.score(A[2]) is not None
+    assert made.view.score(A[0]) is None
+    assert made.view.score(A[2]) is not None
 
 
 def test_no_layout_no_more_scores(caplog: pytest.LogCaptureFixture) -> None:
@@ -325,4 +325,4 @@ def test_no_layout_no_more_scores(caplog: pytest.LogCaptureFixture) -> None:
     serve(made, "s", B)
     assert not [op for op in made.drain() if op.kind is OpKind.SCORE]
     assert "go by recency" in caplog.text
-    assert made.stats().tiers[1].failures == ()
+    assert made.stats().tiers[1].failures == {}

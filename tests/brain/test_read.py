@@ -1,8 +1,8 @@
 """Reads from below: planned once per request, bounded in time, slots and worth."""
 
-from kvtier.brain import ReadPlan
+from kvtier.brain import ReadPlan, Why
 from kvtier.types import NO_SLOT, Medium, OpKind, OpStatus, Priority, WriteMode
-from tests.brain.fake_engine import Engine, Shape, arrive, here, sent, started, store
+from tests.brain.fake_engine import Engine, Shape, arrive, here, put, sent, started, store
 from tests.brain.fake_ranks import CHUNK, RECORD, chain
 
 A, B = chain("a", 8), chain("b", 8)
@@ -38,11 +38,11 @@ def test_a_hit_in_tier_0_is_pinned_and_asking_again_changes_nothing() -> None:
     store(made, "r", A[:4])
     for _ in range(3):
         assert made.cache.plan_read("r", A[:4]) is None
-        assert made.cache._residency.pins == dict.fromkeys(A[:4], 1)
+        assert made.cache.view.pins == dict.fromkeys(A[:4], 1)
     assert made.cache.plan_read("r", A[:2]) is None
-    assert made.cache._residency.pins == dict.fromkeys(A[:2], 1)
+    assert made.cache.view.pins == dict.fromkeys(A[:2], 1)
     made.cache.depart("r")
-    assert not made.cache._residency.pins
+    assert not made.cache.view.pins
 
 
 def test_lookups_see_every_tier_until_the_request_is_settled() -> None:
@@ -78,15 +78,15 @@ def test_the_hit_is_given_when_all_is_in_and_stays_pinned() -> None:
     assert made.cache.plan_read("r", A) == ReadPlan(8)
     made.ranks.answer_all()
     assert made.cache.ready("r")
-    assert made.cache._residency.pins == dict.fromkeys(A, 1)
+    assert made.cache.view.pins == dict.fromkeys(A, 1)
     assert hit(made, "r") == 8
     assert made.cache.plan_read("r", A) is None
     plan = made.ranks.loaded(made.cache.plan_load("r", A), A)
     assert NO_SLOT not in plan.slots
     made.cache.depart("r")
-    assert made.cache._residency.pins == dict.fromkeys(A, 1), "the plan's own"
+    assert made.cache.view.pins == dict.fromkeys(A, 1), "the plan's own"
     made.ranks.finish(plan.plan_id)
-    assert not made.cache._residency.pins
+    assert not made.cache.view.pins
 
 
 def test_a_read_is_only_good_if_it_is_on_every_rank() -> None:
@@ -120,9 +120,7 @@ def test_with_several_groups_a_hit_that_does_not_fit_whole_is_not_read() -> None
     for slots, reading in ((16, 6), (11, 0)):
         made = started(BELOW._replace(slots=slots, hybrid=True, found=()))
         keys = [*A[:4], *window[2:4]]
-        places = [made.cache._state.groups.at([key], 0, 0) for key in keys]
-        made.cache._residency.record(1, [(k, p, RECORD) for k, p in zip(keys, places, strict=True)])
-        made.cache._state.lowers[0].used += len(keys) * RECORD
+        put(made, keys)
         made.cache.arrive("r", [A, window])
         plan = made.cache.plan_read("r", keys)
         assert plan is not None
@@ -154,7 +152,7 @@ def test_past_its_deadline_a_request_goes_on_and_its_reads_are_cancelled() -> No
     assert made.cache.ready("r")
     assert hit(made, "r") == 1
     assert [op.target for op in sent(made, OpKind.CANCEL)] == [second]
-    assert made.cache.stats().late_reads == 1
+    assert made.cache.stats().load_refusals == {Why.LATE: 1}
     made.ranks.answer(second, 0, OpStatus.CANCELLED)
     assert made.cache.stats().free_slots == 15
     made.verify()
@@ -168,7 +166,7 @@ def test_a_late_read_that_came_through_is_used_by_the_next() -> None:
     made.cache.cancel("r")
     made.step()
     assert here(made, A[:1]) == [True]
-    assert not made.cache._residency.pins
+    assert not made.cache.view.pins
 
 
 def test_a_slot_under_a_read_is_not_reused_before_every_rank_answered() -> None:
@@ -196,7 +194,7 @@ def test_reads_that_others_wait_for_are_not_cancelled() -> None:
     assert not sent(made, OpKind.CANCEL)
     made.ranks.answer_all()
     assert made.cache.ready("s")
-    assert made.cache._residency.pins == dict.fromkeys(A[:2], 1)
+    assert made.cache.view.pins == dict.fromkeys(A[:2], 1)
 
 
 def test_a_corrupt_or_missing_record_is_a_miss_and_removed_everywhere() -> None:
@@ -214,7 +212,7 @@ def test_a_corrupt_or_missing_record_is_a_miss_and_removed_everywhere() -> None:
         used = made.cache.stats().tiers[1].used
         made.ranks.answer_all()
         assert made.cache.stats().tiers[1].used == used - RECORD
-        assert made.cache.stats().tiers[1].failures == ((status, 1),)
+        assert made.cache.stats().tiers[1].failures == {status: 1}
         made.verify()
 
 
@@ -241,7 +239,7 @@ def test_reading_that_costs_more_than_computing_is_refused_until_the_request_dep
     arrive(made, "r", A)
     assert made.cache.plan_read("r", A) == ReadPlan(0)
     assert hit(made, "r") == 4, "what is in tier 0 is not refused"
-    assert made.cache.stats().refused_reads == 1
+    assert made.cache.stats().load_refusals == {Why.TOO_DEAR: 1}
     made.cache.preempted("r")
     assert hit(made, "r") == 4
     made.cache.depart("r")
@@ -259,7 +257,7 @@ def test_a_tier_that_was_measured_before_is_weighed_from_the_first_request_on() 
         made.clock.now += 3600  # nobody asked meanwhile: it is as good as new
         arrive(made, "r", A)
         assert made.cache.plan_read("r", A) == ReadPlan(reads, tuple(A[:reads]))
-        assert made.cache.stats().refused_reads == (not reads)
+        assert made.cache.stats().load_refusals[Why.TOO_DEAR] == (not reads)
 
 
 def test_what_was_measured_before_is_doubted_with_time_and_gives_way_to_what_is_seen() -> None:
@@ -292,7 +290,7 @@ def test_a_preempted_request_may_read_again() -> None:
     made.ranks.answer_all(OpStatus.ERROR)
     assert hit(made, "r") == 0
     made.cache.preempted("r")
-    assert made.cache._state.lowers[0].breaker.closed is False
+    assert not made.cache.view.serving(1)
     made.clock.now += 5
     made.step()
     assert hit(made, "r") == 8
@@ -304,7 +302,7 @@ def test_a_chunk_that_vanished_has_no_slot() -> None:
     store(made, "r", A[:1])
     plan = made.ranks.loaded(made.cache.plan_load("r", A[:3]), A[:3])
     assert plan.slots[1:] == (NO_SLOT, NO_SLOT)
-    assert made.cache.stats().vanished == 2
+    assert made.cache.stats().load_refusals == {Why.VANISHED: 1}
 
 
 def test_a_chunk_that_failed_to_load_is_a_miss_before_anybody_asks_again() -> None:
@@ -317,7 +315,7 @@ def test_a_chunk_that_failed_to_load_is_a_miss_before_anybody_asks_again() -> No
     plan = made.ranks.loaded(made.cache.plan_load("r", A[:2]), A[:2])
     made.ranks.finish(plan.plan_id, [A[1]])
     assert here(made, A[:2]) == [True, False]
-    assert made.cache._residency.pins == {A[0]: 1}
+    assert made.cache.view.pins == {A[0]: 1}
     assert made.cache.plan_load("s", A[:2]).slots[1] == NO_SLOT
     made.verify()
 

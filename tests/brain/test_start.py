@@ -4,7 +4,17 @@ from kvtier.brain.breaker import BreakerState
 from kvtier.brain.scan import Scan
 from kvtier.policies.eviction.lru import LruPolicy
 from kvtier.types import BlockKey, OpKind, OpStatus, ScanBatch, WriteMode
-from tests.brain.fake_engine import Engine, Shape, arrive, below, sent, started, stored, tier_of
+from tests.brain.fake_engine import (
+    Engine,
+    Shape,
+    arrive,
+    below,
+    rest,
+    sent,
+    started,
+    stored,
+    tier_of,
+)
 from tests.brain.fake_ranks import RECORD, Content, chain
 
 A, B = chain("a", 8), chain("b", 8)
@@ -86,8 +96,9 @@ def test_what_changed_meanwhile_wins_over_the_scan() -> None:
     stored(made, A[:1])
     made.step()
     assert below(made, A[:1]) == [True]
-    made.cache._residency.erase(1, A[0])
-    made.cache._state.lowers[0].doomed[A[0]] = RECORD
+    space = made.cache._state.lowers[0].space
+    assert space
+    space.doom(A[0], made.cache._residency.erase(1, A[0]))
     made.step()
     made.cache.scanned(batch(0, A[:1]))
     made.step()
@@ -100,7 +111,7 @@ def test_scanned_records_are_as_old_as_their_files() -> None:
     made.cache.scanned(batch(0, [*A[:3]], done=False, at=1e6))
     made.cache.scanned(batch(0, [*B[:3]], done=True, at=1e3))
     made.ranks.drain()
-    policy = made.cache._residency.policies[1]
+    policy = made.cache.view.policy(1)
     assert policy.victims(9, lambda key: False) == [*B[:3], *A[:3]]
 
 
@@ -109,10 +120,10 @@ def test_a_request_shows_the_parents_of_scanned_records() -> None:
     put(made, 0, A[:3])
     made.cache.scanned(batch(0, A[:3]))
     made.ranks.drain()
-    assert made.cache._residency.index.unlinked == 3
+    assert made.cache.view.unlinked == 3
     arrive(made, "r", A)
-    assert made.cache._residency.index.unlinked == 0
-    policy = made.cache._residency.policies[1]
+    assert made.cache.view.unlinked == 0
+    policy = made.cache.view.policy(1)
     assert policy.victims(9, lambda key: False) == [A[2], A[1], A[0]]
     made.verify()
 
@@ -125,10 +136,9 @@ def test_a_record_that_is_found_after_its_request_has_a_place_when_it_comes_up()
     made.ranks.drain()
     made.cache.plan_read("r", A[:3])
     made.ranks.settle()
-    index = made.cache._residency.index
-    assert [index.parents[index.rows[key]] for key in A[:3]] == [None, A[0], A[1]]
+    assert [made.cache.view.parent(key) for key in A[:3]] == [None, A[0], A[1]]
     made.cache.depart("r")
-    assert made.cache._residency.policies[0].victims(9, lambda key: False) == [A[2], A[1], A[0]]
+    assert made.cache.view.policy(0).victims(9, lambda key: False) == [A[2], A[1], A[0]]
     made.verify()
 
 
@@ -210,10 +220,10 @@ def test_batches_of_a_scan_that_a_reset_overtook_are_ignored() -> None:
 def test_a_reset_before_the_start_is_made_up_for() -> None:
     made = Engine(THROUGH)
     fresh = type(made.cache)(
-        groups=made.cache._state.groups.specs,
+        groups=made.cache.view.groups,
         ranks=1,
         tier0=LruPolicy,
-        lower=[made.cache._state.lowers[0].spec],
+        lower=[made.cache.view.tier(1)],
     )
     fresh.reset("new")
     fresh.open(4, "old")
@@ -225,8 +235,7 @@ def test_a_reset_before_the_start_is_made_up_for() -> None:
 
 def test_a_probe_that_a_reset_overtook_is_repeated() -> None:
     made = started(THROUGH)
-    for _ in range(5):
-        made.cache._state.lowers[0].breaker.failed()
+    rest(made.cache)
     made.clock.now += 2
     assert len(sent(made, OpKind.PROBE)) == 1
     made.ranks.reset()

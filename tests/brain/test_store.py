@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvtier.brain import StorePlan
+from kvtier.brain import StorePlan, Why
 from kvtier.policies.eviction.lru import LruPolicy
 from kvtier.types import OpKind, OpStatus, Priority, WriteMode
 from tests.brain.fake_engine import Engine, Shape, arrive, here, started, store
@@ -24,7 +24,7 @@ def test_as_many_as_fit_are_taken_in_order_and_the_rest_is_offered_again() -> No
     plan = made.ranks.stored(made.cache.plan_store("r", A[:5]))
     assert (plan.keys, plan.no_room) == (tuple(A[:3]), tuple(A[3:5]))
     assert len(set(plan.slots)) == 3
-    assert made.cache.stats().no_room == 2
+    assert made.cache.stats().store_refusals == {Why.NO_ROOM: 2}
     assert not made.cache.room()
 
 
@@ -71,7 +71,7 @@ def test_a_chunk_without_its_parent_is_refused() -> None:
     arrive(made, "r", A)
     plan = made.cache.plan_store("r", A[2:4])
     assert plan == StorePlan(0, (), (), ())
-    assert made.cache.stats().orphans == 2
+    assert made.cache.stats().store_refusals == {Why.ORPHAN: 2}
 
 
 def test_a_window_chunk_needs_no_parent() -> None:
@@ -186,7 +186,7 @@ def test_what_lora_requests_store_stays_in_tier_0(mode: WriteMode) -> None:
 def test_nothing_can_be_stored_before_the_start() -> None:
     made = Engine(Shape(modes=()))
     early = type(made.cache)(
-        groups=made.cache._state.groups.specs,
+        groups=made.cache.view.groups,
         ranks=1,
         tier0=LruPolicy,
         lower=[],

@@ -4,8 +4,9 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from kvtier.brain.stats import MEMORY
 from kvtier.connectors.vllm.messages import KVTierWorkerMetadata
-from kvtier.connectors.vllm.metrics import MEMORY, Meter, definitions
+from kvtier.connectors.vllm.metrics import Meter, definitions
 from kvtier.types import Placed
 from tests.brain.fake_engine import Shape, started
 
@@ -22,7 +23,7 @@ def test_ranks_are_added_up_and_what_moved_away_is_zero() -> None:
     assert meter._nodes(stats) == {("dram", "0"): 22, ("dram", "1"): 0}
     assert meter.collect(stats) is not None
     assert meter.collect(stats) is None
-    assert definitions()[MEMORY].labelnames == ("tier", "node")
+    assert definitions()[MEMORY.name].labelnames == ("tier", "node")
 
 
 def test_every_rank_s_word_survives_the_aggregation() -> None:

@@ -80,7 +80,7 @@ def test_a_rank_with_nothing_else_to_say_answers_a_step_that_is_timed() -> None:
         assert (told is not None) == known
         if told is not None:
             side.hear(told)
-        assert side.brain._state.costs.known == known
+        assert side.brain.view.knows_speed == known
         assert rank.report(None) is None
 
 

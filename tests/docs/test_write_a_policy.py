@@ -19,11 +19,12 @@ from kvtier.sim.blocks import serve
 from kvtier.types import GroupSpec
 from tests.brain.fake_ranks import Clock, chain
 from tests.docs.pages import blocks
+from tests.policies.golden import golden
 
 ROOT = Path(__file__).parents[2]
 PAGE = "write-a-policy.md"
 POLICY, CONTRACT = blocks(PAGE, "python")
-(COMMAND,) = blocks(PAGE, "sh")
+COMMAND, COUNT = blocks(PAGE, "sh")
 (CONFIG,) = blocks(PAGE, "yaml")
 
 
@@ -48,6 +49,20 @@ def test_it_keeps_the_contract(module: Path) -> None:
     assert len(tests) > 10
     for name in tests:
         getattr(suite(), name)()
+
+
+def test_its_golden_misses_are_counted(module: Path) -> None:
+    words = shlex.split(COUNT)
+    assert words[:3] == ["PYTHONPATH=.", "python", "-m"]
+    path = os.pathsep.join([str(ROOT), str(module.parent)])
+    env = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(
+        [sys.executable, *words[2:]], capture_output=True, text=True, timeout=120, env=env
+    )
+    assert done.returncode == 0, done.stderr
+    (misses,) = json.loads(done.stdout).values()
+    assert list(misses) == ["20", "60", "150"], "the capacities that the page names"
+    assert misses == golden()["lru"], "without priorities it is LRU"
 
 
 def test_the_replayer_uses_it(module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +95,7 @@ def test_the_configuration_uses_it_and_priority_counts(module: Path) -> None:
     group = GroupSpec(0, 16, None, 1 << 20)
     cache = assemble(config, [group], ranks=1, clock=clock)
     policy = importlib.import_module("priority_policy").PriorityPolicy
-    assert isinstance(cache._residency.policies[0], policy)
+    assert isinstance(cache.view.policy(0), policy)
     cache.open(6, "{}")
     dear, cheap, new = chain("dear", 3), chain("cheap", 3), chain("new", 3)
     cache.arrive("r", [dear], hints=RequestHints(priority=1))

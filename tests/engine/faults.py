@@ -31,7 +31,7 @@ def settle(llm: object, timeout_s: float = 40.0) -> list[str]:
     """Step until all that was ordered is done and every tier serves; return what is not done in time."""
     deadline = time.monotonic() + timeout_s
     driver = Driver(llm)
-    while (left := _undone(brain_of(llm))) and time.monotonic() < deadline:
+    while (left := brain_of(llm).view.pending()) and time.monotonic() < deadline:
         driver.generate([FILLER], 1, {})
     driver.generate([FILLER], 1, {})  # metrics follow at the next step
     return left
@@ -40,7 +40,7 @@ def settle(llm: object, timeout_s: float = 40.0) -> list[str]:
 def cool(llm: object) -> None:
     """Send everything down from tier 0."""
     brain = brain_of(llm)
-    brain._demotion.make_room(brain._residency.slots.n)
+    brain._demotion.make_room(brain.stats().slots)
 
 
 def trust(llm: object) -> None:
@@ -49,15 +49,3 @@ def trust(llm: object) -> None:
     core.costs.prefill = Pace(core.clock)
     for lower in core.lowers:
         lower.cost = ReadCost(core.clock)
-
-
-def _undone(brain: TieredCache) -> list[str]:
-    found = [f"{flight.op.kind.name}" for flight in brain._state.operations.all()]
-    found += ["a copy"] * len(brain._copies.plans)
-    found += ["a scan" for keeper in brain._upkeeps if keeper._scan is not None]
-    for lower in brain._state.lowers:
-        if not lower.serving:
-            found.append(f"{lower.spec.name} is {lower.phase}, {lower.breaker.state}")
-        found += ["a removal"] * len(lower.doomed)
-        found += ["a write"] * len(brain._demotion._backlog.get(lower.tier, ()))
-    return found

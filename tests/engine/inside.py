@@ -55,7 +55,7 @@ def policies(llm: Any) -> dict[str, Any]:
     brain = connector(llm).scheduling.brain
     stats = brain.stats()
     return {
-        "policy": type(brain._residency.policies[0]).__name__,
+        "policy": type(brain.view.policy(0)).__name__,
         "evictions": stats.evictions,
         "hook_failures": stats.hook_failures,
         "hooks_disabled": stats.hooks_disabled,
@@ -71,7 +71,7 @@ def scores(llm: Any) -> list[float]:
     for _ in range(200):
         core.step()
         time.sleep(0.005)
-    found = map(brain._residency.score, brain._residency.index.rows)
+    found = map(brain.view.score, brain.view.keys())
     return [score for score in found if score is not None]
 
 
@@ -80,7 +80,7 @@ _HEARD: list[list[Any]] = []
 
 def listen(llm: Any) -> None:
     """Write the hints down of every request that tier 0's policy is told of."""
-    policy = connector(llm).scheduling.brain._residency.policies[0]
+    policy = connector(llm).scheduling.brain.view.policy(0)
     policy.arrived = lambda request: _HEARD.append(list(request.hints))
 
 

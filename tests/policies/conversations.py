@@ -1,4 +1,4 @@
-"""A small committed trace: 600 turns of 60 chats. Popular ones return often, each longer than before."""
+"""A small committed trace: 600 turns of 45 chats. Popular ones return often, each longer than before."""
 
 import csv
 from pathlib import Path

@@ -7,22 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtier.config import Plugin
 from kvtier.policies.kit.prefix import PrefixPolicy
 from kvtier.policy import EvictionPolicy
-from kvtier.registry import EVICTION, build
+from kvtier.registry import EVICTION
 from kvtier.testing.policies import FixedFacts, PolicyContract, chain, insert_chain, never
 from kvtier.types import BlockKey
+from tests.policies import golden
 from tests.policies.conversations import facts, misses
+from tests.policies.golden import make
 
-GOLDEN: dict[str, dict[str, int]] = json.loads(
-    (Path(__file__).parent / "golden_misses.json").read_text()
-)
+GOLDEN = golden.golden()
 EVERY = sorted(EVICTION)
-
-
-def make(name: str) -> EvictionPolicy:
-    return build("eviction", Plugin(kind=name), FixedFacts())
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -41,7 +36,25 @@ def test_every_policy_has_golden_misses() -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_golden_misses(name: str) -> None:
-    assert {size: misses(make(name), int(size)) for size in GOLDEN[name]} == GOLDEN[name]
+    assert golden.count(name) == GOLDEN[name]
+
+
+def test_the_command_writes_the_golden_file_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(golden, "FILE", tmp_path / "golden_misses.json")
+    monkeypatch.setattr(golden, "count", GOLDEN.__getitem__)  # counted above
+    golden.main([])
+    assert golden.golden() == GOLDEN
+    committed = Path(golden.__file__).with_name("golden_misses.json")
+    assert golden.FILE.read_text() == committed.read_text()
+
+
+def test_the_command_prints_what_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    golden.main(["kvtier.policies.eviction.lru:LruPolicy"])
+    assert json.loads(capsys.readouterr().out) == {
+        "kvtier.policies.eviction.lru:LruPolicy": GOLDEN["lru"]
+    }
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -1,0 +1,255 @@
+"""The room of a tier whose bytes are ours: what is used, what was found at start, what must go."""
+
+from collections.abc import Callable
+from itertools import islice
+
+from kvtier.brain.groups import Place
+from kvtier.brain.index import Index
+from kvtier.brain.plans import TierSpec
+from kvtier.brain.scan import Scan
+from kvtier.types import PAGE, BlockKey, ScanBatch
+
+_MAX_REMOVES = 128  # under way
+_RETRY_S = 1.0  # until what could not be removed is tried again
+_RECLAIM_S = 60.0  # until foreign bytes that stayed are asked for again
+_AWAKE_S = 1.0
+
+
+class Space:
+    """The bytes of one tier. Nothing outside writes a number of it, and nothing in it orders an operation.
+
+    `used` counts every byte that may be on the medium: records, those being written at their worst case, and
+    those not removed on every rank yet.
+    """
+
+    def __init__(
+        self,
+        tier: int,
+        capacity: int,
+        *,
+        headroom: int,
+        ranks: int,
+        index: Index,
+        clock: Callable[[], float],
+    ) -> None:
+        """Account `capacity` bytes, of which `headroom` are kept free for the writes to come."""
+        self.capacity = capacity
+        self.used = 0
+        self.foreign = 0  # bytes of other namespaces on the same medium
+        self._tier = tier
+        self._headroom = headroom
+        self._ranks = ranks
+        self._index = index
+        self._clock = clock
+        self._reclaim_at = 0.0
+        self._over = 0  # bytes above capacity that were there before us
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all of it, and every scan: the ranks start anew."""
+        self.used = 0
+        self.wanted = 0  # bytes that a write was refused for
+        self._over = 0
+        self._writes: dict[BlockKey, int] = {}  # under way, and the bytes reserved for each
+        self._removes: dict[BlockKey, int] = {}  # under way
+        self._removing = 0  # bytes of these
+        self._doomed: dict[BlockKey, int] = {}  # to be removed
+        self._remove_at = 0.0
+        self._reclaiming: tuple[int, int] | None = None  # foreign bytes when asked, bytes asked
+        self._scan: Scan | None = None
+        self._listed = 0  # bytes found by the scan and not taken in yet
+        self._written: set[BlockKey] = set()  # since the scan began, while it lasts
+        self._moved = self._clock()
+
+    @property
+    def free(self) -> int:
+        """Bytes that a write may reserve."""
+        return self.capacity - self.used - self.foreign
+
+    # records
+
+    @property
+    def doomed(self) -> int:
+        """How many records wait to be removed."""
+        return len(self._doomed)
+
+    def is_doomed(self, key: BlockKey) -> bool:
+        """Whether a record waits to be removed."""
+        return key in self._doomed
+
+    def has_room(self, nbytes: int) -> bool:
+        """Whether so many bytes may be reserved now; if not, room is made for a later write."""
+        if self.free < nbytes:
+            self.wanted = max(self.wanted, nbytes)
+            return False
+        return True
+
+    def reserve(self, key: BlockKey, nbytes: int) -> None:
+        """Account a write that was ordered, at its worst case."""
+        self._writes[key] = nbytes
+        self.used += nbytes
+        if self._scan is not None:
+            self._written.add(key)
+
+    def wrote(self, key: BlockKey, nbytes: int | None) -> None:
+        """Account a write that ended: a record of `nbytes` on every rank, or with None perhaps one on some."""
+        reserved = self._writes.pop(key)
+        if nbytes is None:
+            self._doomed[key] = reserved
+        else:
+            self._resize(nbytes - reserved)
+
+    def doom(self, key: BlockKey, nbytes: int) -> None:
+        """Let a record that is not in the index any more go, from every rank."""
+        self._doomed[key] = nbytes
+
+    def take_doomed(self) -> list[BlockKey]:
+        """Take the records to order off every rank now."""
+        n = self.removals_left
+        if not self._doomed or n <= 0 or self._clock() < self._remove_at:
+            return []
+        keys = list(islice(self._doomed, n))
+        for key in keys:
+            self.remove(key, self._doomed.pop(key))
+        return keys
+
+    @property
+    def removals_left(self) -> int:
+        """How many removals more may be under way."""
+        return _MAX_REMOVES - len(self._removes)
+
+    def remove(self, key: BlockKey, nbytes: int) -> None:
+        """Account a removal that is ordered: its bytes stay used until every rank has answered."""
+        self._removes[key] = nbytes
+        self._removing += nbytes
+
+    def removed(self, key: BlockKey, *, ok: bool) -> None:
+        """Account a removal that ended: its bytes are free, or it is tried again later."""
+        nbytes = self._removes.pop(key)
+        self._removing -= nbytes
+        if ok:
+            self._resize(-nbytes)
+        else:
+            self._doomed[key] = nbytes
+            self._remove_at = self._clock() + _RETRY_S
+
+    # room
+
+    def lacking(self) -> int:
+        """Return the bytes to make room for now; 0 while foreign ones are being reclaimed."""
+        need = max(self._headroom, self.wanted) - self.free - self._removing
+        self.wanted = 0
+        return 0 if self._reclaiming else max(0, need)
+
+    def reclaim(self, nbytes: int) -> bool:
+        """Whether `nbytes` are to be reclaimed from other namespaces, which go before our own records."""
+        if not self.foreign or self._clock() < self._reclaim_at:
+            return False
+        self._reclaiming = (self.foreign, nbytes)
+        return True
+
+    def reclaimed(self, left: int | None) -> None:
+        """Take the foreign bytes that a reclaim left, None if it failed; what did not go is not asked for again soon."""
+        before, asked = self._reclaiming or (0, 0)
+        self._reclaiming = None
+        left = before if left is None else left
+        if before - left < asked:
+            self._reclaim_at = self._clock() + _RECLAIM_S
+        self.found_foreign(left)
+
+    def found_foreign(self, nbytes: int) -> None:
+        """Note the bytes of other namespaces on the same medium."""
+        self.foreign = nbytes
+        self._over = max(0, -self.free)
+
+    # what was there at start
+
+    @property
+    def listing(self) -> bool:
+        """Whether records found at start are coming in."""
+        return self._scan is not None
+
+    @property
+    def scanning(self) -> bool:
+        """Whether records found at start are coming in, and came within the last second."""
+        return self._scan is not None and self._clock() - self._moved <= _AWAKE_S
+
+    def expect_list(self) -> None:
+        """Expect every rank's list of what it has."""
+        self._scan = Scan(self._ranks)
+
+    def scanned(self, batch: ScanBatch) -> None:
+        """Take a batch of such a list; after a reset batches are of an old namespace."""
+        scan = self._scan
+        if scan is None or scan.listed:
+            return
+        self._moved = self._clock()
+        found = scan.add(batch)
+        self._listed += found
+        self._resize(found)
+        if not scan.listed:
+            return
+        for key, nbytes in scan.orphans():
+            if key not in self._written:
+                self._doomed[key] = nbytes
+                self._resize(nbytes)
+
+    def take_found(self, n: int) -> list[tuple[BlockKey, Place, int]]:
+        """Take up to `n` records that every rank has listed, but for what changed since: that wins."""
+        scan = self._scan
+        if scan is None or not scan.listed:
+            return []
+        self._moved = self._clock()
+        found = scan.take(n)
+        fresh = []
+        for key, nbytes in found:
+            self._listed -= nbytes
+            if key in self._written or self._index.flags_of(key) >> self._tier & 1:
+                self._resize(-nbytes)
+            else:
+                fresh.append((key, Place(None, 0), nbytes))
+        if len(found) < n:
+            self._scan = None
+            self._written.clear()
+        return fresh
+
+    def check(self, records: int, *, writes: int, removes: int) -> None:
+        """Assert that the bytes add up, `records` being those of what the index says is here.
+
+        Raises:
+            AssertionError: they do not, or `writes` and `removes` under way are others than are accounted.
+        """
+        under_way = sum(self._writes.values()) + self._removing
+        parts = records + under_way + sum(self._doomed.values()) + self._listed
+        assert self.used == parts, f"{self.used} bytes used, {parts} known"
+        assert self._removing == sum(self._removes.values()), "removals are miscounted"
+        assert (len(self._writes), len(self._removes)) == (writes, removes), "a lost reservation"
+        assert not self._doomed.keys() & {*self._writes, *self._removes}, "a doomed record in use"
+        assert -self.free <= self._over, "over its capacity"
+
+    def _resize(self, nbytes: int) -> None:
+        """Account bytes that were not reserved: they may exceed the capacity."""
+        self.used += nbytes
+        excess = max(0, -self.free)
+        self._over = excess if nbytes > 0 else min(self._over, excess)
+
+
+def make_space(
+    tier: int,
+    spec: TierSpec,
+    largest: int,
+    ranks: int,
+    index: Index,
+    clock: Callable[[], float],
+) -> Space | None:
+    """Account a tier of records of at most `largest` bytes; None where its room is not ours."""
+    if spec.capacity is None:
+        return None
+    some = max(spec.capacity // 16, min(largest, spec.capacity // 2))
+    headroom = min(spec.max_writes * largest, some)
+    return Space(tier, spec.capacity, headroom=headroom, ranks=ranks, index=index, clock=clock)
+
+
+def worst_case(nbytes: int) -> int:
+    """Bytes of the largest record that a chunk of `nbytes` can become."""
+    return PAGE + -(-nbytes // PAGE) * PAGE

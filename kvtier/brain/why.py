@@ -1,0 +1,46 @@
+"""Why something was refused: one word for each reason, the same in counters, logs and docs."""
+
+from enum import StrEnum
+
+
+class Why(StrEnum):
+    """A reason, as a metric's label, and what it means. The last ones are for tiers that servers share."""
+
+    text: str
+
+    def __new__(cls, label: str, text: str) -> "Why":
+        why = str.__new__(cls, label)
+        why._value_ = label
+        why.text = text
+        return why
+
+    # a load: the request's hit ends here
+    ABSENT = "absent", "no tier holds it"
+    HINT = "hint", "the request's own kv_transfer_params say so"
+    TIER_FILTER = "tier_filter", "the request does not load from this medium"
+    OPENING = "opening", "a tier is not open yet, or its records are still being listed"
+    RESTING = "resting", "the tier that holds it rests after failures"
+    TOO_DEAR = "too_dear", "reading costs more than computing"
+    NO_SLOT = "no_slot", "no slot (all pinned)"
+    READ_BUDGET = "read_budget", "as many reads are under way as may be"
+    LATE = "late", "its reads missed their deadline"
+    FAILED = "failed", "a read failed"
+    VANISHED = "vanished", "it was gone when it was to be copied"
+
+    # a store, or a write into a lower tier
+    NOT_ADMITTED = "not_admitted", "the admission policy refused it"
+    VETOED = "vetoed", "a hook refused it"
+    NO_ROOM = "no_room", "there is no room, and none could be made at once"
+    ORPHAN = "orphan", "its parent is in no tier"
+    STALE = "stale", "its KV is of before a reset"
+    BUSY = "busy", "another operation on it is under way, or as many as may be"
+
+    # everything
+    OFF = "off", "kvtier turned itself off"
+
+    # tiers that are asked
+    ASKING = "asking", "a tier was asked and has not answered"
+    ASKED_LATE = "asked_late", "a tier answered after its budget"
+    DETACHED = "detached", "the tier is closed since a reset"
+    FOREIGN_HANDOFF = "foreign_handoff", "what was handed over is of another namespace"
+    WAITING_FOR_ROOM = "waiting_for_room", "another request waits for slots before it"
