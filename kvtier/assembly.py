@@ -18,11 +18,10 @@ def assemble(
     groups: Sequence[GroupSpec],
     *,
     ranks: int,
-    local_ranks: int,
     clock: Callable[[], float] = time.monotonic,
     even_tokens: float = EVEN_TOKENS,
 ) -> TieredCache:
-    """Make the brain; `local_ranks` ranks share the capacity of each tier.
+    """Make the brain of `ranks` ranks from the configuration of one, see `kvtier.config.of_rank`.
 
     `even_tokens`: the context at which attention costs as much as all else of a token.
     """
@@ -30,14 +29,14 @@ def assemble(
         clock,
         weigh=config.load == "auto",
         even_tokens=even_tokens,
-        start=_medium(config.tiers[0], 1),
+        start=_medium(config.tiers[0]),
     )
     return TieredCache(
         groups=groups,
         ranks=ranks,
         tier0=_eviction(config.tiers[0]),
         admission=_admission(config.tiers[0]),
-        lower=[lower_tier(tier, local_ranks) for tier in config.tiers[1:]],
+        lower=[lower_tier(tier) for tier in config.tiers[1:]],
         prefetch=[_prefetch(plugin) for plugin in config.prefetch],
         hooks=_hooks(config.hooks),
         clock=clock,
@@ -45,25 +44,25 @@ def assemble(
     )
 
 
-def lower_tier(tier: TierConfig, local_ranks: int) -> TierSpec:
-    """Describe one tier below the arena to the brain: a rank's share of it, and of what its medium can do."""
+def lower_tier(tier: TierConfig) -> TierSpec:
+    """Describe one tier below the arena to the brain, as one rank has it."""
     assert tier.capacity is not None
     return TierSpec(
         name=tier.name,
-        capacity=tier.capacity // local_ranks,
+        capacity=tier.capacity,
         write=tier.write,
         deadline_s=tier.deadline_s,
         persistent=tier.persistent,
         eviction=_eviction(tier),
         admission=_admission(tier),
-        medium=_medium(tier, local_ranks),
+        medium=_medium(tier),
     )
 
 
-def _medium(tier: TierConfig, local_ranks: int) -> Medium | None:
+def _medium(tier: TierConfig) -> Medium | None:
     if tier.medium is None:
         return None
-    return Medium(tier.medium.read / local_ranks, tier.medium.latency_s)
+    return Medium(tier.medium.read, tier.medium.latency_s)
 
 
 def _admission(tier: TierConfig) -> Callable[[TierFacts], AdmissionPolicy] | None:

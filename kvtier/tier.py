@@ -23,11 +23,12 @@ class Site(NamedTuple):
 
     name: str  # of the tier, for logs and errors
     rank: int = 0
-    world_size: int = 1
+    local_ranks: int = 1  # of this engine on this node: they share what is per engine and node
     engine: int | None = None  # which of several data-parallel engines; None: the only one
     capacity: int = 0  # bytes of this rank's share
     nodes: tuple[int, ...] = ()  # NUMA nodes that the configuration names
     spare_nbytes: int | None = None  # memory that it may count on; None: what is free now
+    engines: int = 1  # data-parallel ones on this node, each with ranks and capacities of its own
 
 
 class Tier(ABC):

@@ -185,7 +185,6 @@ class KVTierConnector(OffloadingConnector):
     def register_kv_caches(self, kv_caches: "dict[str, torch.Tensor]") -> None:
         self.rank.learn(kv_caches)
         super().register_kv_caches(kv_caches)
-        self.rank.attach()
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
         return self.rank.hello()

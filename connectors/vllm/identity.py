@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from kvtier.config import Config
-from kvtier.connectors.vllm.messages import Hello
+from kvtier.connectors.vllm.ranks import Hello
 from kvtier.registry import build
 
 if TYPE_CHECKING:

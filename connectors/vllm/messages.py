@@ -2,10 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from vllm.distributed.kv_transfer.kv_connector.v1.base import (
-    KVConnectorHandshakeMetadata,
-    KVConnectorWorkerMetadata,
-)
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorWorkerMetadata
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
     OffloadingConnectorMetadata,
     OffloadingWorkerMetadata,
@@ -24,24 +21,6 @@ class SlotSpec(LoadStoreSpec):
     def __init__(self, plan: int | None, slots: tuple[tuple[int, ...], ...]) -> None:
         self.plan = plan
         self.slots = slots
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hello(KVConnectorHandshakeMetadata):
-    """What a rank tells the brain at start; all but `rank`, `slots` and the sizes must agree."""
-
-    rank: int
-    slots: int
-    group_nbytes: dict[int, int]  # raw bytes of one chunk of each group on this rank
-    pages: dict[int, tuple[int, ...]]  # per group: page bytes of each tensor
-    config_digest: str
-    blocks_per_chunk: int
-    weights: str  # identity of the weights; empty: none could be found
-
-    @property
-    def arena_nbytes(self) -> int:
-        """Bytes of the rank's tier 0, whole slots and pages aside."""
-        return self.slots * max(self.group_nbytes.values())
 
 
 @dataclass

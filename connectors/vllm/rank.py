@@ -14,11 +14,11 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.worker import (
 )
 
 from kvtier.config import Config, digest
-from kvtier.connectors.vllm import placing
-from kvtier.connectors.vllm.guard import Guard
+from kvtier.connectors.vllm import ranks
 from kvtier.connectors.vllm.identity import weights_identity
-from kvtier.connectors.vllm.messages import Hello, KVTierMetadata, KVTierWorkerMetadata
+from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata
 from kvtier.connectors.vllm.pages import asked_for, find_pages
+from kvtier.connectors.vllm.ranks import Hello
 from kvtier.connectors.vllm.spec import KVTierSpec
 from kvtier.connectors.vllm.worker import KVTierWorker
 from kvtier.types import OpResult, Placed, ScanBatch
@@ -45,7 +45,9 @@ class Rank:
         kv_cache_config: "KVCacheConfig",
         base: OffloadingConnectorWorker,
     ) -> None:
-        self.guard = Guard()
+        assert isinstance(base.spec, KVTierSpec)
+        self._spec = base.spec
+        self.guard = base.spec.guard
         self._config = config
         self._vllm_config = vllm_config
         self._kv_cache_config = kv_cache_config
@@ -71,20 +73,12 @@ class Rank:
 
     def learn(self, caches: "Mapping[str, torch.Tensor]") -> None:
         """Find out how the backend fills its pages, and who is here besides, before our worker is built."""
-        spec = self._base.spec
-        assert isinstance(spec, KVTierSpec)
-        parallel = self._vllm_config.parallel_config
-        engine = placing.engine_of(spec.config.engine_id, parallel)
-        configured = parallel.data_parallel_size_local
-        spec.engines = placing.engines_here(configured, engine, parallel.world_size)
+        spec, parallel = self._spec, self._vllm_config.parallel_config
+        spec.sharers = ranks.sharers(spec.config.engine_id, parallel)
         on_host = all(cache.device.type == "cpu" for cache in caches.values())
         # A kernel that fails on a device takes the engine with it: none is called that nobody needs.
         if len(self._config.tiers) > 1 and (on_host or asked_for(self._config)):
             spec.pages = find_pages(self._vllm_config, self._kv_cache_config, caches)
-
-    def attach(self) -> None:
-        """Put the guard between vLLM and our worker."""
-        self.worker.guard = self.guard
 
     def hello(self) -> Hello:
         """Describe this rank to the brain as it was at the start: from 0.33 on, vLLM asks at each wake-up too."""
@@ -96,6 +90,7 @@ class Rank:
         model, worker = self._vllm_config.model_config, self.worker
         return Hello(
             rank=self._vllm_config.parallel_config.rank,
+            local_ranks=worker.sharers.ranks,
             slots=worker.arena.slots,
             group_nbytes=worker.group_nbytes,
             pages=worker.pages,

@@ -1,7 +1,7 @@
 """EngineCore's half of the connector: what `KVTierConnector` adds to vLLM's own scheduler hooks."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from itertools import chain
@@ -12,24 +12,35 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import (
     OffloadingConnectorScheduler,
 )
 from vllm.logger import init_logger
-from vllm.v1.kv_offload.base import OffloadKey
+from vllm.v1.kv_offload.base import (
+    Locality,
+    Medium,
+    OffloadKey,
+    PrepareStoreOutput,
+    ReqContext,
+)
 
+from kvtier.assembly import assemble
 from kvtier.brain import TieredCache
-from kvtier.config import Config, digest
-from kvtier.connectors.vllm import identity, placing
-from kvtier.connectors.vllm.brain import build_brain
+from kvtier.config import Config, digest, of_rank
+from kvtier.connectors.vllm import identity
 from kvtier.connectors.vllm.hints import Hints
 from kvtier.connectors.vllm.manager import TieredCacheManager
-from kvtier.connectors.vllm.messages import Hello, KVTierMetadata, KVTierWorkerMetadata, SlotSpec
+from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata, SlotSpec
+from kvtier.connectors.vllm.metrics import Meter
 from kvtier.connectors.vllm.overwrites import Overwrites
+from kvtier.connectors.vllm.ranks import Hello, Ranks, agree, engine_of
 from kvtier.connectors.vllm.settings import summary
 from kvtier.connectors.vllm.speed import Speed
-from kvtier.errors import ConfigError
+from kvtier.connectors.vllm.statuses import Statuses
 from kvtier.trace.recorder import Recorder
-from kvtier.types import BlockKey, OpKind, TierOp
+from kvtier.types import BlockKey, GroupSpec, OpKind, TierOp
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import (
+        OffloadingConnectorStats,
+    )
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.request import Request
@@ -57,8 +68,22 @@ class _Job:
     failed: set[int] = field(default_factory=set)
 
 
+@dataclass(slots=True)
+class _Live:
+    """All that is known here of one live request; the brain has what it decides by."""
+
+    store: bool  # what it computes may be kept
+    load: bool  # it may use what was kept
+    told: list[int]  # keys that the brain knows, of each group
+    below: set[BlockKey] = field(default_factory=set)  # of its hit, what came from below tier 0
+    reading: bool = False  # reads were ordered for it, and were not all there when vLLM asked last
+
+
 class Scheduling:
-    """Drives the brain from vLLM's steps. Called from EngineCore's main thread only."""
+    """Drives the brain from vLLM's steps, and answers vLLM's questions about requests.
+
+    Called from EngineCore's main thread only.
+    """
 
     def __init__(
         self,
@@ -68,27 +93,37 @@ class Scheduling:
         base: OffloadingConnectorScheduler,
     ) -> None:
         assert isinstance(base.manager, TieredCacheManager)
-        self.manager = base.manager
+        self._manager = base.manager
         self.guard = base.manager.guard
         self._config = config
         self._vllm_config = vllm_config
         self._kv_cache_config = kv_cache_config
-        self._base = base
-        self._ranks = vllm_config.parallel_config.world_size
+        self._statuses = Statuses(base)
         self._overwrites = Overwrites(vllm_config, kv_cache_config)
-        self._hellos: list[Hello] = []
-        self._opened = False
-        self._jobs: dict[int, _Job] = {}
-        self._reading: set[str] = set()
-        self._fail_loads = False
+        self._ranks: Ranks | None = None
+        self._brain: TieredCache | None = None
         self._recorder: Recorder | None = None
+        self._opened = False
+        self._live: dict[str, _Live] = {}
+        self._planned: dict[int, tuple[BlockKey, ...]] = {}  # by plan, until vLLM makes it a job
+        self._jobs: dict[int, _Job] = {}
+        self._crowded_out: list[tuple[str, Sequence[BlockKey]]] = []  # in this step, by request
+        self._storing = True
+        self._fail_loads = False
         self.speed = Speed()
+        self.meter = Meter()
+
+    @property
+    def ranks(self) -> Ranks:
+        """The ranks, once they have said hello."""
+        assert self._ranks is not None, "the ranks have not said hello"
+        return self._ranks
 
     @property
     def brain(self) -> TieredCache:
         """The brain, once the ranks have said hello."""
-        assert self.manager.brain is not None
-        return self.manager.brain
+        assert self._brain is not None, "the ranks have not said hello"
+        return self._brain
 
     def meet(self, metadata: Sequence[KVConnectorHandshakeMetadata]) -> None:
         """Take the ranks' hellos and make the brain that fits them.
@@ -99,59 +134,36 @@ class Scheduling:
         Raises:
             ConfigError: the ranks disagree or one is missing; the start is refused.
         """
-        hellos = [hello for hello in metadata if isinstance(hello, Hello)]
-        if self._hellos:
-            if hellos != self._hellos:
+        hellos = tuple(hello for hello in metadata if isinstance(hello, Hello))
+        if self._ranks is not None:
+            if hellos != self._ranks.hellos:
                 self.guard.trip("the ranks are not those of the start")
             return
-        self._hellos = hellos
-        agree(self._hellos, self._ranks, digest(self._config))
-        brain = build_brain(
-            self._config,
-            self._base.config,
-            self._hellos,
-            local_ranks=self._ranks,
-            width=self._vllm_config.model_config.get_hidden_size(),
-        )
-        groups = [group.group_idx for group in self._base.config.kv_group_configs]
-        self.manager.attach(brain, groups, self._base._req_status)
-        if self._config.trace is not None:
-            group = self._base.config.kv_group_configs[self._prefix_group()]
-            transfer = self._vllm_config.kv_transfer_config
-            assert transfer is not None
-            engine = placing.engine_of(transfer.engine_id, self._vllm_config.parallel_config)
-            self._recorder = Recorder(self._config.trace, group.tokens_per_chunk, engine=engine)
-        init_logger("vllm.kvtier").info(  # at its own level: only vLLM's loggers say so much
-            "kvtier: chunks of %d tokens; of each rank: %s",
-            self._base.config.kv_group_configs[self._prefix_group()].tokens_per_chunk,
-            summary(self._config, hellos[0].arena_nbytes, self._ranks),
-        )
-        why = identity.ephemeral(self._vllm_config, self._hellos, self._config)
-        for tier, _ in identity.lossy(self._config):
-            logger.warning(
-                "kvtier: tier %r is lossy: answers over what is read from it may differ; its records are "
-                "of a namespace of their own",
-                tier,
-            )
-        if why and len(self._config.tiers) > 1:
-            logger.warning("kvtier: nothing stored will be found again after a restart: %s", why)
+        world_size = self._vllm_config.parallel_config.world_size
+        self._ranks = agree(hellos, world_size, digest(self._config))
+        mine = of_rank(self._config, self._ranks.local_ranks)
+        self._brain = self._assembled(mine, self._ranks)
+        self._recorder = self._recording()
+        self._manager.serve(self)
+        self._announce(mine, self._ranks)
 
     def unopened(self) -> bool:
         """Whether the engine owes us one step, with which the tiers open."""
-        return bool(self._hellos) and not self._opened
+        return self._ranks is not None and not self._opened
 
     def arrive(self, request: "Request") -> None:
-        """Tell the brain of a new request."""
+        """Tell the brain a new request's keys, of every group, before anybody asks for them."""
         hints = Hints.of(request.kv_transfer_params)
         if hints.session_id is None:  # vLLM's own, from 0.32 on
             hints = hints._replace(session_id=getattr(request, "session_id", None))
+        name = request.request_id
+        groups = self._statuses.keys(name)
+        self._live[name] = _Live(hints.store, hints.load, [len(keys) for keys in groups])
         persist = hints.persist and (request.lora_request is None or self._config.persist_lora)
-        self.manager.arrive(request.request_id, hints._replace(persist=persist))
+        self.brain.arrive(name, groups, persist=persist, hints=hints.facts())
         if self._recorder is not None:
-            state = self._base._req_status[request.request_id].group_states[self._prefix_group()]
-            keys = [BlockKey(key) for key in state.offload_keys]
-            tokens = request.num_prompt_tokens
-            self._recorder.arrived(request.request_id, keys, tokens, hints.session_id)
+            keys, tokens = groups[self._statuses.prefix_group], request.num_prompt_tokens
+            self._recorder.arrived(name, keys, tokens, hints.session_id)
 
     def finished(self, request: "Request") -> None:
         """Note that a request has its last token."""
@@ -165,25 +177,84 @@ class Scheduling:
 
     def reading(self, request: "Request") -> bool:
         """Whether reads for this request are still under way; O(1)."""
-        name = request.request_id
-        if name not in self._reading:
+        live = self._live.get(request.request_id)
+        if live is None or not live.reading:
             return False
-        if not self.brain.ready(name):
-            return True
-        self._reading.discard(name)
-        return False
+        live.reading = not self.brain.ready(request.request_id)
+        return live.reading
 
     def fetch(self, request: "Request", computed: int, hit: int) -> Fetch:
         """Pin a hit of `hit` tokens after `computed`, or order the reads that it needs."""
         name = request.request_id
-        plan = self.brain.plan_read(name, self._needed(name, computed, computed + hit))
+        plan = self.brain.plan_read(name, self._statuses.needed(name, computed, computed + hit))
         if plan is None:
             return Fetch.PINNED
         if not plan.reading:
             return Fetch.SHORTER
-        self.manager.note_source(name, plan.keys)
-        self._reading.add(name)
+        live = self._live[name]
+        live.below.update(plan.keys)
+        live.reading = True
         return Fetch.READING
+
+    def lookup(self, key: BlockKey, context: ReqContext) -> bool:
+        """Whether a request may count on a chunk."""
+        if not self.brain.lookup(context.req_id, key):
+            return False
+        live = self._live.get(context.req_id)
+        if live is not None and not live.load:
+            return False
+        return context.load_tier_filter.allows(Medium.CPU, Locality.LOCAL)
+
+    def is_from_below(self, key: BlockKey, request: str) -> bool:
+        """Whether a chunk of a request's hit was read from below tier 0 for it."""
+        live = self._live.get(request)
+        return live is not None and key in live.below
+
+    def load(self, keys: tuple[BlockKey, ...], request: str) -> SlotSpec:
+        """Give the slots of a hit to copy to the device."""
+        plan = self.brain.plan_load(request, keys)
+        self._planned[plan.plan_id] = keys
+        return self.slot_spec(plan.plan_id, keys, plan.slots)
+
+    def store(self, keys: Sequence[BlockKey], request: str) -> PrepareStoreOutput:
+        """Give slots to as many chunks as fit; what only lacks room is offered again at the end of the step."""
+        live = self._live.get(request)
+        if not self._storing or (live is not None and not live.store):
+            self.brain.started(request)
+            return PrepareStoreOutput([], SlotSpec(None, ()), [])
+        if live is not None:
+            self._tell(request, live)
+        plan = self.brain.plan_store(request, keys)
+        if plan.no_room:
+            self._crowded_out.append((request, plan.no_room))
+        if plan.keys:
+            self._planned[plan.plan_id] = plan.keys
+        spec = self.slot_spec(plan.plan_id, plan.keys, plan.slots)
+        return PrepareStoreOutput([OffloadKey(key) for key in plan.keys], spec, [])
+
+    def slot_spec(
+        self, plan: int | None, keys: Sequence[BlockKey], slots: Sequence[int]
+    ) -> SlotSpec:
+        """Say to the ranks which slots a plan's keys have."""
+        return SlotSpec(plan, self._statuses.by_group(keys, slots))
+
+    def depart(self, request: str) -> None:
+        """Forget a request."""
+        self._live.pop(request, None)
+        self.brain.depart(request)
+
+    def preempted(self, requests: Iterable[str]) -> None:
+        """Note which requests start again from nothing."""
+        for request in requests:
+            self.brain.preempted(request)
+
+    def awake(self) -> bool:
+        """Whether the engine must step on for the brain's sake."""
+        return self.brain.awake()
+
+    def stats(self) -> "OffloadingConnectorStats | None":
+        """Report what changed since the last call; None if nothing did."""
+        return self.meter.collect(self.brain.stats())
 
     def step(self, output: "SchedulerOutput", meta: KVTierMetadata) -> None:
         """End a step: adopt vLLM's new jobs, offer again what had no room, take the brain's operations."""
@@ -192,9 +263,12 @@ class Scheduling:
         for job_id, job in chain(meta.load_jobs.items(), meta.store_jobs.items()):
             spec = job.src_spec if job_id in meta.load_jobs else job.dst_spec
             if isinstance(spec, SlotSpec) and spec.plan is not None:
-                keys = self.manager.planned.pop(spec.plan).keys
-                self._jobs[job_id] = _Job(spec.plan, keys, self._ranks)
-        self._offer_again()
+                keys = self._planned.pop(spec.plan)
+                self._jobs[job_id] = _Job(spec.plan, keys, len(self.ranks.hellos))
+        for request, refused in self._crowded_out:
+            if request in self._live:
+                self._statuses.offer_again(request, refused)
+        self._crowded_out.clear()
         meta.ops = self.brain.drain()
         meta.fail_loads, self._fail_loads = self._fail_loads, False
         meta.spoiled = self._overwrites.spoiled(output, meta.jobs_to_flush)
@@ -208,7 +282,7 @@ class Scheduling:
         for batch in meta.scans:
             self.brain.scanned(batch)
         self.brain.complete(meta.results)
-        self.manager.located(meta.placed)
+        self.meter.place(meta.placed)
         load = meta.transfer_stats.load
         if load.time:
             self.brain.transferred(load.bytes, load.time)
@@ -222,7 +296,9 @@ class Scheduling:
 
     def cancel(self, request: str) -> None:
         """Forget what was being read for a request that ended."""
-        self._reading.discard(request)
+        live = self._live.get(request)
+        if live is not None:
+            live.reading = False
         self.brain.cancel(request)
 
     def reset(self, *, emptied: bool) -> None:
@@ -235,71 +311,80 @@ class Scheduling:
             logger.warning(
                 "kvtier: reset while requests hold KV; storing nothing until a reset succeeds"
             )
-        self.manager.storing = emptied
-        status = self._base._req_status
-        stale = [n for n, s in status.items() if s.req.num_computed_tokens or s.transfer_jobs]
-        self._reading.clear()
+        self._storing = emptied
+        for live in self._live.values():
+            live.reading = False
         self._fail_loads = True
-        self.brain.reset(self._manifest(identity.new_epoch()), stale=stale)
+        self.brain.reset(self._manifest(identity.new_epoch()), stale=self._statuses.begun())
 
     def forsake(self, meta: KVTierMetadata) -> None:
         """Carry a reset out with kvtier off: no load of the old epoch ends well, no record of it stays."""
-        text = self._manifest(identity.new_epoch())
         meta.fail_loads = True
+        if self._ranks is None:  # then no tier was ever opened
+            return
+        text = self._manifest(identity.new_epoch())
         meta.ops = [
             TierOp(_FORSAKEN + tier, OpKind.RESET, tier=tier, text=text)
             for tier in range(1, len(self._config.tiers))
         ]
 
-    def _prefix_group(self) -> int:
-        """Return the position of the group whose chunks stand for a whole prefix: the first of full attention."""
-        groups = self._base.config.kv_group_configs
-        full = (i for i, group in enumerate(groups) if group.sliding_window_size_in_chunks is None)
-        return next(full, 0)
+    def _assembled(self, mine: Config, ranks: Ranks) -> TieredCache:
+        """Make the brain from one rank's configuration, vLLM's KV-cache groups and what the ranks said."""
+        groups = [
+            GroupSpec(
+                index=group.group_idx,
+                chunk_tokens=group.tokens_per_chunk,
+                window_chunks=group.sliding_window_size_in_chunks,
+                nbytes=ranks.group_nbytes(group.group_idx),
+            )
+            for group in self._statuses.groups
+        ]
+        width = self._vllm_config.model_config.get_hidden_size()
+        even_tokens = 6.0 * width  # see Costs.prefill_s
+        return assemble(mine, groups, ranks=len(ranks.hellos), even_tokens=even_tokens)
+
+    def _recording(self) -> Recorder | None:
+        """Begin to write down what arrives, if that is asked for."""
+        if self._config.trace is None:
+            return None
+        transfer = self._vllm_config.kv_transfer_config
+        assert transfer is not None
+        engine = engine_of(transfer.engine_id, self._vllm_config.parallel_config)
+        return Recorder(self._config.trace, self._statuses.prefix_tokens, engine=engine)
+
+    def _announce(self, mine: Config, ranks: Ranks) -> None:
+        """Say at the start what each rank has, and what may surprise later."""
+        init_logger("vllm.kvtier").info(  # at its own level: only vLLM's loggers say so much
+            "kvtier: chunks of %d tokens, %d rank(s), %d on a node; of each rank: %s",
+            self._statuses.prefix_tokens,
+            len(ranks.hellos),
+            ranks.local_ranks,
+            summary(mine, ranks.arena_nbytes),
+        )
+        for tier, _ in identity.lossy(self._config):
+            logger.warning(
+                "kvtier: tier %r is lossy: answers over what is read from it may differ; its records are "
+                "of a namespace of their own",
+                tier,
+            )
+        why = identity.ephemeral(self._vllm_config, ranks.hellos, self._config)
+        if why and len(self._config.tiers) > 1:
+            logger.warning("kvtier: nothing stored will be found again after a restart: %s", why)
 
     def _open(self) -> None:
         self._opened = True
-        slots = min(hello.slots for hello in self._hellos)
-        self.brain.open(slots, self._manifest())
+        self.brain.open(self.ranks.slots, self._manifest())
 
     def _manifest(self, epoch: str = "") -> str:
         return identity.manifest(
-            self._vllm_config, self._kv_cache_config, self._hellos, self._config, epoch
+            self._vllm_config, self._kv_cache_config, self.ranks.hellos, self._config, epoch
         )
 
-    def _needed(self, request: str, start: int, end: int) -> list[BlockKey]:
-        """List the keys that a hit of tokens [start, end) loads: of a window group, only its window."""
-        keys: list[BlockKey] = []
-        status = self._base._req_status[request]
-        for group, state in zip(
-            self._base.config.kv_group_configs, status.group_states, strict=True
-        ):
-            first = start // group.tokens_per_chunk
-            last = -(-end // group.tokens_per_chunk)
-            window = group.load_window_size_in_chunks(end)
-            if window is not None:
-                first = max(first, last - window)
-            keys += [BlockKey(key) for key in state.offload_keys[first:last]]
-        return keys
-
-    def _offer_again(self) -> None:
-        """Rewind vLLM's store index to the first chunk that only lacked room.
-
-        Not for window groups: their blocks are freed, and used by others, while a chunk waits.
-        """
-        for request, keys in self.manager.no_room.items():
-            status = self._base._req_status.get(request)
-            if status is None:
-                continue
-            for key in keys:
-                end = status.req_context.get_offload_key_position(OffloadKey(key))
-                position = self.manager.position(key)
-                state = status.group_states[position]
-                group = self._base.config.kv_group_configs[position]
-                if end is not None and group.sliding_window_size_in_chunks is None:
-                    first = end // group.tokens_per_chunk - 1
-                    state.next_stored_chunk_idx = min(state.next_stored_chunk_idx, first)
-        self.manager.no_room.clear()
+    def _tell(self, request: str, live: _Live) -> None:
+        """Tell the brain the keys that came since: decoded chunks, or more of a streamed prompt."""
+        for i, keys in self._statuses.fresh(request, live.told):
+            self.brain.extend(request, i, keys)
+            live.told[i] += len(keys)
 
     def _acknowledge(self, job_id: int, count: int) -> None:
         job = self._jobs.get(job_id)
@@ -309,21 +394,3 @@ class Scheduling:
         if job.ranks_left <= 0:
             del self._jobs[job_id]
             self.brain.finish(job.plan, [job.keys[i] for i in job.failed])
-
-
-def agree(hellos: Sequence[Hello], ranks: int, config_digest: str) -> None:
-    """Refuse ranks that do not run the same thing.
-
-    Raises:
-        ConfigError: says what differs.
-    """
-    if len(hellos) != ranks:
-        raise ConfigError(
-            f"kvtier: {len(hellos)} of {ranks} ranks answered; this parallelism is not supported"
-        )
-    if any(hello.config_digest != config_digest for hello in hellos):
-        raise ConfigError("kvtier: the configuration file changed during the start; start again")
-    for what in ("blocks_per_chunk", "weights"):
-        values = {getattr(hello, what) for hello in hellos}
-        if len(values) > 1:
-            raise ConfigError(f"kvtier: ranks disagree on {what}: {sorted(map(str, values))}")

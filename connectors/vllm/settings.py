@@ -29,14 +29,12 @@ def configure(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> Co
     return config
 
 
-def summary(config: Config, arena_nbytes: int, ranks: int) -> str:
+def summary(mine: Config, arena_nbytes: int) -> str:
     """Say in one line which tiers a rank has, the first as large as its slots really are."""
-    said = [f"{config.tiers[0].name} {format_nbytes(arena_nbytes)}"]
-    for tier in config.tiers[1:]:
+    said = [f"{mine.tiers[0].name} {format_nbytes(arena_nbytes)}"]
+    for tier in mine.tiers[1:]:
         where = f" at {tier.options['path']}" if "path" in tier.options else ""
-        said.append(
-            f"{tier.name} {format_nbytes((tier.capacity or 0) // ranks)} ({tier.kind}{where})"
-        )
+        said.append(f"{tier.name} {format_nbytes(tier.capacity or 0)} ({tier.kind}{where})")
     return ", ".join(said)
 
 

@@ -12,6 +12,7 @@ from vllm.v1.kv_offload.base import (
 from vllm.v1.kv_offload.config import OffloadingConfig
 
 from kvtier.connectors.vllm import metrics
+from kvtier.connectors.vllm.guard import Guard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,14 +21,20 @@ if TYPE_CHECKING:
 
 
 class KVTierSpec(OffloadingSpec):
-    """Names our manager and worker; `KVTierConnector` has set what vLLM reads before this is built."""
+    """Names our manager and worker; `KVTierConnector` has set what vLLM reads before this is built.
+
+    vLLM gives a spec less than `get_worker` needs: `Rank` adds what it learnt before.
+    """
 
     def __init__(self, config: OffloadingConfig) -> None:
+        from kvtier.connectors.vllm.ranks import Sharers
+
         super().__init__(config)
+        self.guard = Guard()
         self.pages: Mapping[int, Pages | str] = {}
-        """How each group fills its pages, or why that is not known; set in a worker before `get_worker`."""
-        self.engines = 1
-        """Data-parallel engines of this node, likewise."""
+        """How each group fills its pages, or why that is not known."""
+        self.sharers = Sharers(config.parallel.world_size)
+        """With whom a rank shares its node."""
 
     @classmethod
     def build_metric_definitions(
@@ -38,9 +45,9 @@ class KVTierSpec(OffloadingSpec):
     def get_manager(self) -> OffloadingManager:
         from kvtier.connectors.vllm.manager import TieredCacheManager
 
-        return TieredCacheManager()
+        return TieredCacheManager(self.guard)
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
         from kvtier.connectors.vllm.worker import KVTierWorker
 
-        return KVTierWorker(self.config, kv_caches, self.pages, self.engines)
+        return KVTierWorker(self.config, kv_caches, self.pages, self.sharers, self.guard)

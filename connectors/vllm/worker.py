@@ -3,10 +3,8 @@
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from types import MappingProxyType
 from typing import NamedTuple
 
-import msgspec
 import torch
 from vllm.v1.kv_offload.base import (
     CanonicalKVCaches,
@@ -18,11 +16,12 @@ from vllm.v1.kv_offload.base import (
 from vllm.v1.kv_offload.config import OffloadingConfig
 
 from kvtier import topology
-from kvtier.config import Config, TierConfig, default_dram_nbytes, load, to_builtins
+from kvtier.config import Config, dram_nbytes, load, of_rank, to_builtins
 from kvtier.connectors.vllm import placing
 from kvtier.connectors.vllm.guard import Guard
 from kvtier.connectors.vllm.messages import SlotSpec
 from kvtier.connectors.vllm.pages import Pages, element_name
+from kvtier.connectors.vllm.ranks import Sharers, engine_of, owner_of
 from kvtier.io_process.client import IoClient, IoSetup
 from kvtier.layout import ChunkLayout
 from kvtier.memory.arena import Arena
@@ -56,59 +55,53 @@ class KVTierWorker(OffloadingWorker):
         self,
         config: OffloadingConfig,
         caches: CanonicalKVCaches,
-        layout: Mapping[int, Pages | str] = MappingProxyType({}),
-        engines: int = 1,
+        layout: Mapping[int, Pages | str],
+        sharers: Sharers,
+        guard: Guard,
     ) -> None:
-        """Take vLLM's tensors; `engines` of this node do the same at the same time."""
-        self._config = load(config.extra_config.get("kvtier"))
+        """Take vLLM's tensors; all `sharers` of this node do the same at the same time."""
+        configured = load(config.extra_config.get("kvtier"))
+        mine = of_rank(configured, sharers.ranks)
+        self.sharers = sharers
+        self.guard = guard
         self.blocks_per_chunk = config.cache.blocks_per_chunk
         self._groups = [group.group_id for group in config.groups]
         pages = {group: _group_tensors(caches, i) for i, group in enumerate(self._groups)}
         self.pages = {g: tuple(t.shape[1] for t in tensors) for g, tensors in pages.items()}
         self.group_nbytes = {g: chunk_nbytes(t, self.blocks_per_chunk) for g, t in pages.items()}
         slot_nbytes = -(-max(self.group_nbytes.values()) // PAGE) * PAGE
-        ranks = local_ranks(config)
         self._rank = config.parallel.rank
         device = caches.tensors[0].tensor.device
         self.node = placing.own_node(device)
-        dram = self._config.tiers[0]
+        dram = mine.tiers[0]
         nodes = placing.nodes_for(dram.numa, self.node)
-        share = dram_share(self._config, ranks, engines)
+        dram_share = dram_nbytes(configured, sharers.ranks, sharers.engines)
         free = topology.free_nbytes()
-        owner = placing.owner_of(config.engine_id)
-        self.arena = Arena(share // slot_nbytes, slot_nbytes, nodes, owner)
+        owner = owner_of(config.engine_id)
+        self.arena = Arena(dram_share // slot_nbytes, slot_nbytes, nodes, owner)
         # Explicit huge pages are nobody else's memory, and all there already.
         ordinary = 0 if self.arena.huge else self.arena.nbytes
-        lower = memory_share(self._config, ranks)
-        fits = placing.fits(ordinary, lower, ranks * engines, owner)
-        if not fits and self._rank == 0:
+        lower = sum(tier.capacity or 0 for tier in mine.tiers[1:] if in_memory(tier.kind))
+        fits = placing.fits(ordinary, lower, sharers.processes, owner)
+        if not fits and self._rank % sharers.ranks == 0:  # once on each node
             logger.warning(
                 "kvtier: tiers in memory, %s for each of %d ranks, are more than is free here, %s: nothing is "
                 "pinned or taken ahead, and the system may end processes when they fill; lower tiers[].capacity",
                 format_nbytes(ordinary + lower),
-                ranks * engines,
+                sharers.processes,
                 format_nbytes(free),
             )
         # What nobody asked for by name is not taken before it is needed; a device pins all of it.
         fill = fits and (dram.capacity is not None or device.type != "cpu")
-        placing.settle(self.arena, nodes, ranks * engines, fill=fill)
+        placing.settle(self.arena, nodes, sharers.processes, fill=fill)
         self._engine = _transfer_engine(self.arena, pages, self.blocks_per_chunk, pin=fits)
         layouts = {g: self._layout(layout.get(g, "the pages were not looked at"), g) for g in pages}
-        self.io = _start_io(
-            self._config,
-            config,
-            self.arena,
-            self.group_nbytes,
-            layouts,
-            self.node,
-            free - ordinary,
-        )
+        self.io = self._start_io(mine, config, layouts, free - ordinary)
         self._jobs: dict[int, _Job] = {}
         self._failed: dict[int, set[int]] = {}
         self._invalid_blocks: set[int] = set()
         self._failed_loads: set[int] = set()
         self._spoiled: set[int] = set()
-        self.guard = Guard()
 
     def submit_store(
         self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: LoadStoreSpec
@@ -203,6 +196,43 @@ class KVTierWorker(OffloadingWorker):
         self._engine.close()
         self.arena.close()
 
+    def _start_io(
+        self,
+        mine: Config,
+        vllm: OffloadingConfig,
+        layouts: dict[int, ChunkLayout | str],
+        spare_nbytes: int,
+    ) -> IoClient | None:
+        """Start the I/O process of this rank's tiers, `mine`, where there are any below the arena."""
+        if len(mine.tiers) == 1:
+            return None
+        client = IoClient(
+            IoSetup(
+                rank=self._rank,
+                local_ranks=self.sharers.ranks,
+                engine=engine_of(vllm.engine_id, vllm.parallel),
+                engines=self.sharers.engines,
+                arena_nbytes=self.arena.nbytes,
+                slot_nbytes=self.arena.slot_nbytes,
+                group_nbytes=self.group_nbytes,
+                layouts=layouts,
+                kv_dtype=element_name(vllm.model.dtype),
+                tiers=[to_builtins(tier) for tier in mine.tiers[1:]],
+                threads=mine.io.threads,
+                idle_write_bytes_per_s=mine.io.idle_write,
+                queue=mine.io.queue,
+                numa_node=self.node,
+                spare_nbytes=spare_nbytes,
+            ),
+            self.arena.fd,
+        )
+        try:
+            client.wait_ready(_START_S)
+        except BaseException:
+            client.close()
+            raise
+        return client
+
     def _layout(self, pages: Pages | str, group: int) -> ChunkLayout | str:
         if isinstance(pages, str):
             return pages
@@ -278,25 +308,6 @@ class KVTierWorker(OffloadingWorker):
         return copies, torn
 
 
-def local_ranks(config: OffloadingConfig) -> int:
-    """Ranks of this engine that share this node's memory and disks; one node is assumed unless torch says less."""
-    return min(
-        config.parallel.world_size,
-        max(1, torch.accelerator.device_count() or config.parallel.world_size),
-    )
-
-
-def dram_share(config: Config, ranks: int, engines: int) -> int:
-    """Bytes of tier 0 that one rank may take: of what was configured for its engine, or of the node's memory."""
-    capacity = config.tiers[0].capacity
-    return default_dram_nbytes(ranks * engines) if capacity is None else capacity // ranks
-
-
-def memory_share(config: Config, ranks: int) -> int:
-    """Bytes of memory that one rank's lower tiers may take."""
-    return sum((tier.capacity or 0) // ranks for tier in config.tiers[1:] if in_memory(tier.kind))
-
-
 def _group_tensors(caches: CanonicalKVCaches, position: int) -> list[torch.Tensor]:
     """Collect a group's distinct tensors, each cut to its unpadded page."""
     nbytes: dict[int, int] = {}
@@ -311,48 +322,3 @@ def _transfer_engine(
     if next(iter(pages.values()))[0].device.type == "cpu":
         return CpuTransferEngine(arena, pages, blocks_per_chunk)
     return stream_engine(arena, pages, blocks_per_chunk, pin=pin)
-
-
-def _start_io(
-    config: Config,
-    vllm: OffloadingConfig,
-    arena: Arena,
-    group_nbytes: dict[int, int],
-    layouts: dict[int, ChunkLayout | str],
-    node: int | None,
-    spare_nbytes: int,
-) -> IoClient | None:
-    if len(config.tiers) == 1:
-        return None
-    parallel = vllm.parallel
-    client = IoClient(
-        IoSetup(
-            rank=parallel.rank,
-            world_size=parallel.world_size,
-            engine=placing.engine_of(vllm.engine_id, parallel),
-            arena_nbytes=arena.nbytes,
-            slot_nbytes=arena.slot_nbytes,
-            group_nbytes=group_nbytes,
-            layouts=layouts,
-            kv_dtype=element_name(vllm.model.dtype),
-            tiers=[_tier_setup(tier, local_ranks(vllm)) for tier in config.tiers[1:]],
-            threads=config.io.threads,
-            idle_write_bytes_per_s=config.io.idle_write,
-            queue=config.io.queue,
-            numa_node=node,
-            spare_nbytes=spare_nbytes,
-        ),
-        arena.fd,
-    )
-    try:
-        client.wait_ready(_START_S)
-    except BaseException:
-        client.close()
-        raise
-    return client
-
-
-def _tier_setup(tier: TierConfig, ranks: int) -> dict[str, object]:
-    """What an I/O process gets to know of a tier: its capacity is this rank's share."""
-    assert tier.capacity is not None
-    return to_builtins(msgspec.structs.replace(tier, capacity=tier.capacity // ranks))

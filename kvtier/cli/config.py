@@ -13,7 +13,7 @@ from kvtier import topology
 from kvtier.cli.geometry import Geometry, read_geometry
 from kvtier.cli.room import Chunk, chunk_of, chunks_held, tier_nbytes
 from kvtier.cli.suggest import suggest
-from kvtier.config import Config, Plugin, TierConfig, load
+from kvtier.config import Config, Plugin, TierConfig, load, share
 from kvtier.config.codecs import codec
 from kvtier.doctor import disks
 from kvtier.doctor.finding import Level
@@ -63,7 +63,7 @@ def refuse_memory(config: Config) -> None:
     Raises:
         ConfigError: the first of them.
     """
-    spare = topology.free_nbytes() - tier_nbytes(config.tiers[0], 1)
+    spare = topology.free_nbytes() - tier_nbytes(config.tiers[0])
     for index, tier in enumerate(config.tiers):
         if index and in_memory(tier.kind):
             wanted = tier.capacity or 0
@@ -118,9 +118,9 @@ def _room_table(
         for name in ("chunks", "bytes each", "tokens"):
             table.add_column(name, justify="right")
     for index, tier in enumerate(config.tiers):
-        nbytes = tier_nbytes(tier, ranks)
+        nbytes = tier_nbytes(tier)
         auto = " (auto)" if tier.capacity is None else ""
-        row = [tier.name, format_nbytes(nbytes) + auto, format_nbytes(nbytes // ranks)]
+        row = [tier.name, format_nbytes(nbytes) + auto, format_nbytes(share(nbytes, ranks))]
         if chunk and geometry:
             row += _room(tier, chunk, geometry, index, ranks)
         table.add_row(*map(escape, row))

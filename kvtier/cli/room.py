@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from kvtier.chunking import auto_chunk_tokens
 from kvtier.cli.geometry import Geometry
-from kvtier.config import Config, TierConfig, default_dram_nbytes
+from kvtier.config import Config, TierConfig, default_dram_nbytes, share
 from kvtier.errors import ConfigError
 from kvtier.types import PAGE
 from kvtier.units import format_nbytes
@@ -42,7 +42,7 @@ def chunks_held(tier: TierConfig, chunk: Chunk, index: int, ranks: int) -> int:
     Raises:
         ConfigError: there is no room for one.
     """
-    nbytes = tier_nbytes(tier, ranks) // ranks
+    nbytes = share(tier_nbytes(tier), ranks)
     held = nbytes // (chunk.record_nbytes if index else chunk.slot_nbytes)
     if held < 1:
         raise ConfigError(
@@ -52,6 +52,6 @@ def chunks_held(tier: TierConfig, chunk: Chunk, index: int, ranks: int) -> int:
     return held
 
 
-def tier_nbytes(tier: TierConfig, ranks: int) -> int:
-    """Return a tier's capacity on this node, the automatic one where none is given."""
-    return default_dram_nbytes(ranks) * ranks if tier.capacity is None else tier.capacity
+def tier_nbytes(tier: TierConfig) -> int:
+    """Return a tier's capacity on this node, for all ranks there, the automatic one where none is given."""
+    return default_dram_nbytes(1) if tier.capacity is None else tier.capacity

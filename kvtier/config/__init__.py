@@ -3,7 +3,8 @@
 The structs are what every process of one engine must agree on; `digest` is how they check.
 """
 
-from kvtier.config.load import default_dram_nbytes, load
+from kvtier.config.load import load
+from kvtier.config.shares import default_dram_nbytes, dram_nbytes, of_rank, share
 from kvtier.config.structs import (
     ARENA,
     Config,
@@ -31,7 +32,10 @@ __all__ = [
     "TraceConfig",
     "default_dram_nbytes",
     "digest",
+    "dram_nbytes",
     "from_builtins",
     "load",
+    "of_rank",
+    "share",
     "to_builtins",
 ]

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import yaml
 
-from kvtier import topology
 from kvtier.config.parse import parse
 from kvtier.config.structs import Config
 from kvtier.config.words import describe
@@ -33,11 +32,6 @@ def load(source: Source | None, *, here: bool = True) -> Config:
         return parse(_read(Path(source)), here=here)
     except ConfigError as exc:
         raise ConfigError(f"{os.fspath(source)}: {exc}") from exc.__cause__
-
-
-def default_dram_nbytes(local_ranks: int) -> int:
-    """Return one rank's DRAM where no capacity is given: its share of a quarter of the free memory."""
-    return topology.free_nbytes() // 4 // local_ranks
 
 
 class _Loader(yaml.SafeLoader):

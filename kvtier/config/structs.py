@@ -41,7 +41,7 @@ class TierConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,32}\Z")]
     kind: str
     capacity: int | None = (
-        None  # bytes per engine and node; None, only for dram: see default_dram_nbytes
+        None  # bytes per engine and node; None, only for dram: see kvtier.config.shares
     )
     numa: tuple[int, ...] | None = None  # None: the rank's own node
     eviction: Plugin = Plugin(kind="lru")

@@ -78,7 +78,9 @@ def room(patient: Patient) -> Iterator[Finding]:
     )
     wanted = _wanted(patient)
     if not wanted:
-        yield Finding("memory", Level.OK, f"{said}; without a file a rank takes a quarter of it")
+        yield Finding(
+            "memory", Level.OK, f"{said}; without a file all ranks here together take a quarter"
+        )
     elif wanted > most:
         advice = "lower the capacities of the dram and memory tiers"
         yield Finding("memory", Level.FAIL, f"{format_nbytes(wanted)} configured, {said}", advice)

@@ -138,11 +138,12 @@ def open_tiers(setup: IoSetup, arena_fd: int) -> list[Records]:
         site = Site(
             tier.name,
             setup.rank,
-            setup.world_size,
+            setup.local_ranks,
             setup.engine,
             tier.capacity or 0,
             tier.numa or (),
             spare,
+            setup.engines,
         )
         codec = registry.build("codec", tier.codec)
         check_facts(tier.name, codec, setup)

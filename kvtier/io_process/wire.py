@@ -33,8 +33,9 @@ class IoSetup(msgspec.Struct, frozen=True, kw_only=True):
     """Everything an I/O process needs to know; the first frame it gets."""
 
     rank: int = 0
-    world_size: int = 1
+    local_ranks: int = 1  # of this engine on this node
     engine: int | None = None  # which of several data-parallel engines; None: the only one
+    engines: int = 1  # how many of them are on this node
     arena_nbytes: int
     slot_nbytes: int  # a multiple of 4 KiB
     group_nbytes: dict[int, int]  # raw bytes of one chunk on this rank, per KV-cache group

@@ -56,7 +56,7 @@ def replay_blocks(
         raise ConfigError(f"no room for one block of {trace.block_tokens} tokens")
     clock = VirtualClock()
     group = GroupSpec(0, trace.block_tokens, None, block_nbytes)
-    cache = assemble(config, [group], ranks=1, local_ranks=1, clock=clock, even_tokens=even_tokens)
+    cache = assemble(config, [group], ranks=1, clock=clock, even_tokens=even_tokens)
     cache.open(usable(slots, trace), "{}")
     hits = np.zeros(len(trace), np.int64)
     for i, at in enumerate(trace.at_s.tolist()):

@@ -117,7 +117,6 @@ class _Engine:
             config,
             [group],
             ranks=1,
-            local_ranks=1,
             clock=self._time,
             even_tokens=config.replay.prefill_knee,
         )

@@ -33,7 +33,7 @@ class TierContract(ABC):
 
     def opened(self, namespace: str = FIRST, rank: int = 0) -> Tier:
         """Make a tier and open it."""
-        tier = self.make(Site("contract", rank=rank, world_size=2))
+        tier = self.make(Site("contract", rank=rank, local_ranks=2))
         tier.open(namespace, f'{{"namespace": "{namespace}"}}')
         return tier
 

@@ -85,7 +85,7 @@ class FileTier(Tier):
                     left += namespace.nbytes
         except OSError as exc:
             raise TierError(self._site.name, "reclaim", str(exc)) from exc
-        return -(-left // self._site.world_size)
+        return -(-left // self._site.local_ranks)
 
     def read(self, key: bytes, bufs: Sequence[Bytes]) -> int:
         root = self._opened("read")

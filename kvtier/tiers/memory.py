@@ -63,8 +63,8 @@ class MemoryTier(Tier):
         free = topology.free_nbytes()
         self._region = _mapped(site, free if site.spare_nbytes is None else site.spare_nbytes)
         self._pages: Bytes = self._region.bytes
-        # Every rank of this node fills its own in at the same time, and they are at most so many.
-        room = len(self._pages) * site.world_size <= free
+        # Every rank of every engine on this node fills its own in at the same time.
+        room = len(self._pages) * site.local_ranks * site.engines <= free
         fill = config.prefault and room
         self._prefault = Prefault(self._region, _PREFAULT_THREADS) if fill else None
 

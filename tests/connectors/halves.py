@@ -1,49 +1,58 @@
 """The two halves of the connector without an engine around them."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from kvtier.config import digest, load
+from kvtier.config import Config, digest, load
 from kvtier.connectors.vllm.guard import Guard
 from kvtier.connectors.vllm.manager import TieredCacheManager
-from kvtier.connectors.vllm.messages import Hello
 from kvtier.connectors.vllm.rank import Rank
+from kvtier.connectors.vllm.ranks import Hello
 from kvtier.connectors.vllm.scheduling import Scheduling
 from kvtier.connectors.vllm.worker import KVTierWorker
 
 CONFIG = load({"tiers": [{"name": "dram", "kind": "dram", "capacity": "1MiB"}]})
 
 
-def hello(slots: int) -> Hello:
+def hello(slots: int, *, rank: int = 0, local_ranks: int = 1, config: Config = CONFIG) -> Hello:
     """A rank's hello."""
     return Hello(
-        rank=0,
+        rank=rank,
+        local_ranks=local_ranks,
         slots=slots,
         group_nbytes={0: 4096},
         pages={0: (2048,)},
-        config_digest=digest(CONFIG),
+        config_digest=digest(config),
         blocks_per_chunk=2,
         weights="commit:0",
     )
 
 
-def scheduling(groups: tuple[object, ...] = (), **vllm: object) -> Scheduling:
-    """EngineCore's half, that has met one rank; `vllm` are attributes of vLLM's configuration."""
+def scheduling(
+    groups: tuple[object, ...] = (),
+    *,
+    config: Config = CONFIG,
+    hellos: Sequence[Hello] = (),
+    **vllm: object,
+) -> Scheduling:
+    """EngineCore's half, that has met its ranks, by default one; `vllm` are attributes of vLLM's configuration."""
+    met = list(hellos) or [hello(8, config=config)]
     group = SimpleNamespace(group_idx=0, tokens_per_chunk=32, sliding_window_size_in_chunks=None)
     base: Any = SimpleNamespace(
-        manager=TieredCacheManager(),
+        manager=TieredCacheManager(Guard()),
         config=SimpleNamespace(kv_group_configs=[group]),
         _req_status={},
     )
     vllm_config: Any = SimpleNamespace(
         model_config=SimpleNamespace(get_hidden_size=lambda: 64),
-        parallel_config=SimpleNamespace(world_size=1),
+        parallel_config=SimpleNamespace(world_size=len(met)),
         cache_config=SimpleNamespace(prefix_caching_hash_algo="sha256"),
         **vllm,
     )
     cache_config: Any = SimpleNamespace(kv_cache_groups=list(groups))
-    made = Scheduling(CONFIG, vllm_config, cache_config, base)
-    made.meet([hello(8)])
+    made = Scheduling(config, vllm_config, cache_config, base)
+    made.meet(met)
     return made
 
 

@@ -18,6 +18,8 @@ from vllm.v1.kv_offload.base import (
 )
 
 from kvtier import topology
+from kvtier.connectors.vllm.guard import Guard
+from kvtier.connectors.vllm.ranks import Sharers
 from kvtier.connectors.vllm.worker import KVTierWorker
 from kvtier.types import OpKind, OpResult, OpStatus, TierOp
 
@@ -39,10 +41,10 @@ def worker() -> Iterator[KVTierWorker]:
         cache=SimpleNamespace(blocks_per_chunk=2),
         groups=[SimpleNamespace(group_id=0)],
         model=SimpleNamespace(dtype="bfloat16"),
-        parallel=SimpleNamespace(rank=1, world_size=2, data_parallel_index=0, data_parallel_size=1),
+        parallel=SimpleNamespace(rank=1, data_parallel_index=0, data_parallel_size=1),
         engine_id="engine",
     )
-    worker = KVTierWorker(config, caches)
+    worker = KVTierWorker(config, caches, {}, Sharers(ranks=2), Guard())
     yield worker
     worker.shutdown()
 

@@ -17,7 +17,9 @@ from vllm.v1.kv_offload.base import (
 from kvtier import topology
 from kvtier.config import load
 from kvtier.connectors.vllm import pages, placing, rank, worker
+from kvtier.connectors.vllm.guard import Guard
 from kvtier.connectors.vllm.rank import Rank
+from kvtier.connectors.vllm.ranks import Sharers
 from kvtier.connectors.vllm.spec import KVTierSpec
 from kvtier.connectors.vllm.worker import KVTierWorker
 from kvtier.memory.arena import Arena
@@ -47,7 +49,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
     monkeypatch.setattr(topology, "free_nbytes", lambda: 32 * MIB)
     monkeypatch.setattr(worker, "stream_engine", engine)
-    monkeypatch.setattr(worker, "_start_io", start_io)
+    monkeypatch.setattr(KVTierWorker, "_start_io", start_io)
     return found
 
 
@@ -62,10 +64,10 @@ def start(capacity: str | None, *, ranks: int = 1, engines: int = 1) -> KVTierWo
         extra_config={"kvtier": {"tiers": [dram, FAR]}},
         cache=SimpleNamespace(blocks_per_chunk=2),
         groups=[SimpleNamespace(group_id=0)],
-        parallel=SimpleNamespace(rank=0, world_size=ranks),
+        parallel=SimpleNamespace(rank=0),
         engine_id="server_dp1",
     )
-    return KVTierWorker(config, caches, engines=engines)
+    return KVTierWorker(config, caches, {}, Sharers(ranks, engines), Guard())
 
 
 def is_filled(made: KVTierWorker) -> bool:
@@ -145,14 +147,19 @@ def test_a_rank_learns_who_is_here_and_where_keys_lie(
     monkeypatch.setattr(rank, "find_pages", lambda *_: {0: "asked"})
     tiers = [{"kind": "dram", "eviction": eviction}, {**FAR, "codec": codec}]
     spec = KVTierSpec.__new__(KVTierSpec)
-    spec.config, spec.pages, spec.engines = SimpleNamespace(engine_id="a_dp1"), {}, 1
+    spec.config, spec.pages, spec.guard = SimpleNamespace(engine_id="a_dp1"), {}, Guard()
     parallel = SimpleNamespace(
-        world_size=2, data_parallel_size_local=1, data_parallel_index=1, data_parallel_size=1
+        distributed_executor_backend="mp",
+        world_size=4,
+        local_world_size=2,
+        data_parallel_size_local=1,
+        data_parallel_index=1,
+        data_parallel_size=1,
     )
     vllm: Any = SimpleNamespace(parallel_config=parallel)
     cache: Any = SimpleNamespace(kv_cache_groups=[object()])
     base: Any = SimpleNamespace(spec=spec)
     Rank(load({"tiers": tiers}), vllm, cache, base).learn({"a": torch.zeros(1, device=device)})
     assert spec.pages == ({0: "asked"} if asked else {})
-    assert spec.engines == 4
+    assert spec.sharers == (2, 4)
     assert pages.asked_for(load({"tiers": tiers})) == (asked and device == "meta")

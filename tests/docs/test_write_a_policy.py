@@ -93,7 +93,7 @@ def test_the_configuration_uses_it_and_priority_counts(module: Path) -> None:
     clock = Clock()
     config = load(yaml.safe_load(CONFIG))
     group = GroupSpec(0, 16, None, 1 << 20)
-    cache = assemble(config, [group], ranks=1, local_ranks=1, clock=clock)
+    cache = assemble(config, [group], ranks=1, clock=clock)
     policy = importlib.import_module("priority_policy").PriorityPolicy
     assert isinstance(cache.view.policy(0), policy)
     cache.open(6, "{}")

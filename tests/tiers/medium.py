@@ -26,6 +26,6 @@ class FileMedium:
         return self.tiers[-1]
 
     def opened(self, namespace: str = FIRST, rank: int = 0) -> FileTier:
-        tier = self.make(Site("contract", rank=rank, world_size=2))
+        tier = self.make(Site("contract", rank=rank, local_ranks=2))
         tier.open(namespace, f'{{"namespace": "{namespace}"}}')
         return tier

@@ -129,12 +129,16 @@ def test_a_capacity_that_cannot_be_is_refused_in_words(capacity: int) -> None:
         MemoryTier(MemoryConfig(), Site("far", capacity=capacity))
 
 
-@pytest.mark.parametrize(("world_size", "filled"), [(1, True), (2, True), (3, False)])
+@pytest.mark.parametrize(
+    ("local_ranks", "engines", "filled"),
+    [(1, 1, True), (2, 1, True), (3, 1, False), (1, 2, True), (2, 2, False)],
+)
 def test_it_is_filled_in_where_there_is_room_for_every_rank(
-    world_size: int, filled: bool, monkeypatch: pytest.MonkeyPatch
+    local_ranks: int, engines: int, filled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(topology, "free_nbytes", lambda: 2 * CAPACITY)
-    tier = MemoryTier(MemoryConfig(), Site("far", world_size=world_size, capacity=CAPACITY))
+    site = Site("far", local_ranks=local_ranks, engines=engines, capacity=CAPACITY)
+    tier = MemoryTier(MemoryConfig(), site)
     assert (tier._prefault is not None) == filled
     tier.close()
 

@@ -1,0 +1,46 @@
+"""What one rank may take of a configuration: a capacity is of one engine on one node, for all ranks that it has there."""
+
+import msgspec
+
+from kvtier import topology
+from kvtier.config.structs import Config, MediumConfig, TierConfig
+
+
+def share(capacity: int, local_ranks: int) -> int:
+    """Return what one of an engine's `local_ranks` ranks on a node may take of a capacity there."""
+    return capacity // local_ranks
+
+
+def of_rank(config: Config, local_ranks: int) -> Config:
+    """Return the configuration as one rank has it: of every capacity, and of what a lower tier can read, its share.
+
+    DRAM that has no capacity gets none here: see `dram_nbytes`.
+    """
+    tiers = (
+        msgspec.structs.replace(
+            tier,
+            capacity=None if tier.capacity is None else share(tier.capacity, local_ranks),
+            medium=_medium(tier, local_ranks) if index else tier.medium,
+        )
+        for index, tier in enumerate(config.tiers)
+    )
+    return msgspec.structs.replace(config, tiers=tuple(tiers))
+
+
+def dram_nbytes(config: Config, local_ranks: int, engines: int = 1) -> int:
+    """Return one rank's DRAM, where every rank of `engines` engines like this one takes as much on the node."""
+    capacity = config.tiers[0].capacity
+    if capacity is None:
+        return default_dram_nbytes(local_ranks * engines)
+    return share(capacity, local_ranks)
+
+
+def default_dram_nbytes(ranks: int) -> int:
+    """Return one rank's DRAM where no capacity is given: its share of a quarter of the node's free memory."""
+    return share(topology.free_nbytes() // 4, ranks)
+
+
+def _medium(tier: TierConfig, local_ranks: int) -> MediumConfig | None:
+    if tier.medium is None:
+        return None
+    return msgspec.structs.replace(tier.medium, read=tier.medium.read / local_ranks)

@@ -1,0 +1,191 @@
+"""One record per live request: what it may store and load, what lacked room, what is read for it, and its end."""
+
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm.v1.kv_offload.base import GPULoadStoreSpec, LookupResult, ReqContext, make_offload_key
+
+from kvtier.brain import ReadPlan
+from kvtier.connectors.vllm.guard import Guard
+from kvtier.connectors.vllm.manager import TieredCacheManager
+from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata, SlotSpec
+from kvtier.connectors.vllm.scheduling import Fetch, Scheduling
+from kvtier.types import BlockKey
+from tests.connectors import halves
+from tests.connectors.test_overwrites import output
+
+SLOTS, TOKENS = 4, 32
+
+
+class Engine:
+    """vLLM around the scheduling side: its table of requests, and jobs that one rank carries out."""
+
+    def __init__(self) -> None:
+        self.side: Scheduling = halves.scheduling(use_v2_model_runner=False)
+        self.manager = self.side._manager
+        self.table: dict[str, Any] = self.side._statuses._base._req_status
+        self.jobs = 0
+        self.step()
+
+    def keys(self, name: str, chunks: int) -> list[bytes]:
+        return [make_offload_key(f"{name}{i}".encode().ljust(32), 0) for i in range(chunks)]
+
+    def arrive(self, name: str, chunks: int, **hints: object) -> ReqContext:
+        keys = self.keys(name, chunks)
+        ends = {key: (i + 1) * TOKENS for i, key in enumerate(keys)}
+        self.table[name] = SimpleNamespace(
+            update_offload_keys=lambda: None,
+            group_states=[SimpleNamespace(offload_keys=keys, next_stored_chunk_idx=0)],
+            req_context=SimpleNamespace(get_offload_key_position=ends.get),
+            req=SimpleNamespace(num_computed_tokens=0),
+            transfer_jobs=set(),
+        )
+        request: Any = SimpleNamespace(
+            request_id=name, kv_transfer_params={"kvtier": hints}, lora_request=None
+        )
+        self.side.guard.run(lambda: self.side.arrive(request), None)
+        return ReqContext(req_id=name)
+
+    def store(self, context: ReqContext) -> int:
+        """Offer every chunk; return how many are stored."""
+        state = self.table[context.req_id].group_states[0]
+        offered = state.offload_keys[state.next_stored_chunk_idx :]
+        out = self.manager.prepare_store(offered, context)
+        assert out is not None
+        state.next_stored_chunk_idx = len(state.offload_keys)
+        blocks = GPULoadStoreSpec([], group_sizes=[0], block_indices=[0])
+        job = SimpleNamespace(src_spec=blocks, dst_spec=out.store_spec)
+        self.step(**({"store": job} if out.keys_to_store else {}))
+        return len(out.keys_to_store)
+
+    def step(self, store: object = None) -> None:
+        jobs: dict[int, Any] = {}
+        if store is not None:
+            self.jobs += 1
+            jobs[self.jobs] = store
+        meta = KVTierMetadata(load_jobs={}, store_jobs=jobs, jobs_to_flush=None)
+        self.side.guard.run(lambda: self.side.step(output(), meta), None)
+        self.side.hear(KVTierWorkerMetadata(completed_jobs=dict.fromkeys(jobs, 1)))
+
+    def hit(self, key: bytes, context: ReqContext) -> bool:
+        return self.manager.lookup(key, context) is LookupResult.HIT
+
+    def next_offered(self, name: str) -> int:
+        return int(self.table[name].group_states[0].next_stored_chunk_idx)
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    monkeypatch.setattr(Scheduling, "_manifest", lambda self, epoch="": "{}")
+    monkeypatch.setattr(halves, "hello", lambda slots, **more: HELLO(SLOTS, **more))
+    return Engine()
+
+
+HELLO = halves.hello
+
+
+def test_what_is_stored_is_found_by_all_and_by_hints_not_used(engine: Engine) -> None:
+    first = engine.arrive("a", 2)
+    key = engine.keys("a", 2)[1]
+    assert not engine.hit(key, first)
+    assert engine.store(first) == 2
+    assert engine.hit(key, first)
+    assert not engine.hit(key, engine.arrive("b", 1, load=False))
+    assert not engine.side.guard.broken
+
+
+def test_by_hint_nothing_is_stored(engine: Engine) -> None:
+    assert engine.store(engine.arrive("a", 2, store=False)) == 0
+    assert engine.store(engine.arrive("b", 2)) == 2
+
+
+def test_chunks_that_came_since_are_told_before_they_are_stored(engine: Engine) -> None:
+    context = engine.arrive("a", 1)
+    assert engine.store(context) == 1
+    engine.table["a"].group_states[0].offload_keys += engine.keys("a", 3)[1:]
+    assert engine.store(context) == 2
+    assert engine.side._live["a"].told == [3]
+
+
+def test_what_lacked_room_is_offered_again_while_its_request_lives(engine: Engine) -> None:
+    context = engine.arrive("a", SLOTS + 2)
+    assert engine.store(context) == SLOTS
+    assert engine.next_offered("a") == SLOTS
+    assert not engine.side._crowded_out
+    out = engine.manager.prepare_store(engine.keys("a", SLOTS + 2), context)
+    assert out is not None
+    engine.table["a"].group_states[0].next_stored_chunk_idx = SLOTS + 2
+    engine.manager.on_request_finished(context)
+    engine.step()
+    assert engine.next_offered("a") == SLOTS + 2
+    assert not engine.side.guard.broken
+
+
+def test_reads_are_waited_for_and_their_source_is_known(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = engine.arrive("a", 2)
+    request: Any = SimpleNamespace(request_id="a")
+    keys = tuple(BlockKey(key) for key in engine.keys("a", 2))
+    ready = False
+    monkeypatch.setattr(engine.side._statuses, "needed", lambda *_: list(keys))
+    monkeypatch.setattr(engine.side.brain, "plan_read", lambda *_: ReadPlan(1, keys[:1]))
+    monkeypatch.setattr(engine.side.brain, "ready", lambda _: ready)
+    assert not engine.side.reading(request)
+    assert engine.side.fetch(request, 0, 2 * TOKENS) is Fetch.READING
+    assert engine.side.reading(request)
+    assert engine.side.is_from_below(keys[0], "a")
+    assert not engine.side.is_from_below(keys[1], "a")
+    ready = True
+    assert not engine.side.reading(request)
+    ready = False
+    assert not engine.side.reading(request), "what has landed is not asked for again"
+    ends: list[Callable[[], None]] = [
+        partial(engine.side.cancel, "a"),
+        partial(engine.side.reset, emptied=True),
+    ]
+    for end in ends:
+        assert engine.side.fetch(request, 0, 2 * TOKENS) is Fetch.READING
+        end()
+        assert not engine.side.reading(request)
+    engine.manager.on_request_finished(context)
+    assert not engine.side.is_from_below(keys[0], "a")
+
+
+def test_nothing_is_left_of_a_request(engine: Engine) -> None:
+    for name in ("a", "b"):
+        context = engine.arrive(name, 2)
+        engine.store(context)
+        engine.manager.on_request_finished(context)
+    side = engine.side
+    assert (side._live, side._planned, side._jobs, side._crowded_out) == ({}, {}, {}, [])
+    side.brain.check()
+
+
+def test_after_a_reset_that_emptied_nothing_nothing_is_stored(engine: Engine) -> None:
+    engine.side.reset(emptied=False)
+    assert engine.store(engine.arrive("a", 1)) == 0
+    engine.side.reset(emptied=True)
+    assert engine.store(engine.arrive("b", 1)) == 1
+
+
+def test_before_the_ranks_said_hello_a_reset_is_carried_out_all_the_same() -> None:
+    base: Any = SimpleNamespace(
+        manager=TieredCacheManager(Guard()),
+        config=SimpleNamespace(kv_group_configs=[]),
+        _req_status={},
+    )
+    groups: Any = SimpleNamespace(kv_cache_groups=[])
+    vllm: Any = SimpleNamespace()
+    side = Scheduling(halves.CONFIG, vllm, groups, base)
+    meta = KVTierMetadata(load_jobs={}, store_jobs={}, jobs_to_flush=None)
+    side.forsake(meta)
+    assert (meta.fail_loads, meta.ops) == (True, [])
+    assert base.manager.prepare_load([], ReqContext(req_id="a")).plan is None
+    assert isinstance(base.manager.prepare_load([], ReqContext(req_id="a")), SlotSpec)
