@@ -85,6 +85,8 @@ class KVTierConnector(OffloadingConnector):
         super().on_new_request(request)
         side = self.scheduling
         side.guard.run(partial(side.arrive, request), None)
+        if side.guard.broken:
+            side.meter.refuse()
 
     def get_num_new_matched_tokens(
         self, request: "Request", num_computed_tokens: int
@@ -92,6 +94,7 @@ class KVTierConnector(OffloadingConnector):
         side = self.scheduling
         if side.guard.run(partial(side.reading, request), False):
             return None, False
+        side.guard.run(partial(side.asked, request, num_computed_tokens), None)
         for _ in range(2):
             answer = super().get_num_new_matched_tokens(request, num_computed_tokens)
             hit = answer[0]
@@ -113,6 +116,8 @@ class KVTierConnector(OffloadingConnector):
         if num_external_tokens == 0:
             self._cancel(request)
         super().update_state_after_alloc(request, blocks, num_external_tokens)
+        side = self.scheduling
+        side.guard.run(partial(side.scheduled, request, num_external_tokens), None)
 
     def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> KVConnectorMetadata:
         meta = super().build_connector_meta(scheduler_output)

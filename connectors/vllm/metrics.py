@@ -12,8 +12,8 @@ from vllm.v1.kv_offload.base import (
     OffloadingMetricMetadata,
 )
 
-from kvtier.brain import CacheStats
-from kvtier.brain.stats import MEMORY, METRICS, OFF, values
+from kvtier.brain import CacheStats, Why
+from kvtier.brain.stats import LOAD_REFUSALS, MEMORY, METRICS, OFF, values
 from kvtier.types import Placed
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Meter:
     def __init__(self) -> None:
         self._seen: dict[tuple[str, tuple[str, ...]], float] = {}
         self._placed: dict[int, list[Placed]] = {}  # by rank
+        self._refused = 0  # requests since the last call, with kvtier off
 
     def place(self, placed: Sequence[Placed]) -> None:
         """Take where the ranks' memory is, of those that are named."""
@@ -46,9 +47,7 @@ class Meter:
         out = _new_stats()
         for metric, labels, value in values(stats):
             grown = value - self._seen.get((metric.name, labels), 0)
-            if (
-                metric.kind == "counter" and grown > 0
-            ):  # one that fell would be an error in the API server
+            if metric.kind == "counter" and grown > 0:  # a fall is an error in the API server
                 out.increase_counter(metric.name, grown, labels)
             elif metric.kind == "gauge" and (grown or (metric.name, labels) not in self._seen):
                 out.set_gauge(metric.name, value, labels)
@@ -70,14 +69,20 @@ class Meter:
                 sums[labels] = sums.get(labels, 0.0) + each.nbytes
         return sums
 
+    def refuse(self) -> None:
+        """Note a request that comes while kvtier is off."""
+        self._refused += 1
+
     def off(self) -> "OffloadingConnectorStats | None":
-        """Report, once, that kvtier turned itself off."""
-        if self._seen.get((OFF.name, ())):
-            return None
-        self._seen[OFF.name, ()] = 1
+        """Report that kvtier turned itself off, and whom it does not serve; None if that is no news."""
         out = _new_stats()
-        out.set_gauge(OFF.name, 1)
-        return out
+        if not self._seen.get((OFF.name, ())):
+            self._seen[OFF.name, ()] = 1
+            out.set_gauge(OFF.name, 1)
+        if self._refused:
+            out.increase_counter(LOAD_REFUSALS.name, self._refused, (str(Why.OFF),))
+            self._refused = 0
+        return None if out.is_empty() else out
 
 
 def _new_stats() -> "OffloadingConnectorStats":

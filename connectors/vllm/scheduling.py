@@ -11,7 +11,6 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandsha
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import (
     OffloadingConnectorScheduler,
 )
-from vllm.logger import init_logger
 from vllm.v1.kv_offload.base import (
     Locality,
     Medium,
@@ -20,21 +19,19 @@ from vllm.v1.kv_offload.base import (
     ReqContext,
 )
 
-from kvtier.assembly import assemble
-from kvtier.brain import TieredCache
+from kvtier.brain import TieredCache, Why
 from kvtier.config import Config, digest, of_rank
-from kvtier.connectors.vllm import identity
+from kvtier.connectors.vllm import identity, start
 from kvtier.connectors.vllm.hints import Hints
 from kvtier.connectors.vllm.manager import TieredCacheManager
 from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata, SlotSpec
 from kvtier.connectors.vllm.metrics import Meter
 from kvtier.connectors.vllm.overwrites import Overwrites
-from kvtier.connectors.vllm.ranks import Hello, Ranks, agree, engine_of
-from kvtier.connectors.vllm.settings import summary
+from kvtier.connectors.vllm.ranks import Hello, Ranks, agree
 from kvtier.connectors.vllm.speed import Speed
 from kvtier.connectors.vllm.statuses import Statuses
 from kvtier.trace.recorder import Recorder
-from kvtier.types import BlockKey, GroupSpec, OpKind, TierOp
+from kvtier.types import BlockKey, OpKind, TierOp
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -77,6 +74,10 @@ class _Live:
     told: list[int]  # keys that the brain knows, of each group
     below: set[BlockKey] = field(default_factory=set)  # of its hit, what came from below tier 0
     reading: bool = False  # reads were ordered for it, and were not all there when vLLM asked last
+    computed: int = 0  # tokens that the device's own cache had when vLLM asked last
+    explained: bool = (
+        False  # since it started from nothing, why its hit ends where it does was found out
+    )
 
 
 class Scheduling:
@@ -142,10 +143,10 @@ class Scheduling:
         world_size = self._vllm_config.parallel_config.world_size
         self._ranks = agree(hellos, world_size, digest(self._config))
         mine = of_rank(self._config, self._ranks.local_ranks)
-        self._brain = self._assembled(mine, self._ranks)
-        self._recorder = self._recording()
+        self._brain = start.make_brain(mine, self._ranks, self._statuses, self._vllm_config)
+        self._recorder = start.make_recorder(self._config, self._statuses, self._vllm_config)
         self._manager.serve(self)
-        self._announce(mine, self._ranks)
+        start.announce(mine, self._ranks, self._statuses, self._vllm_config)
 
     def unopened(self) -> bool:
         """Whether the engine owes us one step, with which the tiers open."""
@@ -161,6 +162,8 @@ class Scheduling:
         self._live[name] = _Live(hints.store, hints.load, [len(keys) for keys in groups])
         persist = hints.persist and (request.lora_request is None or self._config.persist_lora)
         self.brain.arrive(name, groups, persist=persist, hints=hints.facts())
+        if not hints.load:
+            self.brain.refuse_load(name, Why.HINT)
         if self._recorder is not None:
             keys, tokens = groups[self._statuses.prefix_group], request.num_prompt_tokens
             self._recorder.arrived(name, keys, tokens, hints.session_id)
@@ -183,6 +186,27 @@ class Scheduling:
         live.reading = not self.brain.ready(request.request_id)
         return live.reading
 
+    def asked(self, request: "Request", computed: int) -> None:
+        """Note that vLLM asks for a hit, and how many tokens the device's own cache has."""
+        if (live := self._live.get(request.request_id)) is not None:
+            live.computed = computed
+
+    def scheduled(self, request: "Request", loaded: int) -> None:
+        """Find out, once, why `loaded` tokens are all that a request loads; at debug level say it."""
+        name = request.request_id
+        live = self._live.get(name)
+        if live is None or live.explained:
+            return
+        live.explained = True
+        why = self.brain.fell_short(name, live.computed + loaded)
+        start.logger.debug(
+            "kvtier: request %s: %d of %d tokens from kvtier%s",
+            name,
+            loaded,
+            request.num_prompt_tokens,
+            f": {why.text}" if why else "",
+        )
+
     def fetch(self, request: "Request", computed: int, hit: int) -> Fetch:
         """Pin a hit of `hit` tokens after `computed`, or order the reads that it needs."""
         name = request.request_id
@@ -203,7 +227,10 @@ class Scheduling:
         live = self._live.get(context.req_id)
         if live is not None and not live.load:
             return False
-        return context.load_tier_filter.allows(Medium.CPU, Locality.LOCAL)
+        allowed: bool = context.load_tier_filter.allows(Medium.CPU, Locality.LOCAL)
+        if not allowed:
+            self.brain.refuse_load(context.req_id, Why.TIER_FILTER)
+        return allowed
 
     def is_from_below(self, key: BlockKey, request: str) -> bool:
         """Whether a chunk of a request's hit was read from below tier 0 for it."""
@@ -220,7 +247,8 @@ class Scheduling:
         """Give slots to as many chunks as fit; what only lacks room is offered again at the end of the step."""
         live = self._live.get(request)
         if not self._storing or (live is not None and not live.store):
-            self.brain.started(request)
+            why = Why.HINT if self._storing else Why.STALE
+            self.brain.refuse_store(request, len(keys), why)
             return PrepareStoreOutput([], SlotSpec(None, ()), [])
         if live is not None:
             self._tell(request, live)
@@ -247,6 +275,8 @@ class Scheduling:
         """Note which requests start again from nothing."""
         for request in requests:
             self.brain.preempted(request)
+            if (live := self._live.get(request)) is not None:
+                live.explained = False
 
     def awake(self) -> bool:
         """Whether the engine must step on for the brain's sake."""
@@ -327,49 +357,6 @@ class Scheduling:
             TierOp(_FORSAKEN + tier, OpKind.RESET, tier=tier, text=text)
             for tier in range(1, len(self._config.tiers))
         ]
-
-    def _assembled(self, mine: Config, ranks: Ranks) -> TieredCache:
-        """Make the brain from one rank's configuration, vLLM's KV-cache groups and what the ranks said."""
-        groups = [
-            GroupSpec(
-                index=group.group_idx,
-                chunk_tokens=group.tokens_per_chunk,
-                window_chunks=group.sliding_window_size_in_chunks,
-                nbytes=ranks.group_nbytes(group.group_idx),
-            )
-            for group in self._statuses.groups
-        ]
-        width = self._vllm_config.model_config.get_hidden_size()
-        even_tokens = 6.0 * width  # see Costs.prefill_s
-        return assemble(mine, groups, ranks=len(ranks.hellos), even_tokens=even_tokens)
-
-    def _recording(self) -> Recorder | None:
-        """Begin to write down what arrives, if that is asked for."""
-        if self._config.trace is None:
-            return None
-        transfer = self._vllm_config.kv_transfer_config
-        assert transfer is not None
-        engine = engine_of(transfer.engine_id, self._vllm_config.parallel_config)
-        return Recorder(self._config.trace, self._statuses.prefix_tokens, engine=engine)
-
-    def _announce(self, mine: Config, ranks: Ranks) -> None:
-        """Say at the start what each rank has, and what may surprise later."""
-        init_logger("vllm.kvtier").info(  # at its own level: only vLLM's loggers say so much
-            "kvtier: chunks of %d tokens, %d rank(s), %d on a node; of each rank: %s",
-            self._statuses.prefix_tokens,
-            len(ranks.hellos),
-            ranks.local_ranks,
-            summary(mine, ranks.arena_nbytes),
-        )
-        for tier, _ in identity.lossy(self._config):
-            logger.warning(
-                "kvtier: tier %r is lossy: answers over what is read from it may differ; its records are "
-                "of a namespace of their own",
-                tier,
-            )
-        why = identity.ephemeral(self._vllm_config, ranks.hellos, self._config)
-        if why and len(self._config.tiers) > 1:
-            logger.warning("kvtier: nothing stored will be found again after a restart: %s", why)
 
     def _open(self) -> None:
         self._opened = True

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from vllm.v1.kv_offload.base import (
@@ -19,6 +18,7 @@ from kvtier import topology
 from kvtier.config import Config, dram_nbytes, load, of_rank, to_builtins
 from kvtier.connectors.vllm import placing
 from kvtier.connectors.vllm.guard import Guard
+from kvtier.connectors.vllm.jobs import Job, Part
 from kvtier.connectors.vllm.messages import SlotSpec
 from kvtier.connectors.vllm.pages import Pages, element_name
 from kvtier.connectors.vllm.ranks import Sharers, engine_of, owner_of
@@ -28,20 +28,13 @@ from kvtier.memory.arena import Arena
 from kvtier.registry import in_memory
 from kvtier.transfer.cpu import CpuTransferEngine
 from kvtier.transfer.cuda import stream_engine
-from kvtier.transfer.engine import ChunkCopy, Transfer, TransferEngine, chunk_nbytes
+from kvtier.transfer.engine import ChunkCopy, TransferEngine, chunk_nbytes
 from kvtier.types import NO_SLOT, PAGE, TIER0, OpResult, Placed, ScanBatch, TierOp
 from kvtier.units import format_nbytes
 
 logger = logging.getLogger(__name__)
 
 _START_S = 30.0
-
-
-class _Job(NamedTuple):
-    transfer: Transfer | None  # None: nothing to copy
-    chunks: int
-    blocks: tuple[int, ...]  # a load's destination; empty for a store
-    failed: set[int]  # positions of chunks that did not make it
 
 
 class KVTierWorker(OffloadingWorker):
@@ -97,7 +90,7 @@ class KVTierWorker(OffloadingWorker):
         self._engine = _transfer_engine(self.arena, pages, self.blocks_per_chunk, pin=fits)
         layouts = {g: self._layout(layout.get(g, "the pages were not looked at"), g) for g in pages}
         self.io = self._start_io(mine, config, layouts, free - ordinary)
-        self._jobs: dict[int, _Job] = {}
+        self._jobs: dict[int, Job] = {}
         self._failed: dict[int, set[int]] = {}
         self._invalid_blocks: set[int] = set()
         self._failed_loads: set[int] = set()
@@ -124,17 +117,12 @@ class KVTierWorker(OffloadingWorker):
         return True
 
     def get_finished(self) -> list[TransferResult]:
-        ended = [id for id, job in self._jobs.items() if not job.transfer or job.transfer.done()]
+        ended = [job_id for job_id, job in self._jobs.items() if job.done()]
         return [self._end(job_id) for job_id in ended]
 
     def wait(self, job_ids: set[int]) -> None:
-        for job_id in job_ids:
-            job = self._jobs.get(job_id)
-            if job is not None and job.transfer is not None:
-                try:
-                    job.transfer.result()
-                except Exception:
-                    logger.debug("job %d failed; it is reported when it is collected", job_id)
+        for job_id in self._jobs.keys() & job_ids:
+            self._jobs[job_id].wait()
 
     def launching(self) -> None:
         """Be told that a forward pass comes next. vLLM submits loads behind its launch, but into blocks that it neither
@@ -152,8 +140,7 @@ class KVTierWorker(OffloadingWorker):
             if job.blocks:
                 self._failed_loads.add(job_id)
                 self._invalid_blocks.update(job.blocks)
-                if job.transfer is not None:
-                    job.transfer.stop()
+                job.stop()
 
     def spoil(self, job_ids: Iterable[int]) -> None:
         """Let stores fail as a whole: what they read may not be theirs any more. Some are not submitted yet."""
@@ -240,45 +227,43 @@ class KVTierWorker(OffloadingWorker):
 
     def _store(self, job_id: int, device: GPULoadStoreSpec, slots: SlotSpec) -> bool:
         copies, torn = self._copies(slots, device)
-        whole = [copy for i, copy in enumerate(copies) if i not in torn]
-        transfer = self._engine.offload(whole) if whole else None
-        self._jobs[job_id] = _Job(transfer, len(copies), (), torn)
+        whole = [i for i in range(len(copies)) if i not in torn]
+        job = self._jobs[job_id] = Job(len(copies), failed=torn)
+        if whole:
+            job.parts.append(Part(self._engine.offload([copies[i] for i in whole]), whole))
         return True
 
     def _load(self, job_id: int, slots: SlotSpec, device: GPULoadStoreSpec) -> bool:
         copies, _ = self._copies(slots, device)
-        gone = {i for i, copy in enumerate(copies) if copy.slot == NO_SLOT}
+        there = [i for i, copy in enumerate(copies) if copy.slot != NO_SLOT]
+        gone = set(range(len(copies))).difference(there)
         for i in gone:
             self._invalid_blocks.update(b for b in copies[i].blocks if b is not None)
-        there = [copy for i, copy in enumerate(copies) if i not in gone]
-        transfer = self._engine.onload(there) if there else None
-        self._jobs[job_id] = _Job(transfer, len(copies), tuple(map(int, device.block_ids)), gone)
+        job = self._jobs[job_id] = Job(len(copies), tuple(map(int, device.block_ids)), gone)
+        if there:
+            job.parts.append(Part(self._engine.onload([copies[i] for i in there]), there))
         return True
 
     def _fail(self, job_id: int, slots: SlotSpec, blocks: Iterable[int]) -> None:
         """Book a job that was not submitted as one that failed as a whole."""
-        chunks = sum(map(len, slots.slots))
-        self._jobs[job_id] = _Job(None, chunks, tuple(blocks), set(range(chunks)))
-        self._invalid_blocks.update(self._jobs[job_id].blocks)
+        job = self._jobs[job_id] = Job(sum(map(len, slots.slots)), tuple(blocks))
+        job.fail()
+        self._invalid_blocks.update(job.blocks)
 
     def _end(self, job_id: int) -> TransferResult:
         job = self._jobs.pop(job_id)
-        nbytes, seconds = 0, 0.0
-        try:
-            if job.transfer is not None:
-                nbytes, seconds = job.transfer.result()
-        except Exception:
-            logger.exception("a copy of %d chunks failed", job.chunks)
-            job.failed.update(range(job.chunks))
+        before = len(job.failed)
+        moved = job.result()
+        if len(job.failed) > before:
             self._invalid_blocks.update(job.blocks)
         if job_id in self._spoiled:
             self._spoiled.discard(job_id)
-            job.failed.update(range(job.chunks))
+            job.fail()
         if job.failed:
             self._failed[job_id] = job.failed
             if job.blocks:
                 self._failed_loads.add(job_id)
-        return TransferResult(job_id, True, nbytes, seconds)
+        return TransferResult(job_id, True, moved.nbytes, moved.seconds)
 
     def _copies(
         self, slots: SlotSpec, device: GPULoadStoreSpec

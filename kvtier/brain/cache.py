@@ -164,12 +164,6 @@ class TieredCache:
             del self._requests[request]
             self._notifier.departed(known)
 
-    def started(self, request: str) -> None:
-        """Note that a request was scheduled, where neither its load nor its store says so."""
-        known = self._requests.get(request)
-        if known is not None:
-            self._notifier.started(known)
-
     def lookup(self, request: str, key: BlockKey) -> bool:
         """Whether a request may count on a chunk: in any tier before its reads are settled, then in tier 0."""
         self._counters.lookups += 1
@@ -182,11 +176,18 @@ class TieredCache:
         known = self._requests.get(request)
         return holders != 0 and (known is None or holders & known.sees != 0)
 
-    def refuse(self, request: str, why: Why) -> None:
+    def refuse_load(self, request: str, why: Why) -> None:
         """Note that a request's hit ends for a reason that only the caller knows."""
         known = self._requests.get(request)
         if known is not None:
             self._state.refuse_load(known, why)
+
+    def refuse_store(self, request: str, chunks: int, why: Why) -> None:
+        """Note that a request was scheduled, and that the caller stores nothing of what it offers."""
+        self._counters.store_refusals[why] += chunks
+        known = self._requests.get(request)
+        if known is not None:
+            self._notifier.started(known)
 
     def fell_short(self, request: str, tokens: int) -> Why | None:
         """Return why a request's hit ends after `tokens` tokens, counted once; None if it need not end there."""

@@ -166,6 +166,7 @@ def _metrics(table: type[CacheStats] | type[TierStats], *labels: str) -> tuple[M
 
 CACHE_METRICS = _metrics(CacheStats)
 TIER_METRICS = _metrics(TierStats, "tier")
+LOAD_REFUSALS = next(each for each in CACHE_METRICS if each.field == "load_refusals")
 METRICS = (*CACHE_METRICS, *TIER_METRICS, MEMORY, OFF)
 """All of them."""
 

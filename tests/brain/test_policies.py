@@ -254,10 +254,10 @@ def test_a_request_that_stores_nothing_says_that_it_runs() -> None:
     serve(made, "first", A)
     made.arrive("r", [A])
     assert made.view.awaited
-    made.started("r")
+    made.refuse_store("r", 0, Why.HINT)
     assert not made.view.awaited
     assert policy.heard[-1][0] == "started"
-    made.started("unknown")
+    made.refuse_store("unknown", 0, Why.HINT)
 
 
 class Scored(LruPolicy):

@@ -253,10 +253,10 @@ def test_the_first_reason_of_a_request_is_the_one_that_counts() -> None:
     made = started(BELOW)
     failed(made)
     assert made.cache.fell_short("r", 0) is Why.FAILED
-    made.cache.refuse("r", Why.HINT)
+    made.cache.refuse_load("r", Why.HINT)
     assert made.cache.stats().load_refusals == {Why.FAILED: 1}
     made.cache.preempted("r")
-    made.cache.refuse("r", Why.HINT)
+    made.cache.refuse_load("r", Why.HINT)
     assert made.cache.stats().load_refusals == {Why.FAILED: 1, Why.HINT: 1}
 
 

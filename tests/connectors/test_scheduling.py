@@ -11,7 +11,8 @@ pytest.importorskip("vllm")
 
 from vllm.v1.kv_offload.base import GPULoadStoreSpec, LookupResult, ReqContext, make_offload_key
 
-from kvtier.brain import ReadPlan
+from kvtier.brain import ReadPlan, Why
+from kvtier.connectors.vllm import start
 from kvtier.connectors.vllm.guard import Guard
 from kvtier.connectors.vllm.manager import TieredCacheManager
 from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata, SlotSpec
@@ -189,3 +190,62 @@ def test_before_the_ranks_said_hello_a_reset_is_carried_out_all_the_same() -> No
     assert (meta.fail_loads, meta.ops) == (True, [])
     assert base.manager.prepare_load([], ReqContext(req_id="a")).plan is None
     assert isinstance(base.manager.prepare_load([], ReqContext(req_id="a")), SlotSpec)
+
+
+def refusals(engine: Engine) -> tuple[dict[Why, int], dict[Why, int]]:
+    stats = engine.side.brain.stats()
+    return dict(stats.load_refusals), dict(stats.store_refusals)
+
+
+def test_what_a_hint_forbids_is_counted_as_such(engine: Engine) -> None:
+    engine.store(engine.arrive("a", 2))
+    engine.arrive("b", 2, load=False)
+    engine.store(engine.arrive("c", 2, store=False))
+    assert refusals(engine) == ({Why.HINT: 1}, {Why.HINT: 2})
+
+
+def test_what_a_request_s_tier_filter_forbids_is_counted_once(engine: Engine) -> None:
+    engine.store(engine.arrive("a", 2))
+    engine.arrive("a2", 2)
+    filtered: Any = SimpleNamespace(
+        req_id="a2", load_tier_filter=SimpleNamespace(allows=lambda *_: False)
+    )
+    for key in engine.keys("a", 2):
+        assert not engine.hit(key, filtered)
+    assert refusals(engine) == ({Why.TIER_FILTER: 1}, {})
+
+
+def test_a_reset_that_emptied_nothing_is_the_reason_for_storing_nothing(engine: Engine) -> None:
+    engine.side.reset(emptied=False)
+    engine.store(engine.arrive("a", 3))
+    assert refusals(engine) == ({}, {Why.STALE: 3})
+
+
+def test_each_request_s_shortfall_is_named_once(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(start.logger, "debug", lambda text, *args: said.append(text % args))
+    request: Any = SimpleNamespace(request_id="a", num_prompt_tokens=100)
+    context = engine.arrive("a", 3)
+    engine.side.asked(request, 0)
+    for _ in range(2):
+        engine.side.scheduled(request, 0)
+    assert said == ["kvtier: request a: 0 of 100 tokens from kvtier: no tier holds it"]
+    engine.store(context)
+    engine.side.preempted(["a"])
+    engine.side.asked(request, TOKENS)
+    engine.side.scheduled(request, 2 * TOKENS)
+    assert said[1:] == ["kvtier: request a: 64 of 100 tokens from kvtier"]
+    assert refusals(engine) == ({Why.ABSENT: 1}, {})
+
+
+def test_who_comes_while_kvtier_is_off_is_counted(engine: Engine) -> None:
+    engine.side.guard.trip("a test")
+    meter = engine.side.meter
+    meter.refuse()
+    meter.refuse()
+    told = engine.manager.get_stats()
+    assert told is not None
+    assert told.data["data"]["kvtier:load_refusals"] == {("off",): 2}
+    assert engine.manager.get_stats() is None

@@ -1,0 +1,62 @@
+"""A job of vLLM's on one rank: the copies that carry it out, one transfer or several."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from kvtier.transfer.engine import Moved, Transfer
+
+logger = logging.getLogger(__name__)
+
+
+class Part(NamedTuple):
+    """One transfer of a job, and the positions of its chunks in the job."""
+
+    transfer: Transfer
+    chunks: Sequence[int]
+
+
+@dataclass(slots=True)
+class Job:
+    """A load or a store. It is done when all of its transfers are; a chunk fails with its own transfer only."""
+
+    chunks: int
+    blocks: tuple[int, ...] = ()  # a load's destination; empty for a store
+    failed: set[int] = field(default_factory=set)  # positions of chunks that did not make it
+    parts: list[Part] = field(default_factory=list)
+
+    def done(self) -> bool:
+        """Whether every transfer is over."""
+        return all(part.transfer.done() for part in self.parts)
+
+    def stop(self) -> None:
+        """Start nothing more of it."""
+        for part in self.parts:
+            part.transfer.stop()
+
+    def wait(self) -> None:
+        """Wait for the device side of every transfer; how each ended is in `result`."""
+        for part in self.parts:
+            try:
+                part.transfer.result()
+            except Exception:
+                logger.debug("a copy failed; it is reported when its job is collected")
+
+    def result(self) -> Moved:
+        """Return what was moved; the chunks of a transfer that failed are added to `failed`."""
+        nbytes, seconds = 0, 0.0
+        for part in self.parts:
+            try:
+                moved = part.transfer.result()
+            except Exception:
+                logger.exception("a copy of %d chunks failed", len(part.chunks))
+                self.failed.update(part.chunks)
+            else:
+                nbytes += moved.nbytes
+                seconds += moved.seconds
+        return Moved(nbytes, seconds)
+
+    def fail(self) -> None:
+        """Let every chunk fail."""
+        self.failed.update(range(self.chunks))

@@ -1,0 +1,71 @@
+"""What EngineCore makes and says once the ranks have said hello."""
+
+import logging
+from typing import TYPE_CHECKING
+
+from vllm.logger import init_logger
+
+from kvtier.assembly import assemble
+from kvtier.brain import TieredCache
+from kvtier.config import Config
+from kvtier.connectors.vllm import identity
+from kvtier.connectors.vllm.ranks import Ranks, engine_of
+from kvtier.connectors.vllm.settings import summary
+from kvtier.connectors.vllm.statuses import Statuses
+from kvtier.trace.recorder import Recorder
+from kvtier.types import GroupSpec
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+logger = init_logger("vllm.kvtier")
+"""What vLLM's own log level lets through: other loggers say nothing below a warning."""
+
+_warnings = logging.getLogger(__name__)
+
+
+def make_brain(
+    mine: Config, ranks: Ranks, statuses: Statuses, vllm_config: "VllmConfig"
+) -> TieredCache:
+    """Make the brain from one rank's configuration, vLLM's KV-cache groups and what the ranks said."""
+    groups = [
+        GroupSpec(
+            index=group.group_idx,
+            chunk_tokens=group.tokens_per_chunk,
+            window_chunks=group.sliding_window_size_in_chunks,
+            nbytes=ranks.group_nbytes(group.group_idx),
+        )
+        for group in statuses.groups
+    ]
+    even_tokens = 6.0 * vllm_config.model_config.get_hidden_size()  # see Costs.prefill_s
+    return assemble(mine, groups, ranks=len(ranks.hellos), even_tokens=even_tokens)
+
+
+def make_recorder(config: Config, statuses: Statuses, vllm_config: "VllmConfig") -> Recorder | None:
+    """Begin to write down what arrives, if that is asked for."""
+    if config.trace is None:
+        return None
+    transfer = vllm_config.kv_transfer_config
+    assert transfer is not None
+    engine = engine_of(transfer.engine_id, vllm_config.parallel_config)
+    return Recorder(config.trace, statuses.prefix_tokens, engine=engine)
+
+
+def announce(mine: Config, ranks: Ranks, statuses: Statuses, vllm_config: "VllmConfig") -> None:
+    """Say what each rank has, and what may surprise later."""
+    logger.info(
+        "kvtier: chunks of %d tokens, %d rank(s), %d on a node; of each rank: %s",
+        statuses.prefix_tokens,
+        len(ranks.hellos),
+        ranks.local_ranks,
+        summary(mine, ranks.arena_nbytes),
+    )
+    for tier, _ in identity.lossy(mine):
+        _warnings.warning(
+            "kvtier: tier %r is lossy: answers over what is read from it may differ; its records are "
+            "of a namespace of their own",
+            tier,
+        )
+    why = identity.ephemeral(vllm_config, ranks.hellos, mine)
+    if why and len(mine.tiers) > 1:
+        _warnings.warning("kvtier: nothing stored will be found again after a restart: %s", why)
