@@ -1,4 +1,4 @@
-"""CopyPlan between the device and slots: plans that every rank carries out."""
+"""Copies between the device and slots: plans that every rank carries out."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
