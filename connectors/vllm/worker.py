@@ -34,8 +34,6 @@ from kvtier.units import format_nbytes
 
 logger = logging.getLogger(__name__)
 
-_START_S = 30.0
-
 
 class KVTierWorker(OffloadingWorker):
     """Carries out vLLM's load and store jobs between device blocks and slots.
@@ -214,7 +212,7 @@ class KVTierWorker(OffloadingWorker):
             self.arena.fd,
         )
         try:
-            client.wait_ready(_START_S)
+            client.wait_ready()
         except BaseException:
             client.close()
             raise

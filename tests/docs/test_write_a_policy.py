@@ -19,6 +19,7 @@ from kvtier.sim.blocks import serve
 from kvtier.types import GroupSpec
 from tests.brain.fake_ranks import Clock, chain
 from tests.docs.pages import blocks
+from tests.patience import HANG_S
 from tests.policies.golden import golden
 
 ROOT = Path(__file__).parents[2]
@@ -82,7 +83,7 @@ def test_the_replayer_uses_it(module: Path, monkeypatch: pytest.MonkeyPatch) -> 
     command = [sys.executable, "-m", "kvtier.cli", *words[2:], "--json", "out.json", "--jobs", "1"]
     path = os.pathsep.join([str(ROOT), str(module.parent)])
     env = os.environ | {"PYTHONPATH": path}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, env=env)
     assert done.returncode == 0, done.stderr
     made = json.loads(Path("out.json").read_text())["rows"]
     hits = {row["policy"]: row["hit_blocks"] for row in made}

@@ -187,5 +187,5 @@ def test_a_tier_that_was_measured_slow_is_computed_around_from_the_first_request
         (answer,) = made.answers([prompt], TOKENS)
         assert (answer.tokens, answer.cached) == (reference.of([prompt])[0], 0)
     told = made.metrics()
-    assert told["kvtier:refused_reads_total"] == 3
+    assert told['kvtier:load_refusals_total{reason="too_dear"}'] == 3
     assert told.get('kvtier:tier_read_bytes_total{tier="nvme"}', 0) == 0
