@@ -25,10 +25,6 @@ class Groups:
         self.specs = tuple(groups)
         self._positions = {g.index.to_bytes(4, "big"): i for i, g in enumerate(groups)}
 
-    def position(self, key: BlockKey) -> int:
-        """Return the position of a key's group among the groups."""
-        return self._positions[key[-4:]]
-
     def group(self, key: BlockKey) -> GroupSpec:
         """Return a key's group."""
         return self.specs[self._positions[key[-4:]]]
@@ -43,13 +39,8 @@ class Groups:
                 spans[key] = (i * tokens, (i + 1) * tokens)
         return spans
 
-    def place(self, request: Request, key: BlockKey) -> Place | None:
-        """Return where a key stands in a request, None if it is not one of its keys."""
-        spot = self.spot(request, key)
-        return None if spot is None else Place(*spot)
-
     def spot(self, request: Request, key: BlockKey) -> Spot | None:
-        """Return what `place` does as a plain pair: for loops over every chunk."""
+        """Return where a key stands in a request, as a plain pair; None if it is not one of its keys."""
         i = request.places.get(key)
         if i is None:
             return None

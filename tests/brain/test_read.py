@@ -1,7 +1,7 @@
 """Reads from below: planned once per request, bounded in time, slots and worth."""
 
 from kvtier.brain import ReadPlan, Why
-from kvtier.types import NO_SLOT, Medium, OpKind, OpStatus, Priority, WriteMode
+from kvtier.types import NO_SLOT, BlockKey, Medium, OpKind, OpStatus, Priority, WriteMode
 from tests.brain.fake_engine import Engine, Shape, arrive, here, put, sent, started, store
 from tests.brain.fake_ranks import CHUNK, RECORD, chain
 
@@ -328,3 +328,31 @@ def test_unknown_requests_read_nothing() -> None:
     made.cache.depart("nobody")
     made.cache.preempted("nobody")
     assert not sent(made, OpKind.READ)
+
+
+class Load:
+    """A load that copies chunks as they come."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[BlockKey, bool]] = []
+
+    def landed(self, key: BlockKey, *, ok: bool) -> None:
+        self.told.append((key, ok))
+
+
+def test_a_load_may_wait_for_reads_beside_a_request_and_is_told_of_each() -> None:
+    made, load = below(), Load()
+    arrive(made, "r", A)
+    made.cache.plan_read("r", A[:2])
+    for key in A[:3]:
+        assert not isinstance(made.cache._promotion.wait_for(key, load), Why)
+    made.cache.check()
+    made.cache.cancel("r")
+    assert not sent(made, OpKind.CANCEL), "the load still waits"
+    first, *others = made.ranks.pending
+    made.ranks.answer(first, 0, OpStatus.ERROR)
+    for op in others:
+        made.ranks.answer(op, 0)
+    assert load.told == [(A[0], False), (A[1], True), (A[2], True)]
+    assert made.cache._promotion.wait_for(A[1], load) is Why.BUSY, "it is there"
+    made.verify()
