@@ -35,10 +35,11 @@ def nodes_for(configured: Sequence[int] | None, own: int | None) -> tuple[int, .
 
 
 def fits(arena_nbytes: int, lower_nbytes: int, ranks: int, owner: str) -> bool:
-    """Whether every rank of this node can take its arena and `lower_nbytes` of memory tiers now.
+    """Whether the free memory is enough for the arena and `lower_nbytes` of memory tiers of every rank here.
 
-    There are `ranks`, of all engines together. All of them take it at once, but for those who have it already, as far as their arenas show it. A process
-    that is killed for memory is worse than one that copies slowly.
+    `ranks` counts the ranks of all engines on this node, because they start at the same time. A rank whose arena is
+    visible already has taken its memory and is not counted again. If the memory is not enough, nothing is pinned: a
+    process that copies slowly is better than one that the kernel kills.
     """
     served = min(ranks - 1, taken_by_others(owner) // arena_nbytes) if arena_nbytes else 0
     return (arena_nbytes + lower_nbytes) * (ranks - served) <= topology.free_nbytes()

@@ -241,9 +241,10 @@ class TieredCache:
         return plan
 
     def plan_store(self, request: str, keys: Sequence[BlockKey]) -> StorePlan:
-        """Give slots to as many of `keys` as fit, in order; those already here are touched.
+        """Give slots to as many of `keys` as fit, in order, and note the use of those that tier 0 holds already.
 
-        What is refused for lack of room only is in `no_room`; what else is not taken is not wanted.
+        A key in `no_room` lacked only a slot and may be offered again. A key in neither list of the plan is not
+        wanted.
         """
         known = self._requests.get(request)
         if known is None:

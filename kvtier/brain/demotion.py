@@ -98,7 +98,10 @@ class Demotion:
 
     @property
     def due(self) -> bool:
-        """Whether the next `tick` would order a queued write: what came last is written too."""
+        """Whether the next `tick` would order a queued write.
+
+        The engine is kept awake for it, so that also the chunks that were stored last are written.
+        """
         return any(self._backlog.get(lower.tier) and self._takes(lower) for lower in self._lowers)
 
     def could_free(self) -> bool:

@@ -45,10 +45,7 @@ class Groups:
         if i is None:
             return None
         position = self._positions[key[-4:]]
-        group = self.specs[position]
-        if i == 0 or group.window_chunks is not None:
-            return None, (i + 1) * group.chunk_tokens
-        return request.groups[position][i - 1], (i + 1) * group.chunk_tokens
+        return self.at(request.groups[position], position, i)
 
     def spots(self, request: Request, keys: Sequence[BlockKey]) -> list[Spot | None]:
         """Return the `spot` of each key."""

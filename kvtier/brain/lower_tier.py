@@ -163,7 +163,10 @@ class LowerTier:
             self.space.wrote(key, operation.nbytes if operation.ok else None)
 
     def answered(self, operation: Operation, key: BlockKey) -> None:
-        """Take the answer to READ; a record of ours that is gone or bad on any rank goes on all."""
+        """Take the answer to READ. A record that is missing or bad on any rank is forgotten.
+
+        If the room of the tier is ours, the record is then removed from every rank.
+        """
         self._end(key)
         if operation.ok:
             self.breaker.succeeded()

@@ -1,6 +1,6 @@
-"""Scores for policies that weigh chunks by them: sampled in the I/O process, when it has nothing else to do.
+"""Scores for policies that weigh chunks by them. The I/O process samples them when it has nothing else to do.
 
-Not before the first victims: a chunk is scored after its store, if it is still there.
+A chunk is scored some time after its store, if it is still there: the first victims may have no score.
 """
 
 import logging

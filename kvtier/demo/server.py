@@ -109,7 +109,11 @@ class Server:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def close(self, signum: int = signal.SIGTERM) -> bool:
-        """End it, by force if it does not go; whether it went by itself, with all that it started."""
+        """End the server and all that it started, by force if a signal is not enough.
+
+        Returns:
+            Whether force was not needed.
+        """
         if self.process.poll() is None:
             self.process.send_signal(signum)
         return not end_session(self.process, LEAVE_S if self._ready else LEAVE_EARLY_S)
