@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kvtier.brain.cost import EVEN_TOKENS
 from kvtier.cli.geometry import Geometry, read_geometry
 from kvtier.cli.options import read
 from kvtier.cli.replay import assumed, policies
@@ -17,7 +16,7 @@ from kvtier.config import Plugin
 from kvtier.errors import ConfigError
 from kvtier.sim.blocks import one_tier, replay_blocks
 from kvtier.sim.plan import Fit, Kv, Sizing, break_even, fit, smallest
-from kvtier.sim.setting import PREFILL_RATE, Prefill, worth
+from kvtier.sim.setting import ASSUMED, Prefill, worth
 from kvtier.trace.trace import Trace
 from kvtier.units import format_count, format_nbytes, parse_count, parse_nbytes
 
@@ -44,10 +43,10 @@ def plan(  # noqa: PLR0913 - a command's options are its arguments
     nvme: Annotated[str, typer.Option(help="NVMe for KV.")] = "0B",
     tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks.")] = 1,
     kv_dtype: Annotated[str, typer.Option(help="Dtype of the KV cache.")] = "auto",
-    prefill_rate: Annotated[float, typer.Option(help="Tokens per second.")] = PREFILL_RATE,
+    prefill_rate: Annotated[float, typer.Option(help="Tokens per second.")] = ASSUMED.rate,
     prefill_knee: Annotated[
         str, typer.Option(help="Context at which attention costs as much as the rest.")
-    ] = f"{EVEN_TOKENS:g}",
+    ] = f"{ASSUMED.knee:g}",
     trace: Annotated[Path | None, typer.Option(help="Size DRAM and NVMe for this traffic.")] = None,
     format: Format = "auto",
     target: Annotated[
@@ -73,7 +72,7 @@ def plan(  # noqa: PLR0913 - a command's options are its arguments
     )
     if sizes.gpu <= sizes.weights:
         raise ConfigError("--weights: they do not fit into --gpu-memory")
-    prefill = Prefill(rate=given.prefill_rate, knee=given.prefill_knee)
+    prefill = Prefill.of(given)
     console = Console(highlight=False)
     for line in _model(geometry, kv, tokens):
         console.print(escape(line))

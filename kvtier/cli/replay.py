@@ -80,7 +80,7 @@ def replay(  # noqa: PLR0913 - a command's options are its arguments
             policies(policy or "lru"),
             sizes or counts(_SIZES, ""),
             nbytes_per_token=given.kv_bytes_per_token,
-            prefill=Prefill(rate=given.prefill_rate, knee=given.prefill_knee),
+            prefill=Prefill.of(given),
         )
     else:
         work = tier_jobs(tiers, policies(policy) if policy else [], sizes)

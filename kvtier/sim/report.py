@@ -1,6 +1,7 @@
 """The report of a sweep."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from html import escape
 
 from kvtier.charts import Series, legend, page, plot
@@ -100,35 +101,21 @@ def _by_size(
 def _times(rows: Sequence[ReplayRow], colours: dict[str, str]) -> list[str]:
     """Draw the three quantiles of the time to first token."""
     charts = ["<h2>Time to first token, by size</h2>"]
-    for label, value in _QUANTILES.items():
-        charts += [legend([(label, "--ink")]), _by_size(rows, colours, value, "s")]
+    for name in ("p50", "p95", "p99"):
+        value = partial(_quantile, name)
+        charts += [legend([(name, "--ink")]), _by_size(rows, colours, value, "s")]
     return charts
 
 
-def _p50(row: ReplayRow) -> float:
-    return row.ttft_s.p50 if row.ttft_s else 0.0
-
-
-def _p95(row: ReplayRow) -> float:
-    return row.ttft_s.p95 if row.ttft_s else 0.0
-
-
-def _p99(row: ReplayRow) -> float:
-    return row.ttft_s.p99 if row.ttft_s else 0.0
-
-
-_QUANTILES = {"p50": _p50, "p95": _p95, "p99": _p99}
+def _quantile(name: str, row: ReplayRow) -> float:
+    return getattr(row.ttft_s, name, 0.0)
 
 
 def _occupancy(row: ReplayRow) -> str:
     moments = row.occupancy or []
     names = list(moments[0].used)
     series = [
-        Series(
-            name,
-            f"--c{i}",
-            [(moment.at_s, moment.used[name] / 2**30) for moment in moments],
-        )
+        Series(name, f"--c{i}", [(each.at_s, each.used[name] / 2**30) for each in moments])
         for i, name in enumerate(names)
     ]
     end = max(moment.at_s for moment in moments) or 1.0

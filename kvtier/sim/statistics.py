@@ -51,7 +51,7 @@ def describe(trace: Trace, capacities: Sequence[int]) -> TraceStats:
         block_tokens=trace.block_tokens,
         block_references=len(trace.ids),
         distinct_blocks=trace.distinct,
-        infinite_hit=infinite(trace).total / max(1, len(trace.ids)),
+        infinite_hit=float(infinite(trace).sum()) / max(1, len(trace.ids)),
         lru_hits=hits,
         distributions=[
             _distribution("prompt", "tokens", trace.prompt_tokens),
@@ -65,7 +65,7 @@ def describe(trace: Trace, capacities: Sequence[int]) -> TraceStats:
 
 
 def reuse_gaps(trace: Trace) -> npt.NDArray[np.float64]:
-    """Return for each reference to a block that was used before the seconds since then."""
+    """Return the seconds between the uses of a block: one number per use, except the first use of each block."""
     at = np.repeat(trace.at_s, np.diff(trace.starts))
     order = np.argsort(trace.ids, kind="stable")
     same = trace.ids[order][1:] == trace.ids[order][:-1]
