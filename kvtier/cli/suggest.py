@@ -18,9 +18,7 @@ from kvtier.config import Config, load
 from kvtier.units import format_nbytes
 
 _GIB = 1 << 30
-_DRAM_SHARE = (
-    0.5  # of the memory that is free: vLLM's own processes and the page cache live there too
-)
+_DRAM_SHARE = 0.5  # of the free memory: vLLM's own processes and the page cache live there too
 _NODE_SHARE = 0.9  # of a node that has no processors, and so nobody else
 _DISK_SHARE = 0.8
 

@@ -1,15 +1,15 @@
 """The file systems below the configured paths: whether they take what a file tier does to them."""
 
 import contextlib
-import mmap
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from kvtier.config import Config
 from kvtier.doctor.finding import Finding, Level, Patient
+from kvtier.tiers.directory import SUFFIX
+from kvtier.tiers.file import refuses_direct
 from kvtier.units import format_nbytes
 
 _POOR = {
@@ -54,7 +54,11 @@ def look(path: Path, root: Path = Path("/")) -> Iterator[Finding]:
         return
     advice = _POOR.get(mount.kind, "")
     yield Finding(area, Level.WARN if advice else Level.OK, f"on {mount.kind}", advice)
-    if refused := _direct(there):
+    try:
+        refused = refuses_direct(there)
+    except OSError as exc:
+        refused = exc.strerror or str(exc)
+    if refused:
         advice = "records go through the page cache; ext4 and xfs take O_DIRECT"
         yield Finding(area, Level.WARN, f"no O_DIRECT: {refused}", advice)
     if rotational(mount.device, root):
@@ -98,7 +102,7 @@ def _there(path: Path) -> Path:
 
 def _held(path: Path) -> int:
     nbytes = 0
-    for file in path.rglob("*.kvt") if path.is_dir() else ():
+    for file in path.rglob(f"*{SUFFIX}") if path.is_dir() else ():
         with contextlib.suppress(FileNotFoundError):  # an engine at work
             nbytes += file.stat().st_size
     return nbytes
@@ -127,19 +131,3 @@ def rotational(device: str, root: Path = Path("/")) -> bool:
         if file.is_file():
             return file.read_text().strip() == "1"
     return False
-
-
-def _direct(folder: Path) -> str:
-    """Write and read a page with O_DIRECT; return why that failed, or nothing."""
-    page = mmap.mmap(-1, 4096)
-    try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".kvtier-doctor-") as file:
-            fd = os.open(file.name, os.O_RDWR | os.O_DIRECT)
-            try:
-                os.pwritev(fd, [page], 0)
-                os.preadv(fd, [page], 0)
-            finally:
-                os.close(fd)
-    except OSError as exc:
-        return exc.strerror or str(exc)
-    return ""

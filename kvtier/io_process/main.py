@@ -48,7 +48,7 @@ class Pipe:
             self._inbox.feed(data)
             for frame in self._inbox.frames():
                 self.sock.setblocking(False)
-                return wire.decode_setup(frame.body)
+                return wire.SETUP.decode(frame.body)
         return None
 
     def receive(self, service: Service) -> bool:
@@ -59,7 +59,7 @@ class Pipe:
             return True
         self._inbox.feed(data)
         for frame in self._inbox.frames():
-            for op in wire.decode_ops(frame.body):
+            for op in wire.OPS.decode(frame.body):
                 service.handle(op)
         return bool(data)
 

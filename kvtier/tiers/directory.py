@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvtier.errors import ConfigError
+from kvtier.replacement import replacement
 from kvtier.tier import Site
 
 PARTIAL = "partial"
@@ -151,9 +152,10 @@ def foreign(base: Path, own: str) -> list[Foreign]:
 
 
 def left(path: Path, site: Site, own: str) -> list[Foreign]:
-    """Weigh what engines of another number left at `path`: where no engine is now, and as far as it can be read.
+    """Weigh the namespaces at `path` that were left when the number of engines changed.
 
-    Of several engines a sibling may start later than this one: what could be its own, `own` by name, stays.
+    A directory counts if no engine uses it now and this process may read it. One of several engines may
+    start later than this one. So a namespace with the name `own` is not listed: it could belong to that engine.
     """
     found: list[Foreign] = []
     for base in bases(path):
@@ -240,12 +242,9 @@ def _is_at(fd: int, path: Path) -> bool:
 
 
 def _describe(namespace: Path, manifest: str) -> None:
-    target = namespace / "manifest.json"
-    partial = namespace / f"manifest.{os.getpid()}.partial"
-    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(fd, "w") as file:
-        file.write(manifest)
-    os.replace(partial, target)
+    with replacement(namespace / "manifest.json") as partial:
+        partial.touch(0o600)
+        partial.write_text(manifest)
 
 
 def _opened(namespace: Path) -> float:
