@@ -26,11 +26,7 @@ class Decoders:
         self._by_id = {codec.id: codec for codec in configured}
 
     def of(self, codec_id: int) -> Codec:
-        """Return the codec with this id.
-
-        Raises:
-            CorruptBlock: nothing here can decode it.
-        """
+        """Return the codec with this id; one that nothing here can decode is a CorruptBlock."""
         if codec_id not in self._by_id:
             try:
                 codec = registry.build("codec", Plugin(kind=CODEC_NAMES[codec_id]))

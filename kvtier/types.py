@@ -32,9 +32,7 @@ class OpKind(IntEnum):
     PROBE = 4  # write, read back and drop a small record: is `tier` well again?
     CANCEL = 5  # drop queued operation `target`, answered CANCELLED unless it already runs; itself always OK
     RESET = 6  # text: the new manifest of `tier`; when answered no record of before can be reached
-    RECLAIM = (
-        7  # remove foreign namespaces, unlocked, oldest first, until `nbytes` of `tier` are free
-    )
+    RECLAIM = 7  # drop unlocked foreign namespaces, oldest first, until `nbytes` of `tier` are free
     HASTEN = 8  # raise queued operation `target` to `priority`; never answered
     SCORE = 9  # sample the keys in slot `target`; MISSING: how they lie there is not known
 

@@ -13,11 +13,7 @@ _IN_PLACE = {errno.EACCES, errno.EPERM, errno.EBUSY, errno.EROFS}
 
 
 def check_writable(*files: Path | None) -> None:
-    """Refuse now what would fail after minutes.
-
-    Raises:
-        ConfigError: one of them cannot be written.
-    """
+    """Refuse a file that cannot be written by a ConfigError now, not after minutes."""
     for file in filter(None, files):
         # Of a link to nothing it is its target's directory that counts.
         written = file if file.exists() else file.resolve().parent

@@ -105,21 +105,13 @@ def replay(  # noqa: PLR0913 - a command's options are its arguments
 
 
 def policies(words: str) -> list[Plugin]:
-    """Read the names of eviction policies.
-
-    Raises:
-        ConfigError: one is unknown.
-    """
+    """Read the names of eviction policies; an unknown one is a ConfigError."""
     given = [plugin("eviction", word.strip(), "--policy") for word in words.split(",")]
     return [msgspec.convert(each, Plugin) for each in given]
 
 
 def counts(words: str | None, path: str) -> list[int]:
-    """Read token counts.
-
-    Raises:
-        ConfigError: one is not.
-    """
+    """Read token counts; what is none is a ConfigError."""
     try:
         return [parse_count(word.strip()) for word in (words or "").split(",") if word.strip()]
     except ValueError as exc:

@@ -26,11 +26,7 @@ SessionRate = Annotated[
 def open_trace(
     path: Path, format: str, chunk_tokens: int | None, seed: int, session_rate: float
 ) -> tuple[TraceFile, Trace]:
-    """Read a trace.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
+    """Read a trace; a file that cannot be read is a ConfigError."""
     positive("--session-rate", session_rate)
     file = TraceFile(path, format, Drawing(seed=seed, session_rate=session_rate))
     return file, file.load(chunk_tokens)

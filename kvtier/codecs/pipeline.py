@@ -11,10 +11,9 @@ from kvtier import registry
 from kvtier.codec import MARGIN, NO_FACTS, Bytes, ChunkFacts, Codec
 from kvtier.codecs.scratch import Scratch
 from kvtier.config import Plugin
+from kvtier.config.codecs import MAX_STAGES
 from kvtier.decoders import Decoders
 from kvtier.errors import CorruptBlock
-
-MAX_STAGES = 8
 
 # offset  bytes  field
 #      0      1  number of stages

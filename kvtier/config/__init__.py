@@ -10,7 +10,6 @@ from kvtier.config.structs import (
     HooksConfig,
     IoConfig,
     MediumConfig,
-    Plugin,
     ReplayConfig,
     TierConfig,
     TraceConfig,
@@ -18,6 +17,7 @@ from kvtier.config.structs import (
     from_builtins,
     to_builtins,
 )
+from kvtier.registry import Plugin
 
 __all__ = [
     "ARENA",

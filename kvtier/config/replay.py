@@ -10,11 +10,7 @@ _MEDIUM_KEYS = ("read", "write", "latency", "ratio")
 
 
 def replay(raw: object) -> dict[str, object]:
-    """Read the section `replay`.
-
-    Raises:
-        ConfigError: the first mistake.
-    """
+    """Read the section `replay`; the first mistake is a ConfigError."""
     made = dict(mapping(raw, "replay"))
     refuse_unknown(made, ReplayConfig.__struct_fields__, "replay")
     unit(made, "kv_bytes_per_token", parse_nbytes, "replay")
@@ -23,11 +19,7 @@ def replay(raw: object) -> dict[str, object]:
 
 
 def trace(raw: object, *, here: bool) -> dict[str, object]:
-    """Read the section `trace`; the file's directory must be there.
-
-    Raises:
-        ConfigError: the first mistake.
-    """
+    """Read the section `trace`; the first mistake is a ConfigError. The file's directory must be there."""
     made = dict(mapping(raw, "trace"))
     refuse_unknown(made, TraceConfig.__struct_fields__, "trace")
     if isinstance(record := made.get("record"), str):
@@ -45,11 +37,7 @@ def trace(raw: object, *, here: bool) -> dict[str, object]:
 
 
 def medium(raw: object, path: str) -> dict[str, object]:
-    """Read how fast the tier at `path` is.
-
-    Raises:
-        ConfigError: the first mistake.
-    """
+    """Read how fast the tier at `path` is; the first mistake is a ConfigError."""
     made = {key: value for key, value in mapping(raw, path).items() if value is not None}
     refuse_unknown(made, _MEDIUM_KEYS, path)
     unit(made, "read", parse_nbytes, path)

@@ -7,19 +7,13 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from kvtier.registry import Plugin
 from kvtier.types import WriteMode
 
 _MOST = 1e18  # tokens, or tokens per second: finite is what counts
 
 MOST_THREADS = 256
 """Of one I/O process."""
-
-
-class Plugin(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A plugin by name, with its own options as its `Config` decoded and completed them."""
-
-    kind: str
-    options: Mapping[str, object] = {}
 
 
 class MediumConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -37,11 +37,7 @@ def mistake(path: str, what: object) -> ConfigError:
 def refuse_unknown(
     raw: Mapping[str, object], known: Iterable[str], path: str, *, also: Iterable[str] = ()
 ) -> None:
-    """Refuse the first key that is not known, with the nearest of `known` and `also`.
-
-    Raises:
-        ConfigError: there is one.
-    """
+    """Refuse the first key that is not known by a ConfigError with the nearest of `known` and `also`."""
     words = list(known)
     for key in raw:
         if key not in words:
@@ -50,11 +46,7 @@ def refuse_unknown(
 
 
 def choose(value: object, known: Iterable[str], path: str) -> str:
-    """Return `value` if it is one of `known`.
-
-    Raises:
-        ConfigError: it is not; the message lists them.
-    """
+    """Return `value` if it is one of `known`; else a ConfigError lists them."""
     words = list(known)
     if isinstance(value, str) and value in words:
         return value
@@ -62,11 +54,7 @@ def choose(value: object, known: Iterable[str], path: str) -> str:
 
 
 def mapping(value: object, path: str) -> Mapping[str, object]:
-    """Return `value` if it is a mapping.
-
-    Raises:
-        ConfigError: it is something else.
-    """
+    """Return `value` if it is a mapping; else raise a ConfigError."""
     if isinstance(value, Mapping):
         return value
     raise mistake(path, f"expected a mapping, got {describe(value)}")

@@ -8,7 +8,8 @@ import numpy as np
 
 from kvtier import topology
 from kvtier.doctor.finding import Finding, Level, Patient
-from kvtier.memory.region import Bytes, Region
+from kvtier.memory.region import Region
+from kvtier.tier import Bytes
 from kvtier.units import format_nbytes
 
 _NBYTES = 256 << 20  # beyond most caches

@@ -12,12 +12,12 @@ from kvtier.codec import MARGIN, ChunkFacts, Codec, CodecChoice
 from kvtier.decoders import Decoders
 from kvtier.errors import CorruptBlock, TierError
 from kvtier.io_process import record, shelf
-from kvtier.io_process.buffers import ArenaView, BufferPool, Bytes
+from kvtier.io_process.buffers import ArenaView, BufferPool
 from kvtier.io_process.key_norms import key_norm, objection
 from kvtier.io_process.record import Header, Identity, padded
 from kvtier.io_process.shelf import TierShelf
 from kvtier.io_process.wire import IoSetup
-from kvtier.tier import Entry, Site, Tier
+from kvtier.tier import Bytes, Entry, Site, Tier
 from kvtier.types import PAGE, OpKind, OpStatus, TierOp
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,9 @@ from kvtier.errors import TierError
 from kvtier.io_process.client import IoClient, IoSetup
 from kvtier.io_process.record import namespace_of
 from kvtier.memory.arena import Arena
-from kvtier.memory.region import Bytes, Region
+from kvtier.memory.region import Region
 from kvtier.registry import in_memory
+from kvtier.tier import Bytes
 from kvtier.tiers import directory
 from kvtier.types import PAGE, OpKind, OpResult, OpStatus, TierOp
 

@@ -107,11 +107,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def open_zstandard(path: Path, mode: Literal["rb", "wb"]) -> BinaryIO:
-    """Open a compressed file.
-
-    Raises:
-        ConfigError: zstandard is not installed.
-    """
+    """Open a compressed file; without zstandard that is a ConfigError."""
     try:
         import zstandard
     except ModuleNotFoundError as exc:

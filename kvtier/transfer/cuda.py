@@ -12,24 +12,10 @@ from kvtier.transfer.copier import CudaCopier
 from kvtier.transfer.driver import CudaDriver
 from kvtier.transfer.hardware import Hardware
 from kvtier.transfer.kernel import PieceKernel
-from kvtier.transfer.pinning import Registrar
 from kvtier.transfer.stream_engine import StreamTransferEngine
 from kvtier.transfer.streams import TorchStreams
 
 logger = logging.getLogger(__name__)
-
-
-class CudaRegistrar(Registrar):
-    """Pins through the driver."""
-
-    def __init__(self, driver: CudaDriver) -> None:
-        self._driver = driver
-
-    def register(self, address: int, nbytes: int) -> None:
-        self._driver.register(address, nbytes)
-
-    def unregister(self, address: int) -> None:
-        self._driver.unregister(address)
 
 
 def stream_engine(
@@ -56,12 +42,11 @@ def find(device: torch.device) -> Hardware:
     if driver is None:
         return Hardware(device.type, device, TorchStreams(device), None, False, None, enter)
     streams = TorchStreams(device, partial(_own_stream, driver, device))
-    registrar = CudaRegistrar(driver)
     if not _same_addresses(driver, device):  # the device knows pinned memory by other addresses
-        return Hardware(_name(device), device, streams, None, False, registrar, enter)
+        return Hardware(_name(device), device, streams, None, False, driver, enter)
     kernel = _kernel(device)
     copier = CudaCopier(driver, device, kernel)
-    return Hardware(_name(device), device, streams, copier, kernel is not None, registrar, enter)
+    return Hardware(_name(device), device, streams, copier, kernel is not None, driver, enter)
 
 
 def _driver(device: torch.device) -> CudaDriver | None:

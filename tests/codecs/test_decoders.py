@@ -23,7 +23,7 @@ def test_a_codec_that_is_made_meanwhile_is_kept(monkeypatch: pytest.MonkeyPatch)
     decoders = Decoders()
     made: list[Codec] = []
 
-    def build(kind: str, plugin: registry.Named) -> Codec:
+    def build(kind: str, plugin: registry.Plugin) -> Codec:
         codec = RawCodec()
         made.append(codec)
         if len(made) == 1:  # another thread, in the middle of it
