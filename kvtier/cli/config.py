@@ -58,11 +58,7 @@ def check(
 
 
 def refuse_memory(config: Config) -> None:
-    """Refuse memory tiers that the start would refuse: more than is free beside the arena and each other.
-
-    Raises:
-        ConfigError: the first of them.
-    """
+    """Raise a ConfigError for the first memory tier that the start would refuse: more than is free beside the arena and each other."""
     spare = topology.free_nbytes() - tier_nbytes(config.tiers[0], 1)
     for index, tier in enumerate(config.tiers):
         if index and in_memory(tier.kind):

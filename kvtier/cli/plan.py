@@ -79,8 +79,9 @@ def plan(  # noqa: PLR0913 - a command's options are its arguments
     console.print(_places(places(sizes, kv, tokens), users, kv.nbytes(tokens)))
     console.print(escape(_worth(kv, tokens, prefill)))
     if trace is not None:
-        file, loaded = open_trace(trace, format, None, 0, 0.02)
-        console.print(escape(_setting(loaded, trace, policy)))
+        file, loaded = open_trace(trace, format)
+        blocks = f"blocks of {loaded.block_tokens} tokens"
+        console.print(escape(f"{trace}: {len(loaded):,} requests, {policy}, {blocks}"))
         plugin = policies(policy)[0]
         for line in sizing(loaded, plugin, kv, prefill, (dram_target, target)):
             console.print(escape(line))
@@ -148,7 +149,9 @@ def _model(geometry: Geometry, kv: Kv, context: int) -> list[str]:
             f"KV of the sliding windows of {kv.window_tokens:,} tokens: "
             f"{format_nbytes(kv.window_nbytes)} per conversation"
         )
-    lines.append(f"a conversation of {format_count(context)} tokens: {_nbytes(kv, context)}")
+    lines.append(
+        f"a conversation of {format_count(context)} tokens: {format_nbytes(kv.nbytes(context))}"
+    )
     return lines
 
 
@@ -173,11 +176,3 @@ def _worth(kv: Kv, context: int, prefill: Prefill) -> str:
         f"computing {format_count(context)} tokens takes {seconds:.2f} s at {prefill.rate:,.0f} tokens/s; "
         f"reading them is faster above {format_nbytes(rate)}/s"
     )
-
-
-def _setting(trace: Trace, path: Path, policy: str) -> str:
-    return f"{path}: {len(trace):,} requests, {policy}, blocks of {trace.block_tokens} tokens"
-
-
-def _nbytes(kv: Kv, context: int) -> str:
-    return format_nbytes(kv.nbytes(context))

@@ -20,11 +20,7 @@ class Chunk(NamedTuple):
 
 
 def chunk_of(config: Config, geometry: Geometry, block_tokens: int) -> Chunk:
-    """Size a chunk as the connector would.
-
-    Raises:
-        ConfigError: `chunk_tokens` does not fit the engine's block.
-    """
+    """Size a chunk as the connector would; `chunk_tokens` that do not fit the engine's block are a ConfigError."""
     tokens = config.chunk_tokens or auto_chunk_tokens(block_tokens, geometry.nbytes_per_token)
     if tokens % block_tokens:
         raise ConfigError(
@@ -37,11 +33,7 @@ def chunk_of(config: Config, geometry: Geometry, block_tokens: int) -> Chunk:
 
 
 def chunks_held(tier: TierConfig, chunk: Chunk, index: int, ranks: int) -> int:
-    """Count the chunks a tier has room for on each rank, if its codec saves nothing.
-
-    Raises:
-        ConfigError: there is no room for one.
-    """
+    """Count the chunks a tier has room for on each rank, if its codec saves nothing; none is a ConfigError."""
     nbytes = tier_nbytes(tier, ranks) // ranks
     held = nbytes // (chunk.record_nbytes if index else chunk.slot_nbytes)
     if held < 1:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import shlex
+import shutil
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -15,6 +16,7 @@ from kvtier.cli.geometry import Geometry, read_geometry
 from kvtier.cli.outputs import check_writable, save
 from kvtier.cli.room import chunk_of, chunks_held
 from kvtier.config import Config, load
+from kvtier.doctor import disks
 from kvtier.units import format_nbytes
 
 _GIB = 1 << 30
@@ -131,15 +133,12 @@ def _far(root: Path) -> list[dict[str, object]]:
 
 
 def _file(path: Path) -> dict[str, object]:
-    there = next(
-        folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir()
-    )
-    stat = os.statvfs(there)
+    free = shutil.disk_usage(disks.nearest_folder(path.absolute())).free
     tier: dict[str, object] = {
         "name": "nvme",
         "kind": "file",
         "path": str(path.absolute()),
-        "capacity": _whole(stat.f_bavail * stat.f_frsize * _DISK_SHARE),
+        "capacity": _whole(free * _DISK_SHARE),
     }
     if importlib.util.find_spec("zstandard"):
         tier["codec"] = "lossless"

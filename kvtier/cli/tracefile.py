@@ -22,9 +22,15 @@ SessionRate = Annotated[
     float, typer.Option(help="Sessions per second, where the file has no clock of its own.")
 ]
 
+SESSION_RATE = Drawing().session_rate
+
 
 def open_trace(
-    path: Path, format: str, chunk_tokens: int | None, seed: int, session_rate: float
+    path: Path,
+    format: str,
+    chunk_tokens: int | None = None,
+    seed: int = 0,
+    session_rate: float = SESSION_RATE,
 ) -> tuple[TraceFile, Trace]:
     """Read a trace; a file that cannot be read is a ConfigError."""
     positive("--session-rate", session_rate)

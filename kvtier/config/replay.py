@@ -1,27 +1,18 @@
-"""The sections `replay:` and `trace:`, and `medium:` of a tier: what replays go by, and where they are recorded."""
+"""The section `trace:`, and `medium:` of a tier: where requests are recorded, and how fast a tier is."""
 
 import os.path
 
-from kvtier.config.structs import MediumConfig, ReplayConfig, TraceConfig
-from kvtier.config.words import mapping, mistake, refuse_unknown, unit
-from kvtier.units import parse_count, parse_nbytes, parse_seconds
+from kvtier.config.structs import MediumConfig, TraceConfig
+from kvtier.config.words import mapping, mistake, section
+from kvtier.units import parse_nbytes, parse_seconds
 
 _MEDIUM_KEYS = ("read", "write", "latency", "ratio")
-
-
-def replay(raw: object) -> dict[str, object]:
-    """Read the section `replay`; the first mistake is a ConfigError."""
-    made = dict(mapping(raw, "replay"))
-    refuse_unknown(made, ReplayConfig.__struct_fields__, "replay")
-    unit(made, "kv_bytes_per_token", parse_nbytes, "replay")
-    unit(made, "prefill_knee", parse_count, "replay")
-    return made
+_MEDIUM_UNITS = {"read": parse_nbytes, "write": parse_nbytes, "latency": parse_seconds}
 
 
 def trace(raw: object, *, here: bool) -> dict[str, object]:
     """Read the section `trace`; the first mistake is a ConfigError. The file's directory must be there."""
-    made = dict(mapping(raw, "trace"))
-    refuse_unknown(made, TraceConfig.__struct_fields__, "trace")
+    made = section(raw, "trace", TraceConfig.__struct_fields__, {})
     if isinstance(record := made.get("record"), str):
         if not os.path.isabs(record):
             raise mistake(
@@ -38,11 +29,8 @@ def trace(raw: object, *, here: bool) -> dict[str, object]:
 
 def medium(raw: object, path: str) -> dict[str, object]:
     """Read how fast the tier at `path` is; the first mistake is a ConfigError."""
-    made = {key: value for key, value in mapping(raw, path).items() if value is not None}
-    refuse_unknown(made, _MEDIUM_KEYS, path)
-    unit(made, "read", parse_nbytes, path)
-    unit(made, "write", parse_nbytes, path)
-    unit(made, "latency", parse_seconds, path)
+    given = {key: value for key, value in mapping(raw, path).items() if value is not None}
+    made = section(given, path, _MEDIUM_KEYS, _MEDIUM_UNITS)
     if "latency" in made:
         made["latency_s"] = made.pop("latency")
     assert made.keys() <= set(MediumConfig.__struct_fields__)

@@ -21,6 +21,7 @@ _TYPES = {
     "array": "a list",
     "object": "a mapping",
     "null": "nothing",
+    "NoneType": "nothing",
 }
 
 
@@ -61,11 +62,7 @@ def mapping(value: object, path: str) -> Mapping[str, object]:
 
 
 def unit(raw: dict[str, object], key: str, read: Callable[[object], float], path: str) -> None:
-    """Replace `raw[key]`, if it is there, by what `read` makes of it.
-
-    Raises:
-        ConfigError: `read` refuses it.
-    """
+    """Replace `raw[key]`, if it is there, by what `read` makes of it; what `read` refuses is a ConfigError."""
     if raw.get(key) is not None:
         try:
             raw[key] = read(raw[key])
@@ -73,16 +70,25 @@ def unit(raw: dict[str, object], key: str, read: Callable[[object], float], path
             raise mistake(join(path, key), exc) from exc
 
 
+def section(
+    raw: object, path: str, known: Iterable[str], units: Mapping[str, Callable[[object], float]]
+) -> dict[str, object]:
+    """Read a mapping that has no other keys than `known`; `units` read the values that are written with a unit."""
+    made = dict(mapping(raw, path))
+    refuse_unknown(made, known, path)
+    for key, read in units.items():
+        unit(made, key, read, path)
+    return made
+
+
 def describe(value: object) -> str:
     """Name the type of a decoded value as a YAML writer would."""
-    names = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
-    if value is None:
-        return "nothing"
+    name = type(value).__name__
     if isinstance(value, list | tuple):
-        return "a list"
-    return names.get(
-        type(value), "a mapping" if isinstance(value, Mapping) else type(value).__name__
-    )
+        name = "array"
+    elif isinstance(value, Mapping):
+        name = "object"
+    return _TYPES.get(name, name)
 
 
 def translate(error: msgspec.ValidationError, path: str) -> ConfigError:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -39,7 +40,7 @@ def look(path: Path, root: Path = Path("/")) -> Iterator[Finding]:
     """Judge one path: whether it can be written, and on what it is."""
     area = f"disk {path}"
     try:
-        there = _there(path)
+        there = nearest_folder(path)
         read_only = bool(os.statvfs(there).f_flag & os.ST_RDONLY)
         mount = mount_of(there, root)
     except OSError as exc:
@@ -72,16 +73,16 @@ def rooms(config: Config) -> Iterator[Finding]:
     on: dict[int, dict[Path, int]] = {}
     for path, capacity in _places(config).items():
         with contextlib.suppress(OSError):
-            on.setdefault(os.stat(_there(path)).st_dev, {})[path] = capacity
+            on.setdefault(os.stat(nearest_folder(path)).st_dev, {})[path] = capacity
     for capacities in on.values():
         area = f"disk {', '.join(map(str, capacities))}"
         try:
-            stat = os.statvfs(_there(next(iter(capacities))))
+            free = shutil.disk_usage(nearest_folder(next(iter(capacities)))).free
             held = sum(_held(path) for path in capacities)
         except OSError as exc:
             yield Finding(area, Level.FAIL, f"cannot be looked at: {exc}", "choose another path")
             continue
-        free, capacity = stat.f_bavail * stat.f_frsize, sum(capacities.values())
+        capacity = sum(capacities.values())
         said = f"{format_nbytes(free)} free, {format_nbytes(held)} of records, for {format_nbytes(capacity)}"
         if free + held < capacity:
             advice = "writes will fail when it is full: lower capacity"
@@ -96,7 +97,8 @@ def _places(config: Config) -> dict[Path, int]:
     return {Path(path): capacity for path, capacity in named if isinstance(path, str)}
 
 
-def _there(path: Path) -> Path:
+def nearest_folder(path: Path) -> Path:
+    """Return a path itself, or the first folder above it that is there."""
     return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 

@@ -54,12 +54,11 @@ class _Encoding(NamedTuple):
 
 
 class _Session(NamedTuple):
-    """What is open."""
+    """What is open, and by which change."""
 
     namespace: str
     shelf: TierShelf
-    manifest: str
-    epoch: int
+    change: _Change
 
 
 class Records:
@@ -92,11 +91,6 @@ class Records:
         self._scratch = BufferPool(padded(max(setup.group_nbytes.values()) + MARGIN))
         self._session: _Session | None = None
         self._pending: _Change | None = None
-        self._verbs = {
-            OpKind.READ: self._read,
-            OpKind.REMOVE: self._remove,
-            OpKind.SCORE: self._score,
-        }
 
     @property
     def namespace(self) -> str:
@@ -108,11 +102,11 @@ class Records:
         if self._pending and self._pending.kind is OpKind.RESET:
             kind = OpKind.RESET  # what that one should have made unreachable still has to go
         self._session = None
-        self._pending = _Change(kind, manifest, epoch)
+        self._pending = change = _Change(kind, manifest, epoch)
         namespace = record.namespace_of(manifest)
         (self._tier.reset if kind is OpKind.RESET else self._tier.open)(namespace, manifest)
         shelf = TierShelf(self._tier, namespace, self._rank)
-        self._session = _Session(namespace, shelf, manifest, epoch)
+        self._session = _Session(namespace, shelf, change)
         self._pending = None
 
     def serve(self, op: TierOp, epoch: int, waiting: int = 0) -> Served:
@@ -124,11 +118,17 @@ class Records:
         session = self._session
         if session is None:
             raise TierError(self.name, op.kind.name.lower(), "no namespace is open")
-        if session.epoch != epoch:
+        if session.change.epoch != epoch:
             return Served(OpStatus.CANCELLED, error="the tier was reset")
-        if op.kind is OpKind.WRITE:
-            return self._write(op, session, waiting)
-        return self._verbs[op.kind](op, session)
+        match op.kind:
+            case OpKind.READ:
+                return self._read(op, session)
+            case OpKind.WRITE:
+                return self._write(op, session, waiting)
+            case OpKind.SCORE:
+                return self._score(op)
+        self._tier.remove(op.key)
+        return Served(OpStatus.OK)
 
     def reclaim(self, nbytes: int) -> int:
         """Remove foreign namespaces until `nbytes` are free and return the foreign bytes left."""
@@ -147,7 +147,9 @@ class Records:
             with suppress(TierError):
                 self._write_and_read()
                 return None
-        change = self._pending or self._again()
+        change, session = self._pending, self._session
+        if change is None and session is not None:  # somebody removed its directory
+            change = session.change._replace(kind=OpKind.OPEN)
         if change is not None:
             self.change(*change)
         self._write_and_read()
@@ -156,7 +158,7 @@ class Records:
     def scan(self, epoch: int) -> Iterator[Entry]:
         """List the records until the tier is reset."""
         for entry in self._tier.scan():
-            if self._session is None or self._session.epoch != epoch:
+            if self._session is None or self._session.change.epoch != epoch:
                 return
             if entry.key == PROBE_KEY:
                 self._tier.remove(PROBE_KEY)
@@ -202,11 +204,7 @@ class Records:
         nbytes = self._tier.write(op.key, [page, *encoding.pieces])
         return Served(OpStatus.OK, nbytes, codec=encoding.label)
 
-    def _remove(self, op: TierOp, session: _Session) -> Served:
-        self._tier.remove(op.key)
-        return Served(OpStatus.OK)
-
-    def _score(self, op: TierOp, session: _Session) -> Served:
+    def _score(self, op: TierOp) -> Served:
         layout = self._layouts.get(op.group, "nobody said")
         why = objection(layout)
         if why or isinstance(layout, str):
@@ -216,11 +214,6 @@ class Records:
             return Served(OpStatus.MISSING, error=why)
         chunk = self._slots.view(op.target)[: self._group_nbytes[op.group]]
         return Served(OpStatus.OK, score=key_norm(chunk, layout))
-
-    def _again(self) -> _Change | None:
-        """The OPEN that would bring back a directory that somebody removed."""
-        session = self._session
-        return session and _Change(OpKind.OPEN, session.manifest, session.epoch)
 
     def _write_and_read(self) -> None:
         pages = self._scratch.mine

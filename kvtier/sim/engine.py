@@ -79,11 +79,7 @@ class EngineReplay:
 
 
 def replay_engine(trace: Trace, config: Config, *, slots: int) -> EngineReplay:
-    """Serve a whole trace.
-
-    Raises:
-        ConfigError: there is no room for one chunk, or a policy cannot be built.
-    """
+    """Serve a whole trace; without room for one chunk, or a policy, that is a ConfigError."""
     if slots < 1:
         raise ConfigError(f"tiers[0]: no room for one chunk of {trace.block_tokens} tokens")
     return _Engine(trace, config, usable(slots, trace)).run()

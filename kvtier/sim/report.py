@@ -21,6 +21,7 @@ def render(table: ReplayTable) -> str:
     colours = {name: f"--c{i % _MAX_COLOURS}" for i, name in enumerate(names)}
     timed = [row for row in table.rows if row.ttft_s is not None]
     key = legend(list(colours.items()))
+    assumed = [f"{name} {value}" for name, value in table.assumptions.items()]
     body = [
         f"<h1>{escape(_headline(table))}</h1>",
         f'<p class="soft">{escape(_setting(table))}</p>',
@@ -34,7 +35,7 @@ def render(table: ReplayTable) -> str:
         _by_size(table.rows, colours, lambda row: row.saved_prefill, "share of seconds"),
         *(_times(timed, colours) if timed else ()),
         *(_occupancy(row) for row in timed if row.occupancy),
-        f"<footer>{escape(_assumptions(table))}</footer>",
+        f"<footer>assumed: {escape(', '.join(assumed))}</footer>",
     ]
     return page("kvtier replay", body, _STYLE)
 
@@ -126,7 +127,3 @@ def _occupancy(row: ReplayRow) -> str:
 
 def _size(row: ReplayRow) -> str:
     return format_count(row.capacity_tokens) if row.capacity_tokens else "no bound"
-
-
-def _assumptions(table: ReplayTable) -> str:
-    return "assumed: " + ", ".join(f"{key} {value}" for key, value in table.assumptions.items())

@@ -118,11 +118,7 @@ def locked_ranks(base: Path) -> list[str]:
 
 @contextmanager
 def no_engine(bases: Iterable[Path]) -> Iterator[None]:
-    """Keep every engine out of these directories.
-
-    Raises:
-        ConfigError: there is one.
-    """
+    """Keep every engine out of these directories; one that is in already is a ConfigError."""
     with ExitStack() as held:
         for base in bases:
             for lock in sorted(base.glob("r*.lock")):

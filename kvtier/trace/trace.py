@@ -4,7 +4,7 @@ Block ids are prefix-chained: equal ids mean equal whole prefixes, so an id has 
 """
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
@@ -71,19 +71,6 @@ class Trace:
     def distinct(self) -> int:
         """How many different blocks there are."""
         return len(np.unique(self.ids))
-
-    def rows(self) -> Iterator[Row]:
-        """Walk the requests."""
-        for i in range(len(self)):
-            think = float(self.think_s[i])
-            yield Row(
-                float(self.at_s[i]),
-                int(self.prompt_tokens[i]),
-                int(self.output_tokens[i]),
-                self.blocks(i),
-                int(self.session[i]),
-                None if np.isnan(think) else think,
-            )
 
 
 def keys_of(ids: Ids) -> list[BlockKey]:
