@@ -12,15 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from kvtier.cli.outputs import check_writable, save
-from kvtier.cli.tracefile import (
-    SESSION_RATE,
-    Chunk,
-    Format,
-    Seed,
-    SessionRate,
-    open_trace,
-    say_skipped,
-)
+from kvtier.cli.tracefile import RATE, Chunk, Format, Seed, SessionRate, open_trace, say_skipped
 from kvtier.config import Config, Plugin, ReplayConfig, load
 from kvtier.config.plugins import plugin
 from kvtier.errors import ConfigError
@@ -68,7 +60,7 @@ def replay(  # noqa: PLR0913 - a command's options are its arguments
         ),
     ] = None,
     seed: Seed = 0,
-    session_rate: SessionRate = SESSION_RATE,
+    session_rate: SessionRate = RATE,
     jobs: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core.")] = 0,
 ) -> None:
     """Replay a trace through the brain, per policy and size; Belady and an infinite cache are the ceilings."""

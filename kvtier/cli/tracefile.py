@@ -22,7 +22,7 @@ SessionRate = Annotated[
     float, typer.Option(help="Sessions per second, where the file has no clock of its own.")
 ]
 
-SESSION_RATE = Drawing().session_rate
+RATE = Drawing().session_rate
 
 
 def open_trace(
@@ -30,7 +30,7 @@ def open_trace(
     format: str,
     chunk_tokens: int | None = None,
     seed: int = 0,
-    session_rate: float = SESSION_RATE,
+    session_rate: float = RATE,
 ) -> tuple[TraceFile, Trace]:
     """Read a trace; a file that cannot be read is a ConfigError."""
     positive("--session-rate", session_rate)

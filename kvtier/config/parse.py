@@ -6,9 +6,8 @@ import msgspec
 
 from kvtier.config.codecs import codec
 from kvtier.config.plugins import find, options, plugin
-from kvtier.config.replay import medium, trace
 from kvtier.config.rules import check
-from kvtier.config.structs import ARENA, Config, IoConfig, ReplayConfig
+from kvtier.config.structs import ARENA, Config, IoConfig, MediumConfig, ReplayConfig, TraceConfig
 from kvtier.config.words import (
     choose,
     join,
@@ -31,6 +30,8 @@ _TIER_KEYS = (
     *("codec", "write", "deadline", "depth", "medium", "wrappers"),
 )
 _HOOK_KEYS = (*HookKind, "budget", "failures", "vetoes")
+_MEDIUM_KEYS = ("read", "write", "latency", "ratio")
+_MEDIUM_UNITS = {"read": parse_nbytes, "write": parse_nbytes, "latency": parse_seconds}
 _IO_UNITS = {"idle_write": parse_nbytes}
 _REPLAY_UNITS = {"kv_bytes_per_token": parse_nbytes, "prefill_knee": parse_count}
 _NOT_FOR_DRAM = {
@@ -58,7 +59,7 @@ def parse(raw: object, *, here: bool = True) -> Config:
     if "io" in top:
         top["io"] = section(top["io"], "io", IoConfig.__struct_fields__, _IO_UNITS)
     if top.get("trace") is not None:
-        top["trace"] = trace(top["trace"], here=here)
+        top["trace"] = _trace(top["trace"], here=here)
     if "replay" in top:
         fields = ReplayConfig.__struct_fields__
         top["replay"] = section(top["replay"], "replay", fields, _REPLAY_UNITS)
@@ -84,6 +85,33 @@ def _hooks(raw: object) -> dict[str, object]:
         for i, name in enumerate(named if isinstance(named, list | tuple) else ()):
             _callable(name, f"hooks.{kind}[{i}]")
     return hooks
+
+
+def _trace(raw: object, *, here: bool) -> dict[str, object]:
+    """Read the section `trace`; the first mistake is a ConfigError. The file's directory must be there."""
+    made = section(raw, "trace", TraceConfig.__struct_fields__, {})
+    if isinstance(record := made.get("record"), str):
+        if not os_path.isabs(record):
+            raise mistake(
+                "trace.record",
+                f"{record!r} is not absolute: the engine's processes may start elsewhere",
+            )
+        if here and not os_path.isdir(os_path.dirname(record)):
+            directory = os_path.dirname(record)
+            raise mistake("trace.record", f"there is no directory {directory!r}")
+        if os_path.isdir(record):
+            raise mistake("trace.record", f"{record!r} is a directory, not a file")
+    return made
+
+
+def _medium(raw: object, path: str) -> dict[str, object]:
+    """Read how fast the tier at `path` is; the first mistake is a ConfigError."""
+    given = {key: value for key, value in mapping(raw, path).items() if value is not None}
+    made = section(given, path, _MEDIUM_KEYS, _MEDIUM_UNITS)
+    if "latency" in made:
+        made["latency_s"] = made.pop("latency")
+    assert made.keys() <= set(MediumConfig.__struct_fields__)
+    return made
 
 
 def _callable(name: object, path: str) -> None:
@@ -128,7 +156,7 @@ def _parts(tier: dict[str, object], path: str) -> None:
     if "codec" in tier:
         tier["codec"] = codec(tier["codec"], join(path, "codec"))
     if tier.get("medium") is not None:
-        tier["medium"] = medium(tier["medium"], join(path, "medium"))
+        tier["medium"] = _medium(tier["medium"], join(path, "medium"))
     _plugins(tier, "wrappers", "wrapper", join(path, "wrappers"))
 
 

@@ -28,8 +28,7 @@ def infinite(trace: Trace) -> _Ints:
     first = np.full(n, len(ids), np.int64)
     np.minimum.at(first, ids, np.arange(len(ids)))
     seen = first[ids] < np.arange(len(ids))
-    sums = np.zeros(len(seen) + 1, np.int64)
-    np.cumsum(seen, out=sums[1:])
+    sums = np.concatenate(([0], np.cumsum(seen)))
     return np.diff(sums[trace.starts])
 
 

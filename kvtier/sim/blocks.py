@@ -24,7 +24,7 @@ class BlockReplay:
     stats: CacheStats = field(repr=False)
 
 
-def one_tier(eviction: Plugin, admission: Plugin | None = None) -> Config:
+def one_tier(eviction: Plugin) -> Config:
     """Configure a cache of nothing but DRAM."""
     tier = TierConfig(name="dram", kind="dram", eviction=eviction)
     return Config(tiers=(tier,), load="always")

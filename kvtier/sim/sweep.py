@@ -30,7 +30,6 @@ class BlockJob:
 
     name: str
     eviction: Plugin | None
-    admission: Plugin | None = None
     capacity_tokens: int | None
     below_tokens: int = 0  # that Belady has besides, in lower tiers
     nbytes_per_token: int
@@ -47,7 +46,7 @@ class BlockJob:
             room = self.capacity_tokens + self.below_tokens
             hits = belady(trace, room // trace.block_tokens)
         else:
-            config = one_tier(self.eviction, self.admission)
+            config = one_tier(self.eviction)
             slots = self.capacity_tokens // trace.block_tokens
             done = replay_blocks(
                 trace, config, slots=slots, block_nbytes=nbytes, prefill=self.prefill

@@ -15,7 +15,7 @@ import re
 import shutil
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -75,9 +75,7 @@ def bases(path: Path) -> list[Path]:
     return [path, *sorted(below)]
 
 
-def lock_rank(
-    base: Path, site: Site, timeout_s: float, sleep: Callable[[float], None] = time.sleep
-) -> int:
+def lock_rank(base: Path, site: Site, timeout_s: float) -> int:
     """Lock one rank's place below `base` and return the descriptor that holds the lock.
 
     Retried: after a kill -9 the process before may outlive its engine for a moment.
@@ -92,7 +90,7 @@ def lock_rank(
                 os.ftruncate(fd, 0)
                 os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
                 return fd
-            sleep(_RETRY_S)
+            time.sleep(_RETRY_S)
         holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
         raise ConfigError(
             f"tier {site.name!r}: {base} is in use by another engine (rank {site.rank}, pid {holder}); "

@@ -122,9 +122,7 @@ class TraceBuilder:
 
 
 def _starts(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    starts = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(counts.astype(np.int64), out=starts[1:])
-    return starts
+    return np.concatenate(([0], np.cumsum(counts.astype(np.int64))))
 
 
 def parents(ids: Ids, starts: npt.NDArray[np.int64]) -> Ids:
@@ -162,8 +160,6 @@ def chain(ids: Ids, starts: npt.NDArray[np.int64]) -> Ids:
 
 def expand(runs: Sequence[tuple[int, int]]) -> Ids:
     """Write out ids that are given as (first, count) runs."""
-    if len(runs) == 1:
-        return np.arange(runs[0][0], runs[0][0] + runs[0][1], dtype=np.int64)
     parts = [np.arange(first, first + n, dtype=np.int64) for first, n in runs]
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 

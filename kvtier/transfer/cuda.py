@@ -8,14 +8,36 @@ import torch
 
 from kvtier.memory.arena import Arena
 from kvtier.transfer.calibration import user_folder
-from kvtier.transfer.copier import CudaCopier
 from kvtier.transfer.driver import CudaDriver
 from kvtier.transfer.hardware import Hardware
 from kvtier.transfer.kernel import PieceKernel
+from kvtier.transfer.page_map import Addresses
+from kvtier.transfer.paths import Copier, Direction
 from kvtier.transfer.stream_engine import StreamTransferEngine
 from kvtier.transfer.streams import TorchStreams
 
 logger = logging.getLogger(__name__)
+
+
+class CudaCopier(Copier):
+    """The copy engine through the driver, a kernel through CuPy; on torch's current stream."""
+
+    def __init__(
+        self, driver: CudaDriver, device: torch.device, kernel: PieceKernel | None
+    ) -> None:
+        self._driver = driver
+        self._device = device
+        self._kernel = kernel
+
+    def copy(self, dst: Addresses, src: Addresses, nbytes: Addresses, direction: Direction) -> None:
+        stream = torch.cuda.current_stream(self._device).cuda_stream
+        # Slots are written by the CPU before a load is submitted. Pages are written by a stream.
+        any_order = direction is Direction.ONLOAD
+        self._driver.copy(dst, src, nbytes, stream, any_order=any_order)
+
+    def kernel(self, dst: Addresses, src: Addresses, nbytes: Addresses) -> None:
+        assert self._kernel is not None
+        self._kernel.copy(dst, src, nbytes)
 
 
 def stream_engine(
