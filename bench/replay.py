@@ -33,7 +33,7 @@ def agree(trace: Trace, *, whole: bool) -> None:
     for capacity, (lru, best) in KNOWN.items():
         blocks = capacity // trace.block_tokens
         hits = replay_blocks(trace, LRU, slots=blocks, block_nbytes=1).hits.sum()
-        found = {"lru": hits, "belady": belady(trace, blocks).total}
+        found = {"lru": hits, "belady": int(belady(trace, blocks).sum())}
         for (name, n), known in zip(found.items(), (lru, best), strict=True):
             case = f"{name}, {capacity // 10**6}M tokens, blocks hit"
             report("replay", case, n / len(trace.ids), "share", known if whole else None)

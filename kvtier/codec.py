@@ -1,6 +1,7 @@
 """The codec interface: raw bytes of one chunk <-> bytes that a record holds."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -14,20 +15,8 @@ MARGIN = 64
 """Bytes that an encoding may be longer than its chunk: room for a stage's own header."""
 
 
-class ChunkFacts(NamedTuple):
-    """What is known of a chunk beside its bytes; the same at encode and at decode."""
-
-    dtype: str = ""  # bf16, fp16, fp32 or fp8; empty: unknown
-    layout: ChunkLayout | None = None  # which byte is which layer, token, head, channel
-    unknown: str = ""  # why there is no layout
-    end_token: int = 0  # where the chunk ends in its sequence
-
-
-NO_FACTS = ChunkFacts()
-
-
 class Shelf(ABC):
-    """Where a codec keeps, beside the records and as long as they live, what it needs to decode them."""
+    """Where a codec with dictionaries keeps them: beside the records of a namespace, and as long as those live."""
 
     @abstractmethod
     def read(self, name: str) -> bytes | None:
@@ -41,6 +30,19 @@ class Shelf(ABC):
     @abstractmethod
     def write(self, name: str, content: bytes) -> bool:
         """Write at most 1 MiB under a name that is free; return False where it is not, or the medium failed."""
+
+
+class ChunkFacts(NamedTuple):
+    """What is known of a chunk beside its bytes; the same at encode and at decode."""
+
+    dtype: str = ""  # bf16, fp16, fp32 or fp8; empty: unknown
+    layout: ChunkLayout | None = None  # which byte is which layer, token, head, channel
+    unknown: str = ""  # why there is no layout
+    end_token: int = 0  # where the chunk ends in its sequence
+    shelf: Shelf | None = None  # of the namespace that its record is in
+
+
+NO_FACTS = ChunkFacts()
 
 
 class Codec(ABC):
@@ -70,29 +72,10 @@ class Codec(ABC):
             )
         return ""
 
-    def keep(self, shelf: Shelf) -> None:  # noqa: B027 - optional
-        """Forget what belonged to another namespace, and keep it there from now on.
-
-        Raises:
-            TierError: the medium failed; called again later.
-        """
-
     @property
     def label(self) -> str:
         """What metrics call it."""
         return self.name
-
-    @property
-    def writers(self) -> "tuple[Codec, ...]":
-        """Every codec whose id a record of this one may have."""
-        return (self,)
-
-    def chosen(self, nbytes: int, waiting: int) -> "Codec":
-        """Return the codec for the next chunk of `nbytes`, while so many reads wait for a thread."""
-        return self
-
-    def measured(self, codec: "Codec", nbytes: int, stored_nbytes: int, seconds: float) -> None:  # noqa: B027 - optional
-        """Take note of what the chosen codec made of a chunk."""
 
     @abstractmethod
     def encode(self, chunk: Bytes, out: Bytes, facts: ChunkFacts = NO_FACTS) -> int | None:
@@ -111,3 +94,15 @@ class Codec(ABC):
             CorruptBlock: `buf` is not an encoding of exactly `len(out)` bytes. Never writes outside `out`,
                 never allocates more than a few times `len(out)`.
         """
+
+
+class CodecChoice(Codec):
+    """A codec that leaves every chunk to one of several; the header of a record has the id of that one."""
+
+    among: Sequence[Codec]
+
+    @abstractmethod
+    def encode_by_one(
+        self, chunk: Bytes, out: Bytes, facts: ChunkFacts, waiting: int
+    ) -> tuple[Codec, int | None]:
+        """Encode with the best codec for now, while `waiting` reads wait for a thread, and say which it was."""

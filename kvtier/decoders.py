@@ -1,9 +1,7 @@
 """Which codec decodes a record: whatever its tier is configured to write, by the id in the record's header."""
 
-import threading
-
 from kvtier import registry
-from kvtier.codec import Codec, Shelf
+from kvtier.codec import Codec
 from kvtier.config import Plugin
 from kvtier.errors import ConfigError, CorruptBlock
 
@@ -22,42 +20,17 @@ CODEC_NAMES = {
 
 
 class Decoders:
-    """Find the codec that a record was written with. Any thread."""
+    """Find the codec that a record was written with. Any thread: what two make at once, one of them is kept."""
 
     def __init__(self, *configured: Codec) -> None:
         self._by_id = {codec.id: codec for codec in configured}
-        self._shelf: Shelf | None = None
-        self._lock = threading.Lock()
-
-    def keep(self, shelf: Shelf) -> None:
-        """Give every codec its shelf, now or when it is made."""
-        with self._lock:
-            self._shelf = shelf
-            codecs = list(self._by_id.values())
-        for codec in codecs:
-            codec.keep(shelf)
 
     def of(self, codec_id: int) -> Codec:
-        """Return the codec with this id.
-
-        Raises:
-            CorruptBlock: nothing here can decode it.
-        """
+        """Return the codec with this id; one that nothing here can decode is a CorruptBlock."""
         if codec_id not in self._by_id:
             try:
                 codec = registry.build("codec", Plugin(kind=CODEC_NAMES[codec_id]))
             except (KeyError, ConfigError) as exc:
                 raise CorruptBlock(f"unknown codec {codec_id}") from exc
-            self._add(codec_id, codec)
+            self._by_id.setdefault(codec_id, codec)
         return self._by_id[codec_id]
-
-    def _add(self, codec_id: int, codec: Codec) -> None:
-        """Let others find a codec once it has the shelf of now, which may change while it is given."""
-        while True:
-            shelf = self._shelf
-            if shelf:
-                codec.keep(shelf)
-            with self._lock:
-                if shelf is self._shelf:
-                    self._by_id.setdefault(codec_id, codec)
-                    return

@@ -56,9 +56,8 @@ class RequestHints(NamedTuple):
 class GroupKeys(NamedTuple):
     """A request's chunks of one KV-cache group."""
 
-    keys: Sequence[
-        BlockKey
-    ]  # from chunk 0, in prefix order; grows as decoding goes on. Not to be changed
+    # From chunk 0, in prefix order; grows as decoding goes on. Not to be changed.
+    keys: Sequence[BlockKey]
     chunk_tokens: int
     window_chunks: int | None  # of its attention window; None: full attention
 

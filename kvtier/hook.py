@@ -16,9 +16,7 @@ class HookKind(StrEnum):
     """When a hook is called."""
 
     INSERT = "on_insert"  # a chunk is about to enter a tier; False refuses it
-    EVICT = (
-        "on_evict"  # a chunk is about to leave a tier to make room; False asks for another victim
-    )
+    EVICT = "on_evict"  # a chunk is about to leave a tier for lack of room; False asks for another
     DEMOTE = "on_demote"  # a lower tier has a record of it now
     PROMOTE = "on_promote"  # it was read up from a lower tier
     HIT = "on_hit"  # a request found it

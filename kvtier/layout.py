@@ -102,23 +102,6 @@ class ChunkLayout(msgspec.Struct, frozen=True, kw_only=True):
         """Bytes of the chunk."""
         return 2 * prod(self.shape) * np.dtype(ELEMENTS[self.dtype]).itemsize
 
-    def gather(
-        self, chunk: npt.NDArray[np.uint8], plane: Plane, order: tuple[Axis, ...]
-    ) -> Elements:
-        """Return a plane with its axes in `order`; a copy where it cannot be a view, so only to read."""
-        view = plane.view(chunk.view(ELEMENTS[self.dtype]), order)
-        return view.reshape([self._extent(axis) for axis in order])
-
-    def scatter(
-        self, array: Elements, chunk: npt.NDArray[np.uint8], plane: Plane, order: tuple[Axis, ...]
-    ) -> None:
-        """Write a plane, whose axes are in `order`, into the chunk."""
-        view = plane.view(chunk.view(ELEMENTS[self.dtype]), order)
-        view[...] = array.reshape(view.shape)
-
-    def _extent(self, axis: Axis) -> int:
-        return prod(extent for extent, _ in getattr(self.keys, axis))
-
 
 def chunk_layout(
     dtype: Literal["bf16", "fp16", "fp32", "fp8"], page: Indices, layers: int, blocks: int

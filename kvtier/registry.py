@@ -8,7 +8,7 @@ import difflib
 import importlib
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
-from typing import Literal, Protocol, overload
+from typing import Literal, NamedTuple, overload
 
 import msgspec
 
@@ -70,30 +70,30 @@ WRAPPER = {
     "slow": "kvtier.tiers.wrappers:SlowTier",
 }
 
-TABLES = {
-    "eviction": EVICTION,
-    "admission": ADMISSION,
-    "prefetch": PREFETCH,
-    "codec": CODEC,
-    "tier": TIER,
-    "wrapper": WRAPPER,
+
+class PluginKind(NamedTuple):
+    """Plugins that implement one interface: the built-in ones, and the group of others' entry points."""
+
+    interface: type
+    group: str
+    table: dict[str, str]
+
+
+KINDS = {
+    "eviction": PluginKind(EvictionPolicy, "kvtier.policies", EVICTION),
+    "admission": PluginKind(AdmissionPolicy, "kvtier.policies", ADMISSION),
+    "prefetch": PluginKind(PrefetchPolicy, "kvtier.policies", PREFETCH),
+    "codec": PluginKind(Codec, "kvtier.codecs", CODEC),
+    "tier": PluginKind(Tier, "kvtier.tiers", TIER),
+    "wrapper": PluginKind(Tier, "kvtier.tiers", WRAPPER),
 }
-INTERFACES: dict[str, type] = {
-    "eviction": EvictionPolicy,
-    "admission": AdmissionPolicy,
-    "prefetch": PrefetchPolicy,
-    "codec": Codec,
-    "tier": Tier,
-    "wrapper": Tier,
-}
-GROUPS = {
-    "eviction": "kvtier.policies",
-    "admission": "kvtier.policies",
-    "prefetch": "kvtier.policies",
-    "codec": "kvtier.codecs",
-    "tier": "kvtier.tiers",
-    "wrapper": "kvtier.tiers",
-}
+
+
+class Plugin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A plugin by name, with its own options as its `Config` decoded and completed them."""
+
+    kind: str
+    options: Mapping[str, object] = {}
 
 
 def lookup(kind: str, name: str) -> type:
@@ -102,45 +102,31 @@ def lookup(kind: str, name: str) -> type:
     Raises:
         ConfigError: the name is unknown, its package is not installed, or it is no plugin of this kind.
     """
-    plugin = _load(kind, name, _target(kind, name))
-    if not isinstance(plugin, type) or not issubclass(plugin, INTERFACES[kind]):
-        raise ConfigError(f"{kind} {name!r} is not a subclass of {INTERFACES[kind].__name__}")
+    plugin, interface = _load(kind, name, _target(kind, name)), KINDS[kind].interface
+    if not isinstance(plugin, type) or not issubclass(plugin, interface):
+        raise ConfigError(f"{kind} {name!r} is not a subclass of {interface.__name__}")
     return plugin
 
 
 def find_callable(name: str) -> Callable[..., bool | None]:
-    """Import the callable that `package.module:name` means, a hook.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """Import the callable that `package.module:name` means, a hook; a ConfigError says why there is none."""
     found = _load("hook", name, name)
     if not callable(found):
         raise ConfigError(f"hook {name!r} cannot be called")
     return found
 
 
-class Named(Protocol):
-    """A plugin as a configuration names it: `kvtier.config.Plugin`."""
-
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def options(self) -> Mapping[str, object]: ...
-
-
 @overload
-def build(kind: Literal["eviction"], plugin: Named, *parts: object) -> EvictionPolicy: ...
+def build(kind: Literal["eviction"], plugin: Plugin, *parts: object) -> EvictionPolicy: ...
 @overload
-def build(kind: Literal["admission"], plugin: Named, *parts: object) -> AdmissionPolicy: ...
+def build(kind: Literal["admission"], plugin: Plugin, *parts: object) -> AdmissionPolicy: ...
 @overload
-def build(kind: Literal["prefetch"], plugin: Named, *parts: object) -> PrefetchPolicy: ...
+def build(kind: Literal["prefetch"], plugin: Plugin, *parts: object) -> PrefetchPolicy: ...
 @overload
-def build(kind: Literal["codec"], plugin: Named, *parts: object) -> Codec: ...
+def build(kind: Literal["codec"], plugin: Plugin, *parts: object) -> Codec: ...
 @overload
-def build(kind: Literal["tier"], plugin: Named, *parts: object) -> Tier: ...
-def build(kind: str, plugin: Named, *parts: object) -> object:
+def build(kind: Literal["tier"], plugin: Plugin, *parts: object) -> Tier: ...
+def build(kind: str, plugin: Plugin, *parts: object) -> object:
     """Construct a plugin: `cls(config, *parts)` where its class declares a `Config`, else `cls(*parts)`.
 
     Raises:
@@ -150,7 +136,7 @@ def build(kind: str, plugin: Named, *parts: object) -> object:
     return plugin_class(*_config(kind, plugin, plugin_class), *parts)
 
 
-def wrap(inner: Tier, wrapper: Named) -> Tier:
+def wrap(inner: Tier, wrapper: Plugin) -> Tier:
     """Construct a wrapper around a tier: `cls(inner, config)` where its class declares a `Config`, else `cls(inner)`.
 
     Raises:
@@ -168,8 +154,9 @@ def in_memory(tier_kind: str) -> bool:
 
 def names(kind: str) -> list[str]:
     """List every name known for `kind`: built-ins first, then installed entry points."""
-    builtins = {**TABLES[kind], **(STAGES if kind == "codec" else {})}
-    return [*builtins, *sorted({e.name for e in entry_points(group=GROUPS[kind])} - set(builtins))]
+    builtins = {**KINDS[kind].table, **(STAGES if kind == "codec" else {})}
+    others = {entry.name for entry in entry_points(group=KINDS[kind].group)}
+    return [*builtins, *sorted(others - set(builtins))]
 
 
 def nearest(word: str, known: list[str]) -> str:
@@ -178,7 +165,7 @@ def nearest(word: str, known: list[str]) -> str:
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
-def _config(kind: str, plugin: Named, plugin_class: type) -> tuple[object, ...]:
+def _config(kind: str, plugin: Plugin, plugin_class: type) -> tuple[object, ...]:
     struct: type | None = getattr(plugin_class, "Config", None)
     if struct is None:
         return ()
@@ -189,11 +176,11 @@ def _config(kind: str, plugin: Named, plugin_class: type) -> tuple[object, ...]:
 
 
 def _target(kind: str, name: str) -> str:
-    if name in TABLES[kind]:
-        return TABLES[kind][name]
+    if name in KINDS[kind].table:
+        return KINDS[kind].table[name]
     if ":" in name:
         return name
-    for entry in entry_points(group=GROUPS[kind], name=name):
+    for entry in entry_points(group=KINDS[kind].group, name=name):
         return entry.value
     known = names(kind)
     raise ConfigError(f"unknown {kind} {name!r}{nearest(name, known)}; known: {', '.join(known)}")
@@ -215,5 +202,5 @@ def _load(kind: str, name: str, target: str) -> object:
 def _missing(kind: str, name: str, module: str, absent: str) -> str:
     if absent and (module == absent or module.startswith(absent + ".")):
         return f"{kind} {name!r}: there is no module {absent!r}"
-    extra = f"; pip install 'kvtier[{name}]'" if name in TABLES.get(kind, ()) else ""
+    extra = f"; pip install 'kvtier[{name}]'" if kind in KINDS and name in KINDS[kind].table else ""
     return f"{kind} {name!r} needs the package {absent!r}, which is not installed{extra}"

@@ -31,12 +31,8 @@ class OpKind(IntEnum):
     REMOVE = 3  # drop the record of `key` in `tier`; an absent record is a success
     PROBE = 4  # write, read back and drop a small record: is `tier` well again?
     CANCEL = 5  # drop queued operation `target`, answered CANCELLED unless it already runs; itself always OK
-    RESET = (
-        6  # text: the new manifest of `tier`. Every record of before is unreachable when answered
-    )
-    RECLAIM = (
-        7  # remove foreign namespaces of `tier`, unlocked and oldest first, until `nbytes` are free
-    )
+    RESET = 6  # text: the new manifest of `tier`; when answered no record of before can be reached
+    RECLAIM = 7  # drop unlocked foreign namespaces, oldest first, until `nbytes` of `tier` are free
     HASTEN = 8  # raise queued operation `target` to `priority`; never answered
     SCORE = 9  # sample the keys in slot `target`; MISSING: how they lie there is not known
 

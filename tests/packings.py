@@ -1,10 +1,12 @@
 """Pages as attention backends pack them, written out by hand: what the product has to find out."""
 
+from math import prod
 from typing import Literal
 
 import numpy as np
 
-from kvtier.layout import ChunkLayout, Indices, chunk_layout
+from kvtier.codec import Bytes
+from kvtier.layout import ELEMENTS, Axis, ChunkLayout, Elements, Indices, Plane, chunk_layout
 
 Packing = Literal["plain", "vec", "amx"]
 PACKINGS: tuple[Packing, ...] = ("plain", "vec", "amx")
@@ -39,3 +41,17 @@ def layout(
 ) -> ChunkLayout:
     """Describe a chunk of `blocks` blocks of `tokens` tokens."""
     return chunk_layout(dtype, page(packing, tokens, heads, dim), layers, blocks)
+
+
+def gather(found: ChunkLayout, chunk: Bytes, plane: Plane, order: tuple[Axis, ...]) -> Elements:
+    """Return a plane with its axes in `order`."""
+    view = plane.view(chunk.view(ELEMENTS[found.dtype]), order)
+    return view.reshape([prod(extent for extent, _ in getattr(plane, axis)) for axis in order])
+
+
+def scatter(
+    found: ChunkLayout, array: Elements, chunk: Bytes, plane: Plane, order: tuple[Axis, ...]
+) -> None:
+    """Write a plane, whose axes are in `order`, into the chunk."""
+    view = plane.view(chunk.view(ELEMENTS[found.dtype]), order)
+    view[...] = array.reshape(view.shape)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvtier.layout import Axis, ChunkLayout, Factors, UnknownLayoutError, chunk_layout
-from tests.packings import PACKINGS, Packing, layout, page
+from tests.packings import PACKINGS, Packing, gather, layout, page, scatter
 
 LOGICAL: tuple[Axis, ...] = ("layers", "tokens", "heads", "dim")
 
@@ -29,7 +29,7 @@ def test_every_element_is_where_it_says(
     pages = chunk.reshape(layers, blocks, -1)
     for kv, plane in enumerate((found.keys, found.values)):
         wanted = pages[:, :, page(packing, tokens, heads, dim)[kv]].reshape(found.shape)
-        assert np.array_equal(found.gather(chunk.view(np.uint8), plane, LOGICAL), wanted)
+        assert np.array_equal(gather(found, chunk.view(np.uint8), plane, LOGICAL), wanted)
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -39,7 +39,7 @@ def test_scatter_undoes_gather_in_any_order(packing: Packing) -> None:
     order: tuple[Axis, ...] = ("heads", "dim", "layers", "tokens")
     again = np.zeros_like(chunk)
     for plane in (found.keys, found.values):
-        found.scatter(found.gather(chunk, plane, order), again, plane, order)
+        scatter(found, gather(found, chunk, plane, order), again, plane, order)
     assert np.array_equal(again, chunk)
 
 
@@ -49,7 +49,7 @@ def test_one_layer_alone(packing: Packing) -> None:
     chunk = np.random.default_rng(0).integers(0, 256, found.nbytes, dtype=np.uint8)
     again = np.zeros_like(chunk)
     for plane in (found.keys, found.values):
-        whole = found.gather(chunk, plane, LOGICAL)
+        whole = gather(found, chunk, plane, LOGICAL)
         for index in range(found.shape[0]):
             one = plane.layer(chunk.view(np.uint16), index, ("tokens", "heads", "dim"))
             assert np.array_equal(one, whole[index])

@@ -24,7 +24,7 @@ FADING = "tests.config.plugins:FadingPolicy"
 
 def plugin_classes() -> Iterator[type]:
     """Every class in the plugin folders that implements an interface."""
-    interfaces = tuple(registry.INTERFACES.values())
+    interfaces = tuple(kind.interface for kind in registry.KINDS.values())
     for folder in PLUGIN_FOLDERS:
         package = importlib.import_module(folder)
         for module_info in pkgutil.walk_packages(package.__path__, folder + "."):
@@ -40,14 +40,14 @@ def plugin_classes() -> Iterator[type]:
 def test_every_plugin_in_the_tree_is_in_a_table() -> None:
     found = set(plugin_classes())
     leaves = {each for each in found if not any(each in other.__mro__[1:] for other in found)}
-    listed = {target for table in registry.TABLES.values() for target in table.values()}
+    listed = {target for kind in registry.KINDS.values() for target in kind.table.values()}
     assert {f"{each.__module__}:{each.__name__}" for each in leaves} == listed
 
 
-@pytest.mark.parametrize("kind", registry.TABLES)
+@pytest.mark.parametrize("kind", registry.KINDS)
 def test_every_name_in_the_tables_can_be_imported(kind: str) -> None:
-    for name in registry.TABLES[kind]:
-        assert issubclass(registry.lookup(kind, name), registry.INTERFACES[kind])
+    for name in registry.KINDS[kind].table:
+        assert issubclass(registry.lookup(kind, name), registry.KINDS[kind].interface)
 
 
 def test_a_class_by_its_path() -> None:

@@ -63,21 +63,13 @@ def codec(
 
 
 def make(name: str) -> Codec:
-    """Construct a codec as a tier's `codec:` in the YAML would.
-
-    Raises:
-        ConfigError: there is no such codec.
-    """
+    """Construct a codec as a tier's `codec:` in the YAML would; an unknown one is a ConfigError."""
     raw = read_codec(yaml.safe_load(name), "--codec")
     return registry.build("codec", msgspec.convert(raw, Plugin))
 
 
 def read(file: Path, dtype: str) -> Array:
-    """Read an array of keys and values.
-
-    Raises:
-        ConfigError: it is none.
-    """
+    """Read an array of keys and values; a file without one is a ConfigError."""
     if dtype not in ELEMENTS:
         raise ConfigError(f"--dtype: {dtype!r} is not one of {', '.join(ELEMENTS)}")
     try:

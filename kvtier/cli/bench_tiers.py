@@ -131,11 +131,7 @@ def _run(
 
 
 def refuse_small(config: Config, chunk_nbytes: int) -> None:
-    """Refuse tiers in which nothing could be measured.
-
-    Raises:
-        ConfigError: the first of them.
-    """
+    """Refuse the first tier in which nothing could be measured by a ConfigError."""
     for index, tier in enumerate(config.tiers):
         if not _fits(tier, chunk_nbytes, below=bool(index)):
             held = format_nbytes(tier.capacity or 0)

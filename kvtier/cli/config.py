@@ -112,7 +112,7 @@ def _describe_model(geometry: Geometry, chunk: Chunk, config: Config, ranks: int
 def _room_table(
     config: Config, geometry: Geometry | None, chunk: Chunk | None, ranks: int
 ) -> Table:
-    """What each tier holds; beside it, what it does, would not fit 80 columns."""
+    """List what each tier holds. Another table lists what each tier does: one table would be too wide."""
     table = Table("tier", "capacity", "per rank")
     if chunk:
         for name in ("chunks", "bytes each", "tokens"):

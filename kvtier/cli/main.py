@@ -4,7 +4,6 @@ A module offers a function named like its command, or an `app` where the command
 """
 
 import importlib
-import importlib.util
 import inspect
 import signal
 import sys
@@ -37,8 +36,6 @@ def build() -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(_kvtier)
     for name, where in COMMANDS.items():
-        if importlib.util.find_spec(where) is None:
-            continue
         module = importlib.import_module(where)
         command = getattr(module, name, None)
         if inspect.isfunction(command):

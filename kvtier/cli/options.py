@@ -7,11 +7,7 @@ from kvtier.errors import ConfigError
 
 
 def read(parse: Callable[[object], int], words: str, option: str) -> int:
-    """Read a size or a count.
-
-    Raises:
-        ConfigError: it is none.
-    """
+    """Read a size or a count; what is none is a ConfigError."""
     try:
         return parse(int(words) if words.isdigit() else words)
     except ValueError as exc:
@@ -19,10 +15,6 @@ def read(parse: Callable[[object], int], words: str, option: str) -> int:
 
 
 def positive(option: str, value: float) -> None:
-    """Refuse what is no finite number above 0.
-
-    Raises:
-        ConfigError: it is none.
-    """
+    """Refuse what is no finite number above 0 by a ConfigError."""
     if not 0 < value < math.inf:
         raise ConfigError(f"{option}: {value:g} is not more than 0")

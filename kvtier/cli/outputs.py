@@ -2,22 +2,18 @@
 
 import errno
 import os
-import tempfile
-from contextlib import suppress
+import shutil
 from pathlib import Path
 
 from kvtier.errors import ConfigError
+from kvtier.replacement import replacement
 
 _IN_PLACE = {errno.EACCES, errno.EPERM, errno.EBUSY, errno.EROFS}
 """What forbids to replace a file that may still be written to."""
 
 
 def check_writable(*files: Path | None) -> None:
-    """Refuse now what would fail after minutes.
-
-    Raises:
-        ConfigError: one of them cannot be written.
-    """
+    """Refuse a file that cannot be written by a ConfigError now, not after minutes."""
     for file in filter(None, files):
         # Of a link to nothing it is its target's directory that counts.
         written = file if file.exists() else file.resolve().parent
@@ -32,32 +28,22 @@ def save(file: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written; what was there still is, where it could be replaced.
     """
-    plain = not file.is_symlink() and (file.is_file() or not file.exists())
-    there = file.stat() if file.exists() else None
-    if plain and (there is None or there.st_uid == os.geteuid()):
+    if _is_plain(file):
         try:
-            _replace(file, text, there.st_mode & 0o777 if there else 0o666 & ~_umask())
+            with replacement(file) as partial:
+                partial.write_text(text, encoding="utf-8")
+                if file.exists():
+                    shutil.copymode(file, partial)
         except OSError as exc:
-            if exc.errno not in _IN_PLACE or there is None:
+            if exc.errno not in _IN_PLACE:
                 raise
         else:
             return
     file.write_text(text, encoding="utf-8")
 
 
-def _replace(file: Path, text: str, mode: int) -> None:
-    fd, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.absolute().parent)
-    try:
-        with open(fd, "w", encoding="utf-8") as partial:
-            partial.write(text)
-        os.chmod(name, mode)
-        os.replace(name, file)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
-
-
-def _umask() -> int:
-    os.umask(mask := os.umask(0o077))
-    return mask
+def _is_plain(file: Path) -> bool:
+    """Whether a file of our own is there, or nothing."""
+    if file.is_symlink() or not file.exists():
+        return not file.is_symlink()
+    return file.is_file() and file.stat().st_uid == os.geteuid()

@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kvtier.brain.cost import EVEN_TOKENS
 from kvtier.cli.geometry import Geometry, read_geometry
 from kvtier.cli.options import read
 from kvtier.cli.replay import assumed, policies
@@ -17,7 +16,7 @@ from kvtier.config import Plugin
 from kvtier.errors import ConfigError
 from kvtier.sim.blocks import one_tier, replay_blocks
 from kvtier.sim.plan import Fit, Kv, Sizing, break_even, fit, smallest
-from kvtier.sim.setting import PREFILL_RATE, Prefill, worth
+from kvtier.sim.setting import ASSUMED, Prefill, worth
 from kvtier.trace.trace import Trace
 from kvtier.units import format_count, format_nbytes, parse_count, parse_nbytes
 
@@ -44,10 +43,10 @@ def plan(  # noqa: PLR0913 - a command's options are its arguments
     nvme: Annotated[str, typer.Option(help="NVMe for KV.")] = "0B",
     tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks.")] = 1,
     kv_dtype: Annotated[str, typer.Option(help="Dtype of the KV cache.")] = "auto",
-    prefill_rate: Annotated[float, typer.Option(help="Tokens per second.")] = PREFILL_RATE,
+    prefill_rate: Annotated[float, typer.Option(help="Tokens per second.")] = ASSUMED.rate,
     prefill_knee: Annotated[
         str, typer.Option(help="Context at which attention costs as much as the rest.")
-    ] = f"{EVEN_TOKENS:g}",
+    ] = f"{ASSUMED.knee:g}",
     trace: Annotated[Path | None, typer.Option(help="Size DRAM and NVMe for this traffic.")] = None,
     format: Format = "auto",
     target: Annotated[
@@ -73,15 +72,16 @@ def plan(  # noqa: PLR0913 - a command's options are its arguments
     )
     if sizes.gpu <= sizes.weights:
         raise ConfigError("--weights: they do not fit into --gpu-memory")
-    prefill = Prefill(rate=given.prefill_rate, knee=given.prefill_knee)
+    prefill = Prefill.of(given)
     console = Console(highlight=False)
     for line in _model(geometry, kv, tokens):
         console.print(escape(line))
     console.print(_places(places(sizes, kv, tokens), users, kv.nbytes(tokens)))
     console.print(escape(_worth(kv, tokens, prefill)))
     if trace is not None:
-        file, loaded = open_trace(trace, format, None, 0, 0.02)
-        console.print(escape(_setting(loaded, trace, policy)))
+        file, loaded = open_trace(trace, format)
+        blocks = f"blocks of {loaded.block_tokens} tokens"
+        console.print(escape(f"{trace}: {len(loaded):,} requests, {policy}, {blocks}"))
         plugin = policies(policy)[0]
         for line in sizing(loaded, plugin, kv, prefill, (dram_target, target)):
             console.print(escape(line))
@@ -149,7 +149,9 @@ def _model(geometry: Geometry, kv: Kv, context: int) -> list[str]:
             f"KV of the sliding windows of {kv.window_tokens:,} tokens: "
             f"{format_nbytes(kv.window_nbytes)} per conversation"
         )
-    lines.append(f"a conversation of {format_count(context)} tokens: {_nbytes(kv, context)}")
+    lines.append(
+        f"a conversation of {format_count(context)} tokens: {format_nbytes(kv.nbytes(context))}"
+    )
     return lines
 
 
@@ -174,11 +176,3 @@ def _worth(kv: Kv, context: int, prefill: Prefill) -> str:
         f"computing {format_count(context)} tokens takes {seconds:.2f} s at {prefill.rate:,.0f} tokens/s; "
         f"reading them is faster above {format_nbytes(rate)}/s"
     )
-
-
-def _setting(trace: Trace, path: Path, policy: str) -> str:
-    return f"{path}: {len(trace):,} requests, {policy}, blocks of {trace.block_tokens} tokens"
-
-
-def _nbytes(kv: Kv, context: int) -> str:
-    return format_nbytes(kv.nbytes(context))

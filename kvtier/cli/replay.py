@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from kvtier.cli.outputs import check_writable, save
-from kvtier.cli.tracefile import Chunk, Format, Seed, SessionRate, open_trace, say_skipped
+from kvtier.cli.tracefile import RATE, Chunk, Format, Seed, SessionRate, open_trace, say_skipped
 from kvtier.config import Config, Plugin, ReplayConfig, load
 from kvtier.config.plugins import plugin
 from kvtier.errors import ConfigError
@@ -60,7 +60,7 @@ def replay(  # noqa: PLR0913 - a command's options are its arguments
         ),
     ] = None,
     seed: Seed = 0,
-    session_rate: SessionRate = 0.02,
+    session_rate: SessionRate = RATE,
     jobs: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core.")] = 0,
 ) -> None:
     """Replay a trace through the brain, per policy and size; Belady and an infinite cache are the ceilings."""
@@ -80,7 +80,7 @@ def replay(  # noqa: PLR0913 - a command's options are its arguments
             policies(policy or "lru"),
             sizes or counts(_SIZES, ""),
             nbytes_per_token=given.kv_bytes_per_token,
-            prefill=Prefill(rate=given.prefill_rate, knee=given.prefill_knee),
+            prefill=Prefill.of(given),
         )
     else:
         work = tier_jobs(tiers, policies(policy) if policy else [], sizes)
@@ -105,21 +105,13 @@ def replay(  # noqa: PLR0913 - a command's options are its arguments
 
 
 def policies(words: str) -> list[Plugin]:
-    """Read the names of eviction policies.
-
-    Raises:
-        ConfigError: one is unknown.
-    """
+    """Read the names of eviction policies; an unknown one is a ConfigError."""
     given = [plugin("eviction", word.strip(), "--policy") for word in words.split(",")]
     return [msgspec.convert(each, Plugin) for each in given]
 
 
 def counts(words: str | None, path: str) -> list[int]:
-    """Read token counts.
-
-    Raises:
-        ConfigError: one is not.
-    """
+    """Read token counts; what is none is a ConfigError."""
     try:
         return [parse_count(word.strip()) for word in (words or "").split(",") if word.strip()]
     except ValueError as exc:

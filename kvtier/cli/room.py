@@ -20,11 +20,7 @@ class Chunk(NamedTuple):
 
 
 def chunk_of(config: Config, geometry: Geometry, block_tokens: int) -> Chunk:
-    """Size a chunk as the connector would.
-
-    Raises:
-        ConfigError: `chunk_tokens` does not fit the engine's block.
-    """
+    """Size a chunk as the connector would; `chunk_tokens` that do not fit the engine's block are a ConfigError."""
     tokens = config.chunk_tokens or auto_chunk_tokens(block_tokens, geometry.nbytes_per_token)
     if tokens % block_tokens:
         raise ConfigError(

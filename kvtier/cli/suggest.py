@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import shlex
+import shutil
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -15,12 +16,11 @@ from kvtier.cli.geometry import Geometry, read_geometry
 from kvtier.cli.outputs import check_writable, save
 from kvtier.cli.room import chunk_of, chunks_held
 from kvtier.config import Config, load
+from kvtier.doctor import disks
 from kvtier.units import format_nbytes
 
 _GIB = 1 << 30
-_DRAM_SHARE = (
-    0.5  # of the memory that is free: vLLM's own processes and the page cache live there too
-)
+_DRAM_SHARE = 0.5  # of the free memory: vLLM's own processes and the page cache live there too
 _NODE_SHARE = 0.9  # of a node that has no processors, and so nobody else
 _DISK_SHARE = 0.8
 
@@ -133,15 +133,12 @@ def _far(root: Path) -> list[dict[str, object]]:
 
 
 def _file(path: Path) -> dict[str, object]:
-    there = next(
-        folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir()
-    )
-    stat = os.statvfs(there)
+    free = shutil.disk_usage(disks.nearest_folder(path.absolute())).free
     tier: dict[str, object] = {
         "name": "nvme",
         "kind": "file",
         "path": str(path.absolute()),
-        "capacity": _whole(stat.f_bavail * stat.f_frsize * _DISK_SHARE),
+        "capacity": _whole(free * _DISK_SHARE),
     }
     if importlib.util.find_spec("zstandard"):
         tier["codec"] = "lossless"

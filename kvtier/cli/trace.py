@@ -11,7 +11,7 @@ from rich.table import Table
 from kvtier.cli.options import positive
 from kvtier.cli.outputs import check_writable, save
 from kvtier.cli.replay import counts
-from kvtier.cli.tracefile import Chunk, Format, Seed, SessionRate, open_trace, say_skipped
+from kvtier.cli.tracefile import RATE, Chunk, Format, Seed, SessionRate, open_trace, say_skipped
 from kvtier.sim.statistics import QUANTILES, TraceStats, describe
 from kvtier.trace.sessions import Drawn, drawn, templates
 from kvtier.trace.synth import resampled, stream, write
@@ -94,7 +94,7 @@ def stats(  # noqa: PLR0913 - a command's options are its arguments
     chunk_tokens: Chunk = None,
     json: Annotated[Path | None, typer.Option(help="Write the numbers here.")] = None,
     seed: Seed = 0,
-    session_rate: SessionRate = 0.02,
+    session_rate: SessionRate = RATE,
 ) -> None:
     """Say what a trace is like: lengths, gaps, and LRU's hits by size; beside its source, if there is one."""
     sizes = counts(capacity_tokens, "--capacity-tokens")

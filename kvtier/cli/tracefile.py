@@ -22,15 +22,17 @@ SessionRate = Annotated[
     float, typer.Option(help="Sessions per second, where the file has no clock of its own.")
 ]
 
+RATE = Drawing().session_rate
+
 
 def open_trace(
-    path: Path, format: str, chunk_tokens: int | None, seed: int, session_rate: float
+    path: Path,
+    format: str,
+    chunk_tokens: int | None = None,
+    seed: int = 0,
+    session_rate: float = RATE,
 ) -> tuple[TraceFile, Trace]:
-    """Read a trace.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
+    """Read a trace; a file that cannot be read is a ConfigError."""
     positive("--session-rate", session_rate)
     file = TraceFile(path, format, Drawing(seed=seed, session_rate=session_rate))
     return file, file.load(chunk_tokens)

@@ -5,6 +5,7 @@ A read that waits is delayed by every chunk that a thread encodes before it gets
 
 import struct
 import threading
+import time
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -12,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from kvtier import registry
-from kvtier.codec import NO_FACTS, Bytes, ChunkFacts, Codec, Shelf
+from kvtier.codec import NO_FACTS, Bytes, ChunkFacts, Codec, CodecChoice
 from kvtier.config import Plugin
 from kvtier.decoders import Decoders
 from kvtier.errors import CorruptBlock
@@ -45,7 +46,7 @@ class _Candidate:
         self.passed_over = 0
 
 
-class BudgetCodec(Codec):
+class BudgetCodec(CodecChoice):
     """Choose among codecs for each chunk, by what each has cost and saved so far."""
 
     id = 6
@@ -53,46 +54,46 @@ class BudgetCodec(Codec):
     Config = BudgetConfig
 
     def __init__(self, config: BudgetConfig = BudgetConfig()) -> None:  # noqa: B008 - frozen
-        codecs = [registry.build("codec", each) for each in config.among]
-        self._candidates = [_Candidate(codec) for codec in codecs]
-        self._decoders = Decoders(*codecs)
+        self.among = [registry.build("codec", each) for each in config.among]
+        self._candidates = [_Candidate(codec) for codec in self.among]
+        self._decoders = Decoders(*self.among)
         self._budget_s = config.budget_ms / 1e3
         self._lock = threading.Lock()
-        self.lossy = any(codec.lossy for codec in codecs)
-        self.needs_layout = any(codec.needs_layout for codec in codecs)
-
-    @property
-    def writers(self) -> tuple[Codec, ...]:
-        return (self, *(each.codec for each in self._candidates))
-
-    def keep(self, shelf: Shelf) -> None:
-        for each in self._candidates:
-            each.codec.keep(shelf)
-        self._decoders.keep(shelf)
+        self.lossy = any(codec.lossy for codec in self.among)
+        self.needs_layout = any(codec.needs_layout for codec in self.among)
 
     def objection(self, facts: ChunkFacts) -> str:
-        found = (each.codec.objection(facts) for each in self._candidates)
-        return next(filter(None, found), "")
+        return next(filter(None, (codec.objection(facts) for codec in self.among)), "")
 
     def chosen(self, nbytes: int, waiting: int) -> Codec:
+        """Return the codec for the next chunk of `nbytes`, while so many reads wait for a thread."""
         with self._lock:
-            if not self._candidates:
-                return self
             best = self._best(nbytes, waiting)
             for each in self._candidates:
                 each.passed_over += each is not best
             return best.codec
 
     def measured(self, codec: Codec, nbytes: int, stored_nbytes: int, seconds: float) -> None:
+        """Take note of what the chosen codec made of a chunk."""
         with self._lock:
             for each in self._candidates:
                 if each.codec is codec:
                     each.measured(nbytes, stored_nbytes, seconds)
 
+    def encode_by_one(
+        self, chunk: Bytes, out: Bytes, facts: ChunkFacts, waiting: int
+    ) -> tuple[Codec, int | None]:
+        codec = self.chosen(len(chunk), waiting)
+        started = time.perf_counter()
+        n = codec.encode(chunk, out, facts)
+        seconds = time.perf_counter() - started
+        self.measured(codec, len(chunk), len(chunk) if n is None else n, seconds)
+        return codec, n
+
     def encode(self, chunk: Bytes, out: Bytes, facts: ChunkFacts = NO_FACTS) -> int | None:
-        codec = self.chosen(len(chunk), 0)
-        if codec is self or len(out) < _ID.size:
+        if not self.among or len(out) < _ID.size:
             return None
+        codec = self.chosen(len(chunk), 0)
         _ID.pack_into(out, 0, codec.id)
         n = codec.encode(chunk, out[_ID.size :], facts)
         return None if n is None else n + _ID.size

@@ -106,9 +106,8 @@ def _pack(whole: Codes, grid: Grid, codes: Codes) -> None:
     if not grid.packed:
         codes[...] = whole
         return
-    half_row = (
-        whole.shape[1] // 2
-    )  # the first half of a row in the low nibbles, the second in the high
+    # The first half of a row goes into the low nibbles, the second into the high ones.
+    half_row = whole.shape[1] // 2
     np.left_shift(whole[:, half_row:], 4, out=codes)
     codes |= whole[:, :half_row]
 

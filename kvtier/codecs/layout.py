@@ -68,5 +68,5 @@ def _restore(buf: Bytes, out: Bytes, layout: ChunkLayout | None) -> None:
     if order is None or layout is None or layout.nbytes != n:
         raise CorruptBlock(f"order {buf[n]} of a chunk whose layout is not known")
     for plane, half in zip((layout.keys, layout.values), np.split(buf[:n], 2), strict=True):
-        elements = half.view(ELEMENTS[layout.dtype])
-        layout.scatter(elements, out, plane, order)
+        view = plane.view(out.view(ELEMENTS[layout.dtype]), order)
+        view[...] = half.view(view.dtype).reshape(view.shape)

@@ -8,13 +8,12 @@ import struct
 import msgspec
 
 from kvtier import registry
-from kvtier.codec import MARGIN, NO_FACTS, Bytes, ChunkFacts, Codec, Shelf
+from kvtier.codec import MARGIN, NO_FACTS, Bytes, ChunkFacts, Codec
 from kvtier.codecs.scratch import Scratch
 from kvtier.config import Plugin
+from kvtier.config.codecs import MAX_STAGES
 from kvtier.decoders import Decoders
 from kvtier.errors import CorruptBlock
-
-MAX_STAGES = 8
 
 # offset  bytes  field
 #      0      1  number of stages
@@ -42,11 +41,6 @@ class PipelineCodec(Codec):
         self.lossy = any(stage.lossy for stage in self._stages)
         self.needs_layout = any(stage.needs_layout for stage in self._stages)
         self.shrinks = any(stage.shrinks for stage in self._stages)
-
-    def keep(self, shelf: Shelf) -> None:
-        for stage in self._stages:
-            stage.keep(shelf)
-        self._decoders.keep(shelf)
 
     @property
     def label(self) -> str:

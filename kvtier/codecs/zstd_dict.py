@@ -49,11 +49,8 @@ class ZstdDictCodec(Codec):
         self._config = config
         self._trained = _Trained(None, config)
 
-    def keep(self, shelf: Shelf) -> None:
-        self._trained = _Trained(shelf, self._config)
-
     def encode(self, chunk: Bytes, out: Bytes, facts: ChunkFacts = NO_FACTS) -> int | None:
-        trained = self._trained
+        trained = self._trained_on(facts.shelf)
         trained.learn(chunk)
         frame = trained.contexts.compressor(trained.newest).compress(chunk.data)
         if len(frame) > min(len(chunk), len(out)):
@@ -62,13 +59,20 @@ class ZstdDictCodec(Codec):
         return len(frame)
 
     def decode(self, buf: Bytes, out: Bytes, facts: ChunkFacts = NO_FACTS) -> None:
-        trained = self._trained
+        trained = self._trained_on(facts.shelf)
         try:
             frame = zstandard.get_frame_parameters(buf.data)
             decompressor = trained.contexts.decompressor(trained.by_id(frame.dict_id))
             decode_frame(decompressor, buf, out)
         except zstandard.ZstdError as exc:
             raise CorruptBlock(f"zstd: {exc}") from exc
+
+    def _trained_on(self, shelf: Shelf | None) -> "_Trained":
+        """Return what was trained on a shelf; what belongs to the shelf of before is forgotten."""
+        trained = self._trained
+        if trained.shelf is not shelf:
+            self._trained = trained = _Trained(shelf, self._config)
+        return trained
 
 
 class _Trained:
@@ -77,7 +81,7 @@ class _Trained:
     def __init__(self, shelf: Shelf | None, config: ZstdDictConfig) -> None:
         self.contexts = _Contexts(config.level)
         self.newest: Dictionary | None = None
-        self._shelf = shelf
+        self.shelf = shelf
         self._config = config
         self._lock = threading.Lock()
         self._dictionaries: dict[int, Dictionary] = {}
@@ -114,7 +118,7 @@ class _Trained:
             self._train(pieces, version)
 
     def _sampled(self, chunk: Bytes) -> _Pieces:
-        if self._shelf is None or self._version >= _VERSIONS:
+        if self.shelf is None or self._version >= _VERSIONS:
             return []
         self._seen += 1
         start = 0 if self._version == 0 else self._config.every
@@ -135,15 +139,15 @@ class _Trained:
         except zstandard.ZstdError as exc:
             logger.warning("no dictionary can be made of these chunks: %s", exc)
             return
-        assert self._shelf
-        if self._shelf.write(_name(version), trained.as_bytes()):
+        assert self.shelf
+        if self.shelf.write(_name(version), trained.as_bytes()):
             self.newest = self._loaded(version, trained)
         else:
             with suppress(CorruptBlock, TierError):  # another codec on the same shelf was first
                 self.newest = self._read(version) or self.newest
 
     def _read(self, version: int) -> Dictionary | None:
-        content = self._shelf.read(_name(version)) if self._shelf and version > 0 else None
+        content = self.shelf.read(_name(version)) if self.shelf and version > 0 else None
         if content is None:
             return None
         return self._loaded(version, Dictionary(content))

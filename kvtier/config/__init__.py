@@ -11,7 +11,6 @@ from kvtier.config.structs import (
     HooksConfig,
     IoConfig,
     MediumConfig,
-    Plugin,
     ReplayConfig,
     TierConfig,
     TraceConfig,
@@ -19,6 +18,7 @@ from kvtier.config.structs import (
     from_builtins,
     to_builtins,
 )
+from kvtier.registry import Plugin
 
 __all__ = [
     "ARENA",

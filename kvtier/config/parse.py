@@ -6,21 +6,34 @@ import msgspec
 
 from kvtier.config.codecs import codec
 from kvtier.config.plugins import find, options, plugin
-from kvtier.config.replay import medium, replay, trace
 from kvtier.config.rules import check
-from kvtier.config.structs import ARENA, Config, IoConfig
-from kvtier.config.words import choose, join, mapping, mistake, refuse_unknown, translate, unit
+from kvtier.config.structs import ARENA, Config, IoConfig, MediumConfig, ReplayConfig, TraceConfig
+from kvtier.config.words import (
+    choose,
+    join,
+    mapping,
+    mistake,
+    refuse_unknown,
+    section,
+    translate,
+    unit,
+)
 from kvtier.errors import ConfigError
 from kvtier.hook import HookKind
 from kvtier.registry import find_callable
 from kvtier.tier import Tier
 from kvtier.types import WriteMode
-from kvtier.units import parse_nbytes, parse_seconds
+from kvtier.units import parse_count, parse_nbytes, parse_seconds
 
 _TIER_KEYS = (
     *("name", "kind", "capacity", "numa", "eviction", "admission"),
     *("codec", "write", "deadline", "depth", "medium", "wrappers"),
 )
+_HOOK_KEYS = (*HookKind, "budget", "failures", "vetoes")
+_MEDIUM_KEYS = ("read", "write", "latency", "ratio")
+_MEDIUM_UNITS = {"read": parse_nbytes, "write": parse_nbytes, "latency": parse_seconds}
+_IO_UNITS = {"idle_write": parse_nbytes}
+_REPLAY_UNITS = {"kv_bytes_per_token": parse_nbytes, "prefill_knee": parse_count}
 _NOT_FOR_DRAM = {
     "codec": "its slots hold raw bytes",
     "write": "it says when chunks go down into a tier",
@@ -36,8 +49,7 @@ def parse(raw: object, *, here: bool = True) -> Config:
     Raises:
         ConfigError: the first mistake.
     """
-    top = dict(mapping(raw, ""))
-    refuse_unknown(top, Config.__struct_fields__, "")
+    top = section(raw, "", Config.__struct_fields__, {})
     if top.get("chunk_tokens") == "auto":
         del top["chunk_tokens"]
     if "store" in top:
@@ -45,11 +57,12 @@ def parse(raw: object, *, here: bool = True) -> Config:
     if "load" in top:
         choose(top["load"], ("auto", "always"), "load")
     if "io" in top:
-        top["io"] = _io(top["io"])
+        top["io"] = section(top["io"], "io", IoConfig.__struct_fields__, _IO_UNITS)
     if top.get("trace") is not None:
-        top["trace"] = trace(top["trace"], here=here)
+        top["trace"] = _trace(top["trace"], here=here)
     if "replay" in top:
-        top["replay"] = replay(top["replay"])
+        fields = ReplayConfig.__struct_fields__
+        top["replay"] = section(top["replay"], "replay", fields, _REPLAY_UNITS)
     if "hooks" in top:
         top["hooks"] = _hooks(top["hooks"])
     _plugins(top, "prefetch", "prefetch", "prefetch")
@@ -63,17 +76,8 @@ def parse(raw: object, *, here: bool = True) -> Config:
     return config
 
 
-def _io(raw: object) -> dict[str, object]:
-    io = dict(mapping(raw, "io"))
-    refuse_unknown(io, IoConfig.__struct_fields__, "io")
-    unit(io, "idle_write", parse_nbytes, "io")
-    return io
-
-
 def _hooks(raw: object) -> dict[str, object]:
-    hooks = dict(mapping(raw, "hooks"))
-    refuse_unknown(hooks, (*HookKind, "budget", "failures", "vetoes"), "hooks")
-    unit(hooks, "budget", parse_seconds, "hooks")
+    hooks = section(raw, "hooks", _HOOK_KEYS, {"budget": parse_seconds})
     if "budget" in hooks:
         hooks["budget_s"] = hooks.pop("budget")
     for kind in HookKind:
@@ -81,6 +85,33 @@ def _hooks(raw: object) -> dict[str, object]:
         for i, name in enumerate(named if isinstance(named, list | tuple) else ()):
             _callable(name, f"hooks.{kind}[{i}]")
     return hooks
+
+
+def _trace(raw: object, *, here: bool) -> dict[str, object]:
+    """Read the section `trace`; the first mistake is a ConfigError. The file's directory must be there."""
+    made = section(raw, "trace", TraceConfig.__struct_fields__, {})
+    if isinstance(record := made.get("record"), str):
+        if not os_path.isabs(record):
+            raise mistake(
+                "trace.record",
+                f"{record!r} is not absolute: the engine's processes may start elsewhere",
+            )
+        if here and not os_path.isdir(os_path.dirname(record)):
+            directory = os_path.dirname(record)
+            raise mistake("trace.record", f"there is no directory {directory!r}")
+        if os_path.isdir(record):
+            raise mistake("trace.record", f"{record!r} is a directory, not a file")
+    return made
+
+
+def _medium(raw: object, path: str) -> dict[str, object]:
+    """Read how fast the tier at `path` is; the first mistake is a ConfigError."""
+    given = {key: value for key, value in mapping(raw, path).items() if value is not None}
+    made = section(given, path, _MEDIUM_KEYS, _MEDIUM_UNITS)
+    if "latency" in made:
+        made["latency_s"] = made.pop("latency")
+    assert made.keys() <= set(MediumConfig.__struct_fields__)
+    return made
 
 
 def _callable(name: object, path: str) -> None:
@@ -125,7 +156,7 @@ def _parts(tier: dict[str, object], path: str) -> None:
     if "codec" in tier:
         tier["codec"] = codec(tier["codec"], join(path, "codec"))
     if tier.get("medium") is not None:
-        tier["medium"] = medium(tier["medium"], join(path, "medium"))
+        tier["medium"] = _medium(tier["medium"], join(path, "medium"))
     _plugins(tier, "wrappers", "wrapper", join(path, "wrappers"))
 
 

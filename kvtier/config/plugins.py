@@ -31,11 +31,7 @@ def plugin(kind: str, raw: object, path: str) -> dict[str, object]:
 
 
 def find(kind: str, name: str, path: str) -> type:
-    """Look a plugin up; a failure names its place in the configuration.
-
-    Raises:
-        ConfigError: there is no such plugin.
-    """
+    """Look a plugin up; without one a ConfigError names its place in the configuration."""
     try:
         return registry.lookup(kind, name)
     except ConfigError as exc:
@@ -45,11 +41,7 @@ def find(kind: str, name: str, path: str) -> type:
 def options(
     plugin_class: type, raw: Mapping[str, object], path: str, *, also: Sequence[str]
 ) -> dict[str, object]:
-    """Check a plugin's options and fill in their defaults; `also` are the keys around them.
-
-    Raises:
-        ConfigError: a key is unknown or missing, or a value is wrong.
-    """
+    """Check a plugin's options and fill in their defaults; a mistake is a ConfigError. `also` are the keys around them."""
     struct: type | None = getattr(plugin_class, "Config", None)
     if struct is None:
         refuse_unknown(raw, (), path, also=also)

@@ -9,11 +9,7 @@ from kvtier.types import MAX_LOWER_TIERS
 
 
 def check(config: Config, *, here: bool) -> None:
-    """Refuse a configuration that its structs allow but that cannot work, on this machine if it is to run `here`.
-
-    Raises:
-        ConfigError: the first rule that is broken.
-    """
+    """Raise a ConfigError for what the structs allow but cannot work, on this machine if it is to run `here`."""
     if not config.tiers:
         raise mistake("tiers", "there is none; the first is always {name: dram, kind: dram}")
     if len(config.tiers) > 1 + MAX_LOWER_TIERS:

@@ -7,19 +7,13 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from kvtier.registry import Plugin
 from kvtier.types import WriteMode
 
 _MOST = 1e18  # tokens, or tokens per second: finite is what counts
 
 MOST_THREADS = 256
 """Of one I/O process."""
-
-
-class Plugin(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A plugin by name, with its own options as its `Config` decoded and completed them."""
-
-    kind: str
-    options: Mapping[str, object] = {}
 
 
 class MediumConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,18 +34,16 @@ class TierConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,32}\Z")]
     kind: str
-    capacity: int | None = (
-        None  # bytes per engine and node; None, only for dram: see kvtier.config.shares
-    )
+    # Bytes per engine and node; None, only for dram: see kvtier.config.shares.
+    capacity: int | None = None
     numa: tuple[int, ...] | None = None  # None: the rank's own node
     eviction: Plugin = Plugin(kind="lru")
     admission: Plugin = Plugin(kind="always")
     codec: Plugin = Plugin(kind="raw")
     write: WriteMode = WriteMode.ON_EVICT
     deadline_s: float = 2.0  # a read that takes longer is a miss
-    depth: Annotated[int, Meta(ge=2)] | None = (
-        None  # operations at a time; None: what threads allow
-    )
+    # Operations at a time; None: what threads allow.
+    depth: Annotated[int, Meta(ge=2)] | None = None
     medium: MediumConfig | None = None  # None: the live engine finds out, the replayer assumes
     options: Mapping[str, object] = {}  # the tier kind's own, `path` for example
     wrappers: tuple[Plugin, ...] = ()  # innermost first
@@ -78,12 +70,9 @@ class ReplayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     # Of all layers: Llama 3.1 8B in bfloat16.
     kv_bytes_per_token: Annotated[int, Meta(ge=1)] = 128 << 10
-    prefill_rate: Annotated[float, Meta(gt=0, le=_MOST)] = (
-        10_000.0  # tokens per second without context
-    )
-    prefill_knee: Annotated[float, Meta(gt=0, le=_MOST)] = (
-        24_576.0  # tokens of context at which attention costs as much as the rest
-    )
+    # Tokens per second without context, and the context at which attention costs as much as the rest.
+    prefill_rate: Annotated[float, Meta(gt=0, le=_MOST)] = 10_000.0
+    prefill_knee: Annotated[float, Meta(gt=0, le=_MOST)] = 24_576.0
     decode_rate: Annotated[float, Meta(gt=0, le=_MOST)] = 50.0  # tokens per second and request
 
 

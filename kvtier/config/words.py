@@ -21,6 +21,7 @@ _TYPES = {
     "array": "a list",
     "object": "a mapping",
     "null": "nothing",
+    "NoneType": "nothing",
 }
 
 
@@ -37,11 +38,7 @@ def mistake(path: str, what: object) -> ConfigError:
 def refuse_unknown(
     raw: Mapping[str, object], known: Iterable[str], path: str, *, also: Iterable[str] = ()
 ) -> None:
-    """Refuse the first key that is not known, with the nearest of `known` and `also`.
-
-    Raises:
-        ConfigError: there is one.
-    """
+    """Refuse the first key that is not known by a ConfigError with the nearest of `known` and `also`."""
     words = list(known)
     for key in raw:
         if key not in words:
@@ -50,11 +47,7 @@ def refuse_unknown(
 
 
 def choose(value: object, known: Iterable[str], path: str) -> str:
-    """Return `value` if it is one of `known`.
-
-    Raises:
-        ConfigError: it is not; the message lists them.
-    """
+    """Return `value` if it is one of `known`; else a ConfigError lists them."""
     words = list(known)
     if isinstance(value, str) and value in words:
         return value
@@ -62,22 +55,14 @@ def choose(value: object, known: Iterable[str], path: str) -> str:
 
 
 def mapping(value: object, path: str) -> Mapping[str, object]:
-    """Return `value` if it is a mapping.
-
-    Raises:
-        ConfigError: it is something else.
-    """
+    """Return `value` if it is a mapping; else raise a ConfigError."""
     if isinstance(value, Mapping):
         return value
     raise mistake(path, f"expected a mapping, got {describe(value)}")
 
 
 def unit(raw: dict[str, object], key: str, read: Callable[[object], float], path: str) -> None:
-    """Replace `raw[key]`, if it is there, by what `read` makes of it.
-
-    Raises:
-        ConfigError: `read` refuses it.
-    """
+    """Replace `raw[key]`, if it is there, by what `read` makes of it; what `read` refuses is a ConfigError."""
     if raw.get(key) is not None:
         try:
             raw[key] = read(raw[key])
@@ -85,16 +70,25 @@ def unit(raw: dict[str, object], key: str, read: Callable[[object], float], path
             raise mistake(join(path, key), exc) from exc
 
 
+def section(
+    raw: object, path: str, known: Iterable[str], units: Mapping[str, Callable[[object], float]]
+) -> dict[str, object]:
+    """Read a mapping that has no other keys than `known`; `units` read the values that are written with a unit."""
+    made = dict(mapping(raw, path))
+    refuse_unknown(made, known, path)
+    for key, read in units.items():
+        unit(made, key, read, path)
+    return made
+
+
 def describe(value: object) -> str:
     """Name the type of a decoded value as a YAML writer would."""
-    names = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
-    if value is None:
-        return "nothing"
+    name = type(value).__name__
     if isinstance(value, list | tuple):
-        return "a list"
-    return names.get(
-        type(value), "a mapping" if isinstance(value, Mapping) else type(value).__name__
-    )
+        name = "array"
+    elif isinstance(value, Mapping):
+        name = "object"
+    return _TYPES.get(name, name)
 
 
 def translate(error: msgspec.ValidationError, path: str) -> ConfigError:

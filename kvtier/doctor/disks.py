@@ -1,15 +1,16 @@
 """The file systems below the configured paths: whether they take what a file tier does to them."""
 
 import contextlib
-import mmap
 import os
-import tempfile
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from kvtier.config import Config
 from kvtier.doctor.finding import Finding, Level, Patient
+from kvtier.tiers.directory import SUFFIX
+from kvtier.tiers.file import refuses_direct
 from kvtier.units import format_nbytes
 
 _POOR = {
@@ -39,7 +40,7 @@ def look(path: Path, root: Path = Path("/")) -> Iterator[Finding]:
     """Judge one path: whether it can be written, and on what it is."""
     area = f"disk {path}"
     try:
-        there = _there(path)
+        there = nearest_folder(path)
         read_only = bool(os.statvfs(there).f_flag & os.ST_RDONLY)
         mount = mount_of(there, root)
     except OSError as exc:
@@ -54,7 +55,11 @@ def look(path: Path, root: Path = Path("/")) -> Iterator[Finding]:
         return
     advice = _POOR.get(mount.kind, "")
     yield Finding(area, Level.WARN if advice else Level.OK, f"on {mount.kind}", advice)
-    if refused := _direct(there):
+    try:
+        refused = refuses_direct(there)
+    except OSError as exc:
+        refused = exc.strerror or str(exc)
+    if refused:
         advice = "records go through the page cache; ext4 and xfs take O_DIRECT"
         yield Finding(area, Level.WARN, f"no O_DIRECT: {refused}", advice)
     if rotational(mount.device, root):
@@ -68,16 +73,16 @@ def rooms(config: Config) -> Iterator[Finding]:
     on: dict[int, dict[Path, int]] = {}
     for path, capacity in _places(config).items():
         with contextlib.suppress(OSError):
-            on.setdefault(os.stat(_there(path)).st_dev, {})[path] = capacity
+            on.setdefault(os.stat(nearest_folder(path)).st_dev, {})[path] = capacity
     for capacities in on.values():
         area = f"disk {', '.join(map(str, capacities))}"
         try:
-            stat = os.statvfs(_there(next(iter(capacities))))
+            free = shutil.disk_usage(nearest_folder(next(iter(capacities)))).free
             held = sum(_held(path) for path in capacities)
         except OSError as exc:
             yield Finding(area, Level.FAIL, f"cannot be looked at: {exc}", "choose another path")
             continue
-        free, capacity = stat.f_bavail * stat.f_frsize, sum(capacities.values())
+        capacity = sum(capacities.values())
         said = f"{format_nbytes(free)} free, {format_nbytes(held)} of records, for {format_nbytes(capacity)}"
         if free + held < capacity:
             advice = "writes will fail when it is full: lower capacity"
@@ -92,13 +97,14 @@ def _places(config: Config) -> dict[Path, int]:
     return {Path(path): capacity for path, capacity in named if isinstance(path, str)}
 
 
-def _there(path: Path) -> Path:
+def nearest_folder(path: Path) -> Path:
+    """Return a path itself, or the first folder above it that is there."""
     return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
 def _held(path: Path) -> int:
     nbytes = 0
-    for file in path.rglob("*.kvt") if path.is_dir() else ():
+    for file in path.rglob(f"*{SUFFIX}") if path.is_dir() else ():
         with contextlib.suppress(FileNotFoundError):  # an engine at work
             nbytes += file.stat().st_size
     return nbytes
@@ -127,19 +133,3 @@ def rotational(device: str, root: Path = Path("/")) -> bool:
         if file.is_file():
             return file.read_text().strip() == "1"
     return False
-
-
-def _direct(folder: Path) -> str:
-    """Write and read a page with O_DIRECT; return why that failed, or nothing."""
-    page = mmap.mmap(-1, 4096)
-    try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".kvtier-doctor-") as file:
-            fd = os.open(file.name, os.O_RDWR | os.O_DIRECT)
-            try:
-                os.pwritev(fd, [page], 0)
-                os.preadv(fd, [page], 0)
-            finally:
-                os.close(fd)
-    except OSError as exc:
-        return exc.strerror or str(exc)
-    return ""

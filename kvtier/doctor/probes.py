@@ -1,14 +1,15 @@
 """What only trying tells: whether memory can be bound, and how fast it is on each node."""
 
-import time
-from collections.abc import Callable, Iterator
+import timeit
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from kvtier import topology
 from kvtier.doctor.finding import Finding, Level, Patient
-from kvtier.memory.region import Bytes, Region
+from kvtier.memory.region import Region
+from kvtier.tier import Bytes
 from kvtier.units import format_nbytes
 
 _NBYTES = 256 << 20  # beyond most caches
@@ -78,7 +79,7 @@ def measure(region: Region) -> MemorySpeed:
         for piece in pieces:
             np.copyto(near, piece)
 
-    writes, reads = (min(_seconds(work) for _ in range(3)) for work in (write, read))
+    writes, reads = (min(timeit.repeat(work, number=1, repeat=3)) for work in (write, read))
     far, cached = _step_s(region.bytes), _step_s(np.zeros(1 << 14, np.uint8))
     nbytes = len(region.bytes) / 1e9
     return MemorySpeed(nbytes / reads, nbytes / writes, max(0.0, far - cached) * 1e9)
@@ -98,10 +99,4 @@ def _step_s(buf: Bytes) -> float:
         for _ in range(_STEPS):
             at = view[at]
 
-    return min(_seconds(walk) for _ in range(_WALKS)) / _STEPS
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+    return min(timeit.repeat(walk, number=1, repeat=_WALKS)) / _STEPS

@@ -6,11 +6,9 @@ import threading
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from kvtier.tier import Bytes
 from kvtier.types import PAGE
-
-Bytes = npt.NDArray[np.uint8]
 
 
 class ThreadBuffers(NamedTuple):

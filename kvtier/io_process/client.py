@@ -151,14 +151,14 @@ class IoClient:
     def _take(self, frame: Frame) -> bool:
         """Take one frame in and return whether that was enough for one call."""
         if frame.kind == FrameKind.RESULTS:
-            for result in wire.decode_results(frame.body):
+            for result in wire.RESULTS.decode(frame.body):
                 self._settle(result)
         elif frame.kind == FrameKind.SCAN:
-            return self._take_scan(wire.decode_scan(frame.body))
+            return self._take_scan(wire.SCAN.decode(frame.body))
         elif frame.kind == FrameKind.PLACED:
-            self.placed = wire.decode_placed(frame.body)
+            self.placed = wire.PLACED.decode(frame.body)
         elif frame.kind == FrameKind.HELLO:
-            self._greet(wire.decode_hello(frame.body).error)
+            self._greet(wire.HELLO.decode(frame.body).error)
         return False
 
     def _settle(self, result: OpResult) -> None:

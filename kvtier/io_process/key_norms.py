@@ -6,8 +6,8 @@ and Effective L2 Norm-Based Strategy for KV Cache Compression"; not so in the fi
 
 import numpy as np
 
-from kvtier.io_process.buffers import Bytes
 from kvtier.layout import ELEMENTS, ChunkLayout, Elements
+from kvtier.tier import Bytes
 
 _TOKENS = 32  # looked at per chunk and layer
 _LAYERS = 4  # looked at, evenly spread over all but the first two

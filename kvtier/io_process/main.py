@@ -16,7 +16,7 @@ import msgspec
 
 from kvtier import registry, topology
 from kvtier.codec import Codec
-from kvtier.config import TierConfig
+from kvtier.config import Plugin, TierConfig
 from kvtier.errors import ConfigError
 from kvtier.io_process import system, wire
 from kvtier.io_process.buffers import ArenaView
@@ -48,7 +48,7 @@ class Pipe:
             self._inbox.feed(data)
             for frame in self._inbox.frames():
                 self.sock.setblocking(False)
-                return wire.decode_setup(frame.body)
+                return wire.SETUP.decode(frame.body)
         return None
 
     def receive(self, service: Service) -> bool:
@@ -59,7 +59,7 @@ class Pipe:
             return True
         self._inbox.feed(data)
         for frame in self._inbox.frames():
-            for op in wire.decode_ops(frame.body):
+            for op in wire.OPS.decode(frame.body):
                 service.handle(op)
         return bool(data)
 
@@ -147,18 +147,15 @@ def open_tiers(setup: IoSetup, arena_fd: int) -> list[Records]:
         )
         codec = registry.build("codec", tier.codec)
         check_facts(tier.name, codec, setup)
-        made = reduce(registry.wrap, tier.wrappers, registry.build("tier", tier, site))
+        inner = registry.build("tier", Plugin(kind=tier.kind, options=tier.options), site)
+        made = reduce(registry.wrap, tier.wrappers, inner)
         spare -= made.memory_nbytes
         lower.append(Records(made, codec, site, slots, setup, tier.depth))
     return lower
 
 
 def check_facts(tier: str, codec: Codec, setup: IoSetup) -> None:
-    """Refuse a codec that cannot work on this engine's chunks.
-
-    Raises:
-        ConfigError: with the reason.
-    """
+    """Refuse a codec that cannot work on this engine's chunks by a ConfigError with the reason."""
     for group in setup.group_nbytes:
         if why := codec.objection(setup.facts(group)):
             raise ConfigError(

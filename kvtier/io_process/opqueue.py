@@ -74,7 +74,8 @@ class OpQueue:
         with self._changed:
             self._orders += 1
             job.order = self._orders
-            self._lane(job.op).setdefault(job.op.op, job)
+            lane = _Lane(job.op.priority, job.op.tier, job.op.kind is OpKind.READ)
+            self._lanes.setdefault(lane, {}).setdefault(job.op.op, job)
             self._changed.notify()
 
     def take(self) -> Job | None:
@@ -146,10 +147,6 @@ class OpQueue:
             if out:
                 self._changed.notify_all()
         return out
-
-    def _lane(self, op: TierOp) -> dict[int, Job]:
-        key = _Lane(op.priority, op.tier, op.kind is OpKind.READ)
-        return self._lanes.setdefault(key, {})
 
     def _next(self) -> Job | None:
         fronts = [

@@ -9,13 +9,11 @@ import struct
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
 from kvtier.errors import CorruptBlock
+from kvtier.tier import Bytes
 from kvtier.types import PAGE
-
-Bytes = npt.NDArray[np.uint8]
 
 MAX_KEY = 64
 VERSION = 1
@@ -104,11 +102,7 @@ def pack(header: Header, page: Bytes) -> None:
         header.codec,
         0,
         bytes.fromhex(header.namespace),
-        header.rank,
-        header.group,
-        header.end_token,
-        header.raw_nbytes,
-        header.stored_nbytes,
+        *header[2:7],  # rank to stored bytes
         len(header.key),
         len(header.parent),
         header.key,
@@ -156,11 +150,7 @@ def unpack(page: Bytes) -> Header:
 
 
 def check_identity(header: Header, want: Identity) -> None:
-    """Compare a header with what was asked for.
-
-    Raises:
-        CorruptBlock: it is another record.
-    """
+    """Compare a header with what was asked for; another record is a CorruptBlock."""
     for field in Identity._fields:
         if getattr(header, field) != getattr(want, field):
             raise CorruptBlock(f"{field} differs")

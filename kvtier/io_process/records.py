@@ -2,23 +2,22 @@
 
 import logging
 import os
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
 
-from kvtier.codec import MARGIN, ChunkFacts, Codec
+from kvtier.codec import MARGIN, ChunkFacts, Codec, CodecChoice
 from kvtier.decoders import Decoders
 from kvtier.errors import CorruptBlock, TierError
 from kvtier.io_process import record, shelf
-from kvtier.io_process.buffers import ArenaView, BufferPool, Bytes
+from kvtier.io_process.buffers import ArenaView, BufferPool
 from kvtier.io_process.key_norms import key_norm, objection
 from kvtier.io_process.record import Header, Identity, padded
 from kvtier.io_process.shelf import TierShelf
 from kvtier.io_process.wire import IoSetup
-from kvtier.tier import Entry, Site, Tier
+from kvtier.tier import Bytes, Entry, Site, Tier
 from kvtier.types import PAGE, OpKind, OpStatus, TierOp
 
 logger = logging.getLogger(__name__)
@@ -55,9 +54,11 @@ class _Encoding(NamedTuple):
 
 
 class _Session(NamedTuple):
+    """What is open, and by which change."""
+
     namespace: str
-    manifest: str
-    epoch: int
+    shelf: TierShelf
+    change: _Change
 
 
 class Records:
@@ -80,7 +81,7 @@ class Records:
         self.depth = depth
         self._tier = tier
         self._codec = codec
-        self._decoders = Decoders(*codec.writers)
+        self._decoders = Decoders(*(codec.among if isinstance(codec, CodecChoice) else (codec,)))
         self._rank = site.rank
         self._slots = slots
         self._group_nbytes = setup.group_nbytes
@@ -90,11 +91,6 @@ class Records:
         self._scratch = BufferPool(padded(max(setup.group_nbytes.values()) + MARGIN))
         self._session: _Session | None = None
         self._pending: _Change | None = None
-        self._verbs = {
-            OpKind.READ: self._read,
-            OpKind.REMOVE: self._remove,
-            OpKind.SCORE: self._score,
-        }
 
     @property
     def namespace(self) -> str:
@@ -106,11 +102,11 @@ class Records:
         if self._pending and self._pending.kind is OpKind.RESET:
             kind = OpKind.RESET  # what that one should have made unreachable still has to go
         self._session = None
-        self._pending = _Change(kind, manifest, epoch)
+        self._pending = change = _Change(kind, manifest, epoch)
         namespace = record.namespace_of(manifest)
         (self._tier.reset if kind is OpKind.RESET else self._tier.open)(namespace, manifest)
-        self._decoders.keep(TierShelf(self._tier, namespace, self._rank))
-        self._session = _Session(namespace, manifest, epoch)
+        shelf = TierShelf(self._tier, namespace, self._rank)
+        self._session = _Session(namespace, shelf, change)
         self._pending = None
 
     def serve(self, op: TierOp, epoch: int, waiting: int = 0) -> Served:
@@ -122,11 +118,17 @@ class Records:
         session = self._session
         if session is None:
             raise TierError(self.name, op.kind.name.lower(), "no namespace is open")
-        if session.epoch != epoch:
+        if session.change.epoch != epoch:
             return Served(OpStatus.CANCELLED, error="the tier was reset")
-        if op.kind is OpKind.WRITE:
-            return self._write(op, session.namespace, waiting)
-        return self._verbs[op.kind](op, session.namespace)
+        match op.kind:
+            case OpKind.READ:
+                return self._read(op, session)
+            case OpKind.WRITE:
+                return self._write(op, session, waiting)
+            case OpKind.SCORE:
+                return self._score(op)
+        self._tier.remove(op.key)
+        return Served(OpStatus.OK)
 
     def reclaim(self, nbytes: int) -> int:
         """Remove foreign namespaces until `nbytes` are free and return the foreign bytes left."""
@@ -145,7 +147,9 @@ class Records:
             with suppress(TierError):
                 self._write_and_read()
                 return None
-        change = self._pending or self._again()
+        change, session = self._pending, self._session
+        if change is None and session is not None:  # somebody removed its directory
+            change = session.change._replace(kind=OpKind.OPEN)
         if change is not None:
             self.change(*change)
         self._write_and_read()
@@ -154,7 +158,7 @@ class Records:
     def scan(self, epoch: int) -> Iterator[Entry]:
         """List the records until the tier is reset."""
         for entry in self._tier.scan():
-            if self._session is None or self._session.epoch != epoch:
+            if self._session is None or self._session.change.epoch != epoch:
                 return
             if entry.key == PROBE_KEY:
                 self._tier.remove(PROBE_KEY)
@@ -170,22 +174,22 @@ class Records:
         self._session = None
         self._tier.close()
 
-    def _read(self, op: TierOp, namespace: str) -> Served:
+    def _read(self, op: TierOp, session: _Session) -> Served:
         try:
-            nbytes = self._fill(op, namespace)
+            nbytes = self._fill(op, session)
         except CorruptBlock as exc:
             logger.warning("record %s is corrupt and removed: %s", op.key.hex(), exc)
             self._tier.remove(op.key)
             return Served(OpStatus.CORRUPT, error=str(exc))
         return Served(OpStatus.OK if nbytes else OpStatus.MISSING, nbytes)
 
-    def _write(self, op: TierOp, namespace: str, waiting: int) -> Served:
-        chunk = self._chunk(op)
-        facts = self._facts_of(op.group, op.end_token)
+    def _write(self, op: TierOp, session: _Session, waiting: int) -> Served:
+        chunk = self._slots.view(op.slot)[: self._group_nbytes[op.group]]
+        facts = self._facts_of(session, op.group, op.end_token)
         encoding = self._encode(chunk, facts, waiting)
         header = Header(
             encoding.codec,
-            namespace,
+            session.namespace,
             self._rank,
             op.group,
             op.end_token,
@@ -200,11 +204,7 @@ class Records:
         nbytes = self._tier.write(op.key, [page, *encoding.pieces])
         return Served(OpStatus.OK, nbytes, codec=encoding.label)
 
-    def _remove(self, op: TierOp, namespace: str) -> Served:
-        self._tier.remove(op.key)
-        return Served(OpStatus.OK)
-
-    def _score(self, op: TierOp, namespace: str) -> Served:
+    def _score(self, op: TierOp) -> Served:
         layout = self._layouts.get(op.group, "nobody said")
         why = objection(layout)
         if why or isinstance(layout, str):
@@ -215,11 +215,6 @@ class Records:
         chunk = self._slots.view(op.target)[: self._group_nbytes[op.group]]
         return Served(OpStatus.OK, score=key_norm(chunk, layout))
 
-    def _again(self) -> _Change | None:
-        """The OPEN that would bring back a directory that somebody removed."""
-        session = self._session
-        return session and _Change(OpKind.OPEN, session.manifest, session.epoch)
-
     def _write_and_read(self) -> None:
         pages = self._scratch.mine
         pages.header[:] = np.frombuffer(os.urandom(PAGE), np.uint8)
@@ -229,10 +224,7 @@ class Records:
         if found != PAGE or not np.array_equal(pages.header, pages.tail):
             raise TierError(self.name, "probe", "what was written did not come back")
 
-    def _chunk(self, op: TierOp) -> Bytes:
-        return self._slots.view(op.slot)[: self._group_nbytes[op.group]]
-
-    def _fill(self, op: TierOp, namespace: str) -> int:
+    def _fill(self, op: TierOp, session: _Session) -> int:
         """Fill the slot with the verified chunk and return the record's length; 0 where there is none."""
         slot = self._slots.view(op.slot)
         raw_nbytes = self._group_nbytes[op.group]
@@ -245,12 +237,14 @@ class Records:
         if nbytes < PAGE:
             raise CorruptBlock(f"the record has {nbytes} bytes")
         header = record.unpack(scratch.header)
-        record.check_identity(header, Identity(namespace, self._rank, op.group, op.key, raw_nbytes))
+        want = Identity(session.namespace, self._rank, op.group, op.key, raw_nbytes)
+        record.check_identity(header, want)
         record.check_payload(header, nbytes, target[: padded(header.stored_nbytes)])
-        self._decode(header, target[: header.stored_nbytes], slot[:raw_nbytes])
+        facts = self._facts_of(session, header.group, header.end_token)
+        self._decode(header, target[: header.stored_nbytes], slot[:raw_nbytes], facts)
         return nbytes
 
-    def _decode(self, header: Header, payload: Bytes, chunk: Bytes) -> None:
+    def _decode(self, header: Header, payload: Bytes, chunk: Bytes, facts: ChunkFacts) -> None:
         in_slot = self._codec.id == 0
         if header.codec == 0 and in_slot and len(payload) == len(chunk):
             return
@@ -258,21 +252,19 @@ class Records:
             bounce = self._scratch.mine.bounce[: len(payload)]
             bounce[:] = payload
             payload = bounce
-        facts = self._facts_of(header.group, header.end_token)
         self._decoders.of(header.codec).decode(payload, chunk, facts)
 
-    def _facts_of(self, group: int, end_token: int) -> ChunkFacts:
-        return self._facts[group]._replace(end_token=end_token)
+    def _facts_of(self, session: _Session, group: int, end_token: int) -> ChunkFacts:
+        return self._facts[group]._replace(end_token=end_token, shelf=session.shelf)
 
     def _encode(self, chunk: Bytes, facts: ChunkFacts, waiting: int) -> _Encoding:
-        codec, bounce = self._codec.chosen(len(chunk), waiting), self._scratch.mine.bounce
-        started = time.perf_counter()
-        n = codec.encode(chunk, bounce, facts)
-        seconds = time.perf_counter() - started
+        codec, bounce = self._codec, self._scratch.mine.bounce
+        if isinstance(codec, CodecChoice):
+            codec, n = codec.encode_by_one(chunk, bounce, facts, waiting)
+        else:
+            n = codec.encode(chunk, bounce, facts)
         if n is None or n > len(chunk) * WORTH_IT:
-            self._codec.measured(codec, len(chunk), len(chunk), seconds)
             return self._raw(chunk)
-        self._codec.measured(codec, len(chunk), n, seconds)
         bounce[n : padded(n)] = 0
         return _Encoding(codec.id, codec.label, n, [bounce[: padded(n)]])
 

@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from kvtier.io_process.control import TierControl, guarded
 from kvtier.io_process.opqueue import Job, OpQueue
@@ -23,21 +23,14 @@ class Service:
     READ, WRITE and REMOVE share the threads through the queue, the rest has a thread per tier.
     """
 
-    def __init__(
-        self,
-        setup: IoSetup,
-        tiers: Sequence[Records],
-        outbox: Outbox,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, setup: IoSetup, tiers: Sequence[Records], outbox: Outbox) -> None:
         self._rank = setup.rank
         self._group_nbytes = setup.group_nbytes
         self._outbox = outbox
-        self._clock = clock
         self._expire_at = 0.0
         threads = max(2, setup.threads)
         depths = [lower.depth for lower in tiers]
-        self._queue = OpQueue(threads, depths, setup.idle_write_bytes_per_s, clock)
+        self._queue = OpQueue(threads, depths, setup.idle_write_bytes_per_s)
         self._tiers = {
             i: TierControl(setup.rank, i, lower, self) for i, lower in enumerate(tiers, 1)
         }
@@ -57,7 +50,7 @@ class Service:
         elif op.tier not in self._tiers:
             self.answer(op, Served(OpStatus.ERROR, error=f"there is no tier {op.tier} here"))
         elif op.kind in (OpKind.READ, OpKind.WRITE, OpKind.REMOVE, OpKind.SCORE):
-            deadline = self._clock() + op.deadline_s if op.kind is OpKind.READ else math.inf
+            deadline = time.monotonic() + op.deadline_s if op.kind is OpKind.READ else math.inf
             nbytes = 0 if op.kind is OpKind.SCORE else self._group_nbytes.get(op.group, 0)
             self._queue.put(Job(op, self._tiers[op.tier].epoch, deadline, nbytes))
         else:
@@ -74,7 +67,7 @@ class Service:
 
     def expire(self) -> None:
         """Answer the queued reads whose deadline has passed; looks at them every now and then only."""
-        now = self._clock()
+        now = time.monotonic()
         if now < self._expire_at:
             return
         self._expire_at = now + _EXPIRE_S
@@ -85,11 +78,11 @@ class Service:
         """Finish what is in hand and every OPEN and RESET, start nothing else, close the tiers."""
         self._queue.close()
         self._outbox.close()
-        until = self._clock() + timeout_s
+        until = time.monotonic() + timeout_s
         for tier in self._tiers.values():
             tier.finish()
         for thread in [*self._threads, *(tier.thread for tier in self._tiers.values())]:
-            thread.join(max(0.0, until - self._clock()))
+            thread.join(max(0.0, until - time.monotonic()))
         for tier in self._tiers.values():
             tier.lower.close()
 
@@ -117,7 +110,7 @@ class Service:
     def _work(self) -> None:
         while job := self._queue.take():
             op, epoch = job.op, job.epoch
-            started = self._clock()
+            started = time.monotonic()
             if started >= job.deadline:
                 served = _LATE
             else:
@@ -125,4 +118,4 @@ class Service:
                 waiting = self._queue.reads if op.kind is OpKind.WRITE else 0
                 served = guarded(op, lambda: lower.serve(op, epoch, waiting))  # noqa: B023 - called at once
             self._queue.done(job)
-            self.answer(op, served, self._clock() - started)
+            self.answer(op, served, time.monotonic() - started)

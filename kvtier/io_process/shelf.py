@@ -39,9 +39,8 @@ class TierShelf(Shelf):
         return content[:stored].tobytes()
 
     def write(self, name: str, content: bytes) -> bool:
-        with (
-            self._lock
-        ):  # a name means one content for ever: two that ask for it must not both get it
+        # A name means one content for ever: two that ask for it must not both get it.
+        with self._lock:
             try:
                 return not self._taken(name) and self._put(name, content)
             except TierError:

@@ -41,17 +41,15 @@ class IoSetup(msgspec.Struct, frozen=True, kw_only=True):
     group_nbytes: dict[int, int]  # raw bytes of one chunk on this rank, per KV-cache group
     layouts: dict[int, ChunkLayout | str] = {}  # of a chunk of each group, or why it is not known
     kv_dtype: str = ""  # of the elements, where no layout says it: bf16, fp16, fp32, fp8
-    tiers: list[
-        dict[str, object]
-    ]  # builtins of each lower tier's TierConfig, capacity this rank's; TierOp.tier 1 is the first
+    # Builtins of each lower tier's TierConfig, its capacity this rank's; TierOp.tier 1 is the first.
+    tiers: list[dict[str, object]]
     threads: int = 8
     idle_write_bytes_per_s: float = 256 << 20
     queue: int = 4096  # operations pending at once; more are refused
     log_level: str = "INFO"
     numa_node: int | None = None
-    spare_nbytes: int | None = (
-        None  # memory for its tiers at the engine's start; None: what is free
-    )
+    # Memory for its tiers at the engine's start; None: what is free.
+    spare_nbytes: int | None = None
 
     def facts(self, group: int) -> ChunkFacts:
         """Say what is known of a group's chunks."""
@@ -105,10 +103,13 @@ class FrameBuffer:
 
 
 _encoder = msgspec.msgpack.Encoder()
-_ops = msgspec.msgpack.Decoder(list[TierOp])
-_results = msgspec.msgpack.Decoder(list[OpResult])
-_placed = msgspec.msgpack.Decoder(list[Placed])
-_scan = msgspec.msgpack.Decoder(ScanBatch)
+SETUP = msgspec.msgpack.Decoder(IoSetup)
+HELLO = msgspec.msgpack.Decoder(Ready)
+OPS = msgspec.msgpack.Decoder(list[TierOp])
+RESULTS = msgspec.msgpack.Decoder(list[OpResult])
+SCAN = msgspec.msgpack.Decoder(ScanBatch)
+PLACED = msgspec.msgpack.Decoder(list[Placed])
+"""What decodes the body of each kind of frame."""
 
 
 def frame(
@@ -117,33 +118,3 @@ def frame(
     """Encode one frame."""
     encoded = _encoder.encode(body)
     return _HEAD.pack(len(encoded), kind) + encoded
-
-
-def decode_setup(body: bytes) -> IoSetup:
-    """Decode a SETUP frame."""
-    return msgspec.msgpack.decode(body, type=IoSetup)
-
-
-def decode_hello(body: bytes) -> Ready:
-    """Decode a HELLO frame."""
-    return msgspec.msgpack.decode(body, type=Ready)
-
-
-def decode_ops(body: bytes) -> list[TierOp]:
-    """Decode an OPS frame."""
-    return _ops.decode(body)
-
-
-def decode_results(body: bytes) -> list[OpResult]:
-    """Decode a RESULTS frame."""
-    return _results.decode(body)
-
-
-def decode_placed(body: bytes) -> list[Placed]:
-    """Decode a PLACED frame."""
-    return _placed.decode(body)
-
-
-def decode_scan(body: bytes) -> ScanBatch:
-    """Decode a SCAN frame."""
-    return _scan.decode(body)

@@ -62,8 +62,8 @@ def characterise(
     The file has no name, so that nothing of it can stay, and takes at most `capacity` and a quarter of what is free.
     What fio refuses, io_uring in a container for example, is left out and said.
     """
-    stat = os.statvfs(folder)
-    nbytes = min(_FILE, capacity, stat.f_bavail * stat.f_frsize // 4) // _LEAST * _LEAST
+    free = shutil.disk_usage(folder).free
+    nbytes = min(_FILE, capacity, free // 4) // _LEAST * _LEAST
     if not nbytes:
         return Disk([], [f"{folder}: there is no room for a file of {format_nbytes(_LEAST)}"])
     cells: list[Cell] = []

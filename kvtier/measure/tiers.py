@@ -2,6 +2,7 @@
 
 import itertools
 import time
+import timeit
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,8 +17,9 @@ from kvtier.errors import TierError
 from kvtier.io_process.client import IoClient, IoSetup
 from kvtier.io_process.record import namespace_of
 from kvtier.memory.arena import Arena
-from kvtier.memory.region import Bytes, Region
+from kvtier.memory.region import Region
 from kvtier.registry import in_memory
+from kvtier.tier import Bytes
 from kvtier.tiers import directory
 from kvtier.types import PAGE, OpKind, OpResult, OpStatus, TierOp
 
@@ -154,9 +156,7 @@ def measure_dram(tier: TierConfig, chunk_nbytes: int, nbytes: int) -> list[Point
 
 def _copy_s(slot: Bytes, chunk: Bytes, way: str) -> float:
     target, source = (chunk, slot) if way == "read" else (slot, chunk)
-    started = time.perf_counter()
-    np.copyto(target, source)
-    return time.perf_counter() - started
+    return timeit.timeit(lambda: np.copyto(target, source), number=1)
 
 
 @contextmanager

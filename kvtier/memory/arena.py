@@ -5,16 +5,12 @@ A memfd has no name in any file system, so nothing of it can outlive the process
 
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
-
 from kvtier.errors import ConfigError
 from kvtier.memory.placement import Placement
 from kvtier.memory.prefault import Prefault
 from kvtier.memory.region import Region
+from kvtier.tier import Bytes
 from kvtier.types import PAGE
-
-Bytes = npt.NDArray[np.uint8]
 
 
 class Arena:
@@ -52,7 +48,7 @@ class Arena:
     def prefault(self, threads: int) -> None:
         """Begin to take every page from the system, in the background; once."""
         assert self._prefault is None
-        self._prefault = Prefault(self._region, threads)
+        self._prefault = Prefault(self._region.bytes, threads, bound=bool(self._region.nodes))
 
     def locate(self) -> Placement:
         """Ask the kernel where the pages are, of a large arena a sample."""

@@ -5,24 +5,13 @@ import itertools
 import logging
 import os
 import threading
-from typing import Protocol
-
-import numpy as np
-import numpy.typing as npt
 
 from kvtier.memory import placement
+from kvtier.tier import Bytes
 
 logger = logging.getLogger(__name__)
 
 _PIECE = 16 << 20  # a few milliseconds, in which whoever maps memory in this process waits
-
-
-class Memory(Protocol):
-    """What is filled in: a mapping, and the nodes that it is bound to."""
-
-    bytes: npt.NDArray[np.uint8]
-    address: int
-    nodes: tuple[int, ...]
 
 
 class Prefault:
@@ -31,10 +20,10 @@ class Prefault:
     The threads spend their time in the kernel, without the GIL. They keep the mapping until they end.
     """
 
-    def __init__(self, memory: Memory, threads: int) -> None:
-        self._bytes = memory.bytes
-        self._address = memory.address
-        self._bound = bool(memory.nodes)
+    def __init__(self, memory: Bytes, threads: int, *, bound: bool) -> None:
+        """Start; `bound` memory has nodes of its own, and may be filled in from any core."""
+        self._bytes = memory
+        self._bound = bound
         self._next = itertools.count()
         self._stopped = False
         self.error = ""
@@ -70,6 +59,6 @@ class Prefault:
             if start >= total or self._stopped or self.error:
                 return
             nbytes = min(_PIECE, total - start)
-            if error := placement.populate(self._address + start, nbytes):
+            if error := placement.populate(self._bytes.ctypes.data + start, nbytes):
                 self.error = error  # only ever set: another thread's piece may still succeed
                 logger.info("memory is not filled in ahead: %s", error)

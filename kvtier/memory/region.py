@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from kvtier import topology
 from kvtier.memory import placement
 from kvtier.memory.placement import HUGE_PAGE, Placement
 from kvtier.memory.prefault import Prefault
+from kvtier.tier import Bytes
 from kvtier.topology.sysfs import children
 
 logger = logging.getLogger(__name__)
-
-Bytes = npt.NDArray[np.uint8]
 
 _MAX_THREADS = 8
 
@@ -67,7 +65,8 @@ class Region:
 
     def _filled(self) -> str:
         """Wait until every page is there; return why one is not, or nothing."""
-        prefault = Prefault(self, max(1, min(_MAX_THREADS, (os.cpu_count() or 1) // 2)))
+        threads = max(1, min(_MAX_THREADS, (os.cpu_count() or 1) // 2))
+        prefault = Prefault(self.bytes, threads, bound=bool(self.nodes))
         prefault.wait()
         return prefault.error
 
@@ -125,7 +124,10 @@ def _memfd(nbytes: int, name: str, flags: int) -> _Mapped:
 
 
 def free_huge_nbytes(nodes: Sequence[int]) -> int:
-    """Return the bytes in free explicit huge pages on the nodes; without nodes not of CXL memory: it would be slow."""
+    """Return the bytes of the explicit huge pages that are free on these nodes.
+
+    If `nodes` is empty, every node counts except those of CXL memory, which would be slow.
+    """
     return sum(
         pages.free * HUGE_PAGE
         for node in topology.nodes()

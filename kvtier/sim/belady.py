@@ -13,7 +13,6 @@ with at least its hits: keep of its cache what it hits until it is hit, which co
 """
 
 from heapq import heappop, heappush
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,28 +22,18 @@ from kvtier.trace.trace import Ids, Trace
 _Ints = npt.NDArray[np.int64]
 
 
-class Ceiling(NamedTuple):
-    """Blocks that each request could hit."""
-
-    hits: _Ints
-
-    @property
-    def total(self) -> int:
-        """Blocks of all requests."""
-        return int(self.hits.sum())
-
-
-def infinite(trace: Trace) -> Ceiling:
-    """Count what a cache that never forgets hits: the blocks that any request before had."""
+def infinite(trace: Trace) -> _Ints:
+    """Count per request what a cache that never forgets hits: the blocks that any request before had."""
     ids, n = dense(trace.ids)
     first = np.full(n, len(ids), np.int64)
     np.minimum.at(first, ids, np.arange(len(ids)))
     seen = first[ids] < np.arange(len(ids))
-    return Ceiling(_per_request(seen, trace.starts))
+    sums = np.concatenate(([0], np.cumsum(seen)))
+    return np.diff(sums[trace.starts])
 
 
-def belady(trace: Trace, capacity: int) -> Ceiling:
-    """Count what the best policy hits that knows the future, with room for `capacity` blocks."""
+def belady(trace: Trace, capacity: int) -> _Ints:
+    """Count per request what the best policy hits that knows the future, with room for `capacity` blocks."""
     ids, n = dense(trace.ids)
     following = next_uses(ids, trace.starts)
     hits = np.zeros(len(trace), np.int64)
@@ -52,7 +41,7 @@ def belady(trace: Trace, capacity: int) -> Ceiling:
     for i, (start, end) in enumerate(zip(trace.starts[:-1], trace.starts[1:], strict=True)):
         blocks, later = ids[start:end].tolist(), following[start:end].tolist()
         hits[i] = kept.use(i, blocks, later)
-    return Ceiling(hits)
+    return hits
 
 
 class _Kept:
@@ -102,9 +91,3 @@ def next_uses(ids: Ids, starts: _Ints) -> _Ints:
     same = ids[order][:-1] == ids[order][1:]
     following[order[:-1][same]] = requests[order[1:][same]]
     return following
-
-
-def _per_request(marks: npt.NDArray[np.bool_], starts: _Ints) -> _Ints:
-    sums = np.zeros(len(marks) + 1, np.int64)
-    np.cumsum(marks, out=sums[1:])
-    return sums[starts[1:]] - sums[starts[:-1]]

@@ -8,21 +8,12 @@ import numpy.typing as npt
 
 from kvtier.assembly import assemble
 from kvtier.brain import CacheStats, TieredCache
-from kvtier.brain.cost import EVEN_TOKENS
 from kvtier.config import Config, Plugin, TierConfig
 from kvtier.errors import ConfigError
+from kvtier.sim.setting import ASSUMED, Prefill
+from kvtier.sim.timeline import Timeline
 from kvtier.trace.trace import Trace
 from kvtier.types import BlockKey, GroupSpec
-
-
-@dataclass(slots=True)
-class VirtualClock:
-    """Time that the simulation moves."""
-
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +24,7 @@ class BlockReplay:
     stats: CacheStats = field(repr=False)
 
 
-def one_tier(eviction: Plugin, admission: Plugin | None = None) -> Config:
+def one_tier(eviction: Plugin) -> Config:
     """Configure a cache of nothing but DRAM."""
     tier = TierConfig(name="dram", kind="dram", eviction=eviction)
     return Config(tiers=(tier,), load="always")
@@ -45,7 +36,7 @@ def replay_blocks(
     *,
     slots: int,
     block_nbytes: int,
-    even_tokens: float = EVEN_TOKENS,
+    prefill: Prefill = ASSUMED,
 ) -> BlockReplay:
     """Let every request in turn look its prefix up, load what it hits and store the rest.
 
@@ -54,9 +45,9 @@ def replay_blocks(
     """
     if slots < 1:
         raise ConfigError(f"no room for one block of {trace.block_tokens} tokens")
-    clock = VirtualClock()
+    clock = Timeline()
     group = GroupSpec(0, trace.block_tokens, None, block_nbytes)
-    cache = assemble(config, [group], ranks=1, clock=clock, even_tokens=even_tokens)
+    cache = assemble(config, [group], ranks=1, clock=clock, even_tokens=prefill.knee)
     cache.open(usable(slots, trace), "{}")
     hits = np.zeros(len(trace), np.int64)
     for i, at in enumerate(trace.at_s.tolist()):

@@ -19,11 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from kvtier.assembly import assemble
-from kvtier.brain import CacheStats, StorePlan
+from kvtier.brain import CacheStats
 from kvtier.config import ARENA, Config, MediumConfig
 from kvtier.errors import ConfigError
 from kvtier.sim.blocks import hit_length, usable
 from kvtier.sim.media import Media
+from kvtier.sim.results import Moment
 from kvtier.sim.setting import Prefill
 from kvtier.sim.timeline import Timeline
 from kvtier.trace.trace import NO_SESSION, Trace
@@ -65,14 +66,6 @@ class _Pipe:
         return self.free_at + self.latency_s
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """How full each tier is at one time."""
-
-    at_s: float
-    used: tuple[int, ...]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineReplay:
     """What one replay found; arrays are per request of the trace."""
@@ -80,25 +73,16 @@ class EngineReplay:
     hits: npt.NDArray[np.int64]  # blocks
     ttft_s: npt.NDArray[np.float64]
     stats: CacheStats = field(repr=False)
-    occupancy: Sequence[Sample] = field(repr=False)
+    occupancy: list[Moment] = field(repr=False)
     ended_s: float
     busy_s: float  # of computing prompts
 
 
 def replay_engine(trace: Trace, config: Config, *, slots: int) -> EngineReplay:
-    """Serve a whole trace.
-
-    Raises:
-        ConfigError: there is no room for one chunk, or a policy cannot be built.
-    """
+    """Serve a whole trace; without room for one chunk, or a policy, that is a ConfigError."""
     if slots < 1:
         raise ConfigError(f"tiers[0]: no room for one chunk of {trace.block_tokens} tokens")
     return _Engine(trace, config, usable(slots, trace)).run()
-
-
-def prefill_of(config: Config) -> Prefill:
-    """Return the speed of computing that a configuration assumes."""
-    return Prefill(rate=config.replay.prefill_rate, knee=config.replay.prefill_knee)
 
 
 def media_of(config: Config) -> list[MediumConfig]:
@@ -130,7 +114,7 @@ class _Engine:
             raw_nbytes=self._chunk_nbytes,
             answer=lambda results: self._results.extend(results),
         )
-        self._prefill = prefill_of(config)
+        self._prefill = Prefill.of(config.replay)
         self._decode_rate = config.replay.decode_rate
         self._patience = max((tier.deadline_s for tier in config.tiers[1:]), default=0.0)
         self._queue: deque[_Waiting] = deque()
@@ -140,7 +124,7 @@ class _Engine:
         self._next = successors(trace)
         self._hits = np.zeros(len(trace), np.int64)
         self._ttft = np.zeros(len(trace), np.float64)
-        self._samples: list[Sample] = []
+        self._samples: list[Moment] = []
         self._sample_at = 0.0
         self._sample_every = (float(trace.at_s[-1]) + 1.0) / _MOMENTS
         self._cache.open(slots, "{}")
@@ -267,12 +251,9 @@ class _Engine:
         plan = self._cache.plan_store(name, keys)
         if plan.keys:
             over = self._down.take(self._time.now, len(plan.keys) * self._chunk_nbytes)
-            self._time.at(over, partial(self._stored, plan))
+            self._time.at(over, partial(self._cache.finish, plan.plan_id))
         if plan.no_room:
             self._time.after(again_s, partial(self._store, name, plan.no_room, 2 * again_s))
-
-    def _stored(self, plan: StorePlan) -> None:
-        self._cache.finish(plan.plan_id)
 
     def _depart(self, request: _Waiting) -> None:
         self._cache.depart(request.name)
@@ -284,8 +265,8 @@ class _Engine:
     def _sample(self) -> None:
         if self._time.now >= self._sample_at:
             self._sample_at = self._time.now + self._sample_every
-            used = tuple(tier.used for tier in self._cache.stats().tiers)
-            self._samples.append(Sample(self._time.now, used))
+            used = {tier.name: tier.used for tier in self._cache.stats().tiers}
+            self._samples.append(Moment(at_s=self._time.now, used=used))
 
 
 def successors(trace: Trace) -> dict[int, int]:

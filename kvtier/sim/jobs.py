@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from kvtier.config import Config, Plugin
 from kvtier.errors import ConfigError
-from kvtier.sim.engine import prefill_of
 from kvtier.sim.setting import Prefill
 from kvtier.sim.sweep import BELADY, INFINITE, BlockJob, Job
 from kvtier.sim.tiers import TierJob, with_policy
@@ -48,7 +47,7 @@ def tier_jobs(config: Config, policies: Sequence[Plugin], capacities: Sequence[i
         for name, variant in variants or [(config.tiers[0].eviction.kind, config)]
     ]
     below = sum(_tokens(config, tier.capacity or 0) for tier in config.tiers[1:])
-    return runs + ceilings(sizes, prefill_of(config), below=below)
+    return runs + ceilings(sizes, Prefill.of(config.replay), below=below)
 
 
 def ceilings(capacities: Sequence[int], prefill: Prefill, *, below: int = 0) -> list[Job]:

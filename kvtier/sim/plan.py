@@ -61,7 +61,7 @@ def smallest(
     `saved` replays one size in blocks. Hits need not grow with the size under every policy: what is found
     reaches the target, a smaller one that does is not excluded. None: no size does, the trace has no reuse.
     """
-    best = worth(trace, infinite(trace).hits, prefill).saved_prefill
+    best = worth(trace, infinite(trace), prefill).saved_prefill
     if not best:
         return None
     high = max(1, trace.distinct)

@@ -1,6 +1,7 @@
 """The report of a sweep."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from html import escape
 
 from kvtier.charts import Series, legend, page, plot
@@ -20,6 +21,7 @@ def render(table: ReplayTable) -> str:
     colours = {name: f"--c{i % _MAX_COLOURS}" for i, name in enumerate(names)}
     timed = [row for row in table.rows if row.ttft_s is not None]
     key = legend(list(colours.items()))
+    assumed = [f"{name} {value}" for name, value in table.assumptions.items()]
     body = [
         f"<h1>{escape(_headline(table))}</h1>",
         f'<p class="soft">{escape(_setting(table))}</p>',
@@ -33,7 +35,7 @@ def render(table: ReplayTable) -> str:
         _by_size(table.rows, colours, lambda row: row.saved_prefill, "share of seconds"),
         *(_times(timed, colours) if timed else ()),
         *(_occupancy(row) for row in timed if row.occupancy),
-        f"<footer>{escape(_assumptions(table))}</footer>",
+        f"<footer>assumed: {escape(', '.join(assumed))}</footer>",
     ]
     return page("kvtier replay", body, _STYLE)
 
@@ -100,35 +102,21 @@ def _by_size(
 def _times(rows: Sequence[ReplayRow], colours: dict[str, str]) -> list[str]:
     """Draw the three quantiles of the time to first token."""
     charts = ["<h2>Time to first token, by size</h2>"]
-    for label, value in _QUANTILES.items():
-        charts += [legend([(label, "--ink")]), _by_size(rows, colours, value, "s")]
+    for name in ("p50", "p95", "p99"):
+        value = partial(_quantile, name)
+        charts += [legend([(name, "--ink")]), _by_size(rows, colours, value, "s")]
     return charts
 
 
-def _p50(row: ReplayRow) -> float:
-    return row.ttft_s.p50 if row.ttft_s else 0.0
-
-
-def _p95(row: ReplayRow) -> float:
-    return row.ttft_s.p95 if row.ttft_s else 0.0
-
-
-def _p99(row: ReplayRow) -> float:
-    return row.ttft_s.p99 if row.ttft_s else 0.0
-
-
-_QUANTILES = {"p50": _p50, "p95": _p95, "p99": _p99}
+def _quantile(name: str, row: ReplayRow) -> float:
+    return getattr(row.ttft_s, name, 0.0)
 
 
 def _occupancy(row: ReplayRow) -> str:
     moments = row.occupancy or []
     names = list(moments[0].used)
     series = [
-        Series(
-            name,
-            f"--c{i}",
-            [(moment.at_s, moment.used[name] / 2**30) for moment in moments],
-        )
+        Series(name, f"--c{i}", [(each.at_s, each.used[name] / 2**30) for each in moments])
         for i, name in enumerate(names)
     ]
     end = max(moment.at_s for moment in moments) or 1.0
@@ -139,7 +127,3 @@ def _occupancy(row: ReplayRow) -> str:
 
 def _size(row: ReplayRow) -> str:
     return format_count(row.capacity_tokens) if row.capacity_tokens else "no bound"
-
-
-def _assumptions(table: ReplayTable) -> str:
-    return "assumed: " + ", ".join(f"{key} {value}" for key, value in table.assumptions.items())

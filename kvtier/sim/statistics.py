@@ -51,13 +51,13 @@ def describe(trace: Trace, capacities: Sequence[int]) -> TraceStats:
         block_tokens=trace.block_tokens,
         block_references=len(trace.ids),
         distinct_blocks=trace.distinct,
-        infinite_hit=infinite(trace).total / max(1, len(trace.ids)),
+        infinite_hit=float(infinite(trace).sum()) / max(1, len(trace.ids)),
         lru_hits=hits,
         distributions=[
             _distribution("prompt", "tokens", trace.prompt_tokens),
             _distribution("answer", "tokens", trace.output_tokens),
             _distribution("reuse gap", "s", reuse_gaps(trace)),
-            _distribution("turn gap", "s", turn_gaps(trace, of)),
+            _distribution("turn gap", "s", _gaps(trace.at_s, of)),
             _distribution("turns", "per session", np.bincount(of)),
             _distribution("arrival gap", "s", np.diff(trace.at_s)),
         ],
@@ -65,19 +65,15 @@ def describe(trace: Trace, capacities: Sequence[int]) -> TraceStats:
 
 
 def reuse_gaps(trace: Trace) -> npt.NDArray[np.float64]:
-    """Return for each reference to a block that was used before the seconds since then."""
-    at = np.repeat(trace.at_s, np.diff(trace.starts))
-    order = np.argsort(trace.ids, kind="stable")
-    same = trace.ids[order][1:] == trace.ids[order][:-1]
-    gaps: npt.NDArray[np.float64] = (at[order][1:] - at[order][:-1])[same]
-    return gaps
+    """Return the seconds between the uses of a block: one number per use, except the first use of each block."""
+    return _gaps(np.repeat(trace.at_s, np.diff(trace.starts)), trace.ids)
 
 
-def turn_gaps(trace: Trace, of: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Return the seconds between the requests of each session."""
+def _gaps(at_s: npt.NDArray[np.float64], of: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Return the seconds from each event to the next one with the same number in `of`."""
     order = np.argsort(of, kind="stable")
     same = of[order][1:] == of[order][:-1]
-    gaps: npt.NDArray[np.float64] = np.diff(trace.at_s[order])[same]
+    gaps: npt.NDArray[np.float64] = np.diff(at_s[order])[same]
     return gaps
 
 

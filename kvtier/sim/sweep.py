@@ -30,7 +30,6 @@ class BlockJob:
 
     name: str
     eviction: Plugin | None
-    admission: Plugin | None = None
     capacity_tokens: int | None
     below_tokens: int = 0  # that Belady has besides, in lower tiers
     nbytes_per_token: int
@@ -42,19 +41,15 @@ class BlockJob:
         nbytes = self.nbytes_per_token * trace.block_tokens
         moved: dict[str, int] = {}
         if self.capacity_tokens is None:
-            hits = infinite(trace).hits
+            hits = infinite(trace)
         elif self.eviction is None:
             room = self.capacity_tokens + self.below_tokens
-            hits = belady(trace, room // trace.block_tokens).hits
+            hits = belady(trace, room // trace.block_tokens)
         else:
-            config = one_tier(self.eviction, self.admission)
+            config = one_tier(self.eviction)
             slots = self.capacity_tokens // trace.block_tokens
             done = replay_blocks(
-                trace,
-                config,
-                slots=slots,
-                block_nbytes=nbytes,
-                even_tokens=self.prefill.knee,
+                trace, config, slots=slots, block_nbytes=nbytes, prefill=self.prefill
             )
             hits = done.hits
             moved = {"dram_in": done.stats.stores * nbytes, "dram_out": done.stats.loads * nbytes}
@@ -62,10 +57,7 @@ class BlockJob:
         return ReplayRow(
             policy=self.name,
             capacity_tokens=self.capacity_tokens,
-            hit_blocks=value.hit_blocks,
-            hit_tokens=value.hit_tokens,
-            saved_prefill_s=value.saved_prefill_s,
-            saved_prefill=value.saved_prefill,
+            **value._asdict(),
             bytes=moved,
             ceiling=self.eviction is None,
             requests=len(trace),

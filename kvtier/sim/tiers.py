@@ -8,9 +8,9 @@ import numpy as np
 
 from kvtier.brain import Why
 from kvtier.config import Config, Plugin
-from kvtier.sim.engine import EngineReplay, prefill_of, replay_engine
-from kvtier.sim.results import Moment, ReplayRow, Ttft
-from kvtier.sim.setting import worth
+from kvtier.sim.engine import EngineReplay, replay_engine
+from kvtier.sim.results import ReplayRow, Ttft
+from kvtier.sim.setting import Prefill, worth
 from kvtier.trace.trace import Trace
 
 
@@ -27,27 +27,28 @@ class TierJob:
         started = time.process_time()
         slots = self.capacity_tokens // trace.block_tokens
         done = replay_engine(trace, self.config, slots=slots)
-        value = worth(trace, done.hits, prefill_of(self.config))
+        value = worth(trace, done.hits, Prefill.of(self.config.replay))
         nbytes = trace.block_tokens * self.config.replay.kv_bytes_per_token
         moved, amplification = _traffic(done, nbytes)
         return ReplayRow(
             policy=self.name,
             capacity_tokens=self.capacity_tokens,
-            hit_blocks=value.hit_blocks,
-            hit_tokens=value.hit_tokens,
-            saved_prefill_s=value.saved_prefill_s,
-            saved_prefill=value.saved_prefill,
+            **value._asdict(),
             bytes=moved,
             requests=len(trace),
             seconds=time.process_time() - started,
             hits_per_tier={tier.name: tier.hits for tier in done.stats.tiers},
             write_amplification=amplification,
             ttft_s=_ttft(done),
-            prefetched=_prefetched(done),
+            prefetched={
+                "bytes": done.stats.prefetched_bytes,
+                "useful": done.stats.useful_bytes,
+                "wasted": done.stats.wasted_bytes,
+            },
             refused_reads=done.stats.load_refusals[Why.TOO_DEAR],
             late_reads=done.stats.load_refusals[Why.LATE],
             utilisation=done.busy_s / done.ended_s if done.ended_s else 0.0,
-            occupancy=_occupancy(done),
+            occupancy=done.occupancy,
         )
 
 
@@ -73,20 +74,3 @@ def _traffic(done: EngineReplay, chunk_nbytes: int) -> tuple[dict[str, int], dic
 def _ttft(done: EngineReplay) -> Ttft:
     p50, p95, p99 = np.percentile(done.ttft_s, (50, 95, 99)).tolist()
     return Ttft(p50=p50, p95=p95, p99=p99, mean=float(done.ttft_s.mean()))
-
-
-def _prefetched(done: EngineReplay) -> dict[str, int]:
-    stats = done.stats
-    return {
-        "bytes": stats.prefetched_bytes,
-        "useful": stats.useful_bytes,
-        "wasted": stats.wasted_bytes,
-    }
-
-
-def _occupancy(done: EngineReplay) -> list[Moment]:
-    names = [tier.name for tier in done.stats.tiers]
-    return [
-        Moment(at_s=sample.at_s, used=dict(zip(names, sample.used, strict=True)))
-        for sample in done.occupancy
-    ]

@@ -15,12 +15,13 @@ import re
 import shutil
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from kvtier.errors import ConfigError
+from kvtier.replacement import replacement
 from kvtier.tier import Site
 
 PARTIAL = "partial"
@@ -74,9 +75,7 @@ def bases(path: Path) -> list[Path]:
     return [path, *sorted(below)]
 
 
-def lock_rank(
-    base: Path, site: Site, timeout_s: float, sleep: Callable[[float], None] = time.sleep
-) -> int:
+def lock_rank(base: Path, site: Site, timeout_s: float) -> int:
     """Lock one rank's place below `base` and return the descriptor that holds the lock.
 
     Retried: after a kill -9 the process before may outlive its engine for a moment.
@@ -91,7 +90,7 @@ def lock_rank(
                 os.ftruncate(fd, 0)
                 os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
                 return fd
-            sleep(_RETRY_S)
+            time.sleep(_RETRY_S)
         holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
         raise ConfigError(
             f"tier {site.name!r}: {base} is in use by another engine (rank {site.rank}, pid {holder}); "
@@ -117,11 +116,7 @@ def locked_ranks(base: Path) -> list[str]:
 
 @contextmanager
 def no_engine(bases: Iterable[Path]) -> Iterator[None]:
-    """Keep every engine out of these directories.
-
-    Raises:
-        ConfigError: there is one.
-    """
+    """Keep every engine out of these directories; one that is in already is a ConfigError."""
     with ExitStack() as held:
         for base in bases:
             for lock in sorted(base.glob("r*.lock")):
@@ -151,9 +146,10 @@ def foreign(base: Path, own: str) -> list[Foreign]:
 
 
 def left(path: Path, site: Site, own: str) -> list[Foreign]:
-    """Weigh what engines of another number left at `path`: where no engine is now, and as far as it can be read.
+    """Weigh the namespaces at `path` that were left when the number of engines changed.
 
-    Of several engines a sibling may start later than this one: what could be its own, `own` by name, stays.
+    A directory counts if no engine uses it now and this process may read it. One of several engines may
+    start later than this one. So a namespace with the name `own` is not listed: it could belong to that engine.
     """
     found: list[Foreign] = []
     for base in bases(path):
@@ -240,12 +236,9 @@ def _is_at(fd: int, path: Path) -> bool:
 
 
 def _describe(namespace: Path, manifest: str) -> None:
-    target = namespace / "manifest.json"
-    partial = namespace / f"manifest.{os.getpid()}.partial"
-    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(fd, "w") as file:
-        file.write(manifest)
-    os.replace(partial, target)
+    with replacement(namespace / "manifest.json") as partial:
+        partial.touch(0o600)
+        partial.write_text(manifest)
 
 
 def _opened(namespace: Path) -> float:

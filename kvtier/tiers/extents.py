@@ -31,11 +31,6 @@ class Extents:
         if pages:
             self.give([Extent(0, pages)])
 
-    @property
-    def holes(self) -> int:
-        """How many pieces the free pages are in."""
-        return len(self._holes)
-
     def take(self, pages: int) -> tuple[Extent, ...]:
         """Hand out so many pages in as few pieces as there are fits for; nothing where fewer are free."""
         if pages > self.free:

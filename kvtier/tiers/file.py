@@ -10,9 +10,10 @@ import logging
 import mmap
 import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -21,11 +22,11 @@ from kvtier.errors import ConfigError, TierError
 from kvtier.tier import Bytes, Entry, Site, Tier
 from kvtier.tiers import directory
 from kvtier.tiers.directory import PARTIAL, SUFFIX, Root
+from kvtier.types import PAGE
 
 logger = logging.getLogger(__name__)
 
 _LOCK_TIMEOUT_S = 10.0
-_O_DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class FileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,10 +56,14 @@ class FileTier(Tier):
         except OSError as exc:
             raise ConfigError(f"tier {site.name!r}: {config.path}: {exc.strerror}") from exc
         try:
-            self._direct = _probe_direct(self._base / f".probe-r{site.rank}", site.name)
+            refused = refuses_direct(self._base)
         except OSError as exc:
             self.close()
             raise ConfigError(f"tier {site.name!r}: {config.path}: {exc.strerror}") from exc
+        if refused:
+            said = "tier %r: %s takes no O_DIRECT (%s); using the page cache"
+            logger.warning(said, site.name, self._base, refused)
+        self._direct = 0 if refused else os.O_DIRECT
         self._sweep(
             [trash for base in directory.bases(self._path) for trash in directory.trash_in(base)]
         )
@@ -66,15 +71,13 @@ class FileTier(Tier):
     def open(self, namespace: str, manifest: str) -> None:
         self._root = None
         self._tried = self._base / namespace / f"r{self._site.rank}"
-        try:
+        with self._medium("open"):
             self._root = Root(self._base / namespace, self._site.rank, manifest)
-        except OSError as exc:
-            raise TierError(self._site.name, "open", str(exc)) from exc
 
     def reclaim(self, nbytes: int) -> int:
         own = self._opened("reclaim").path.parent.name
         left = freed = 0
-        try:
+        with self._medium("reclaim"):
             found = directory.foreign(self._base, own)
             found += directory.left(self._path, self._site, own)
             for namespace in sorted(found):
@@ -83,24 +86,19 @@ class FileTier(Tier):
                     freed += namespace.nbytes
                 else:
                     left += namespace.nbytes
-        except OSError as exc:
-            raise TierError(self._site.name, "reclaim", str(exc)) from exc
         return -(-left // self._site.local_ranks)
 
     def read(self, key: bytes, bufs: Sequence[Bytes]) -> int:
         root = self._opened("read")
-        try:
-            fd = os.open(_name(key), os.O_RDONLY | self._direct, dir_fd=root.fd)
-        except FileNotFoundError:
-            return 0
-        except OSError as exc:
-            raise TierError(self._site.name, "read", str(exc)) from exc
-        try:
-            return _read(fd, bufs)
-        except OSError as exc:
-            raise TierError(self._site.name, "read", str(exc)) from exc
-        finally:
-            os.close(fd)
+        with self._medium("read"):
+            try:
+                fd = os.open(_name(key), os.O_RDONLY | self._direct, dir_fd=root.fd)
+            except FileNotFoundError:
+                return 0
+            try:
+                return _read(fd, bufs)
+            finally:
+                os.close(fd)
 
     def write(self, key: bytes, bufs: Sequence[Bytes]) -> int:
         root = self._opened("write")
@@ -121,20 +119,15 @@ class FileTier(Tier):
 
     def remove(self, key: bytes) -> bool:
         root = self._opened("remove")
-        try:
+        with self._medium("remove"), suppress(FileNotFoundError):
             os.unlink(_name(key), dir_fd=root.fd)
-        except FileNotFoundError:
-            return False
-        except OSError as exc:
-            raise TierError(self._site.name, "remove", str(exc)) from exc
-        return True
+            return True
+        return False
 
     def scan(self) -> Iterator[Entry]:
         root = self._opened("scan")
-        try:
+        with self._medium("scan"):
             yield from _scan(root.fd)
-        except OSError as exc:
-            raise TierError(self._site.name, "scan", str(exc)) from exc
 
     def reset(self, namespace: str, manifest: str) -> None:
         if self._tried is not None:  # also where it could not be opened
@@ -155,14 +148,19 @@ class FileTier(Tier):
             raise TierError(self._site.name, operation, "no namespace is open")
         return root
 
-    def _abandon(self, path: Path) -> None:
+    @contextmanager
+    def _medium(self, operation: str) -> Iterator[None]:
+        """Say of a failure of the medium which tier and operation it met."""
         try:
-            with suppress(FileNotFoundError):
-                trash = directory.to_trash(path, self._site.rank)
-                directory.sync(path.parent, self._base)  # it must not come back after a power cut
-                self._sweep([trash])
+            yield
         except OSError as exc:
-            raise TierError(self._site.name, "reset", str(exc)) from exc
+            raise TierError(self._site.name, operation, str(exc)) from exc
+
+    def _abandon(self, path: Path) -> None:
+        with self._medium("reset"), suppress(FileNotFoundError):
+            trash = directory.to_trash(path, self._site.rank)
+            directory.sync(path.parent, self._base)  # it must not come back after a power cut
+            self._sweep([trash])
         self._root = None
         with suppress(OSError):
             directory.drop_if_empty(path.parent)
@@ -257,24 +255,22 @@ def _entry(stem: str, file: os.DirEntry[str]) -> Entry | None:
         return None
 
 
-def _probe_direct(path: Path, tier: str) -> int:
-    """Return O_DIRECT if this file system really writes and reads with it, else 0; said once."""
-    page = mmap.mmap(-1, 4096)
-    for flag in (_O_DIRECT, 0):
+def refuses_direct(folder: Path) -> str:
+    """Write and read a page with O_DIRECT; return why that failed, or nothing.
+
+    Raises:
+        OSError: not even a file can be written there.
+    """
+    page = mmap.mmap(-1, PAGE)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".kvtier-probe-") as file:
+        os.pwritev(file.fileno(), [page], 0)
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | flag, 0o600)
+            fd = os.open(file.name, os.O_RDWR | os.O_DIRECT)
             try:
                 os.pwritev(fd, [page], 0)
                 os.preadv(fd, [page], 0)
             finally:
                 os.close(fd)
-                os.unlink(path)
         except OSError as exc:
-            if not flag:
-                raise
-            logger.warning(
-                "tier %r: %s takes no O_DIRECT (%s); using the page cache", tier, path.parent, exc
-            )
-        else:
-            return flag
-    return 0
+            return exc.strerror or str(exc)
+    return ""

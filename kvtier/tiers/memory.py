@@ -66,14 +66,8 @@ class MemoryTier(Tier):
         # Every rank of every engine on this node fills its own in at the same time.
         room = len(self._pages) * site.local_ranks * site.engines <= free
         fill = config.prefault and room
-        self._prefault = Prefault(self._region, _PREFAULT_THREADS) if fill else None
-
-    @property
-    def pieces(self) -> float:
-        """Mean number of pieces that a record lies in: 1 without fragmentation."""
-        with self._lock:
-            records = list(self._records.values())
-        return sum(len(r.extents) for r in records) / len(records) if records else 1.0
+        bound = bool(site.nodes)
+        self._prefault = Prefault(self._pages, _PREFAULT_THREADS, bound=bound) if fill else None
 
     @property
     def memory_nbytes(self) -> int:

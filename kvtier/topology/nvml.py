@@ -7,14 +7,8 @@ from typing import NamedTuple
 
 from kvtier.topology.pci import Link
 
-_GT_S = {
-    1: 2.5,
-    2: 5.0,
-    3: 8.0,
-    4: 16.0,
-    5: 32.0,
-    6: 64.0,
-}  # giga-transfers per second by PCIe generation
+# Giga-transfers per second by PCIe generation.
+_GT_S = {1: 2.5, 2: 5.0, 3: 8.0, 4: 16.0, 5: 32.0, 6: 64.0}
 
 _WORDS = 16  # of 64 nodes each
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Literal, cast
 
 from kvtier.errors import ConfigError
 from kvtier.registry import nearest
@@ -102,16 +102,17 @@ def _open(path: Path) -> BinaryIO:
     if path.suffix == ".gz":
         return cast(BinaryIO, gzip.open(path, "rb"))
     if path.suffix == ".zst":
-        return _zstandard(path)
+        return open_zstandard(path, "rb")
     return path.open("rb", buffering=0)
 
 
-def _zstandard(path: Path) -> BinaryIO:
+def open_zstandard(path: Path, mode: Literal["rb", "wb"]) -> BinaryIO:
+    """Open a compressed file; without zstandard that is a ConfigError."""
     try:
         import zstandard
     except ModuleNotFoundError as exc:
         raise ConfigError(f"{path}: .zst needs pip install 'kvtier[zstd]'") from exc
-    return cast(BinaryIO, zstandard.open(path, "rb"))
+    return cast(BinaryIO, zstandard.open(path, mode))
 
 
 def _broken(path: Path) -> tuple[type[Exception], ...]:

@@ -12,6 +12,8 @@ import msgspec
 import numpy as np
 
 from kvtier.errors import ConfigError
+from kvtier.replacement import replacement
+from kvtier.trace.files import open_zstandard
 from kvtier.trace.formats.own import VERSION, Heading, TraceLine
 from kvtier.trace.sessions import Template
 from kvtier.trace.trace import Row, runs_of
@@ -77,24 +79,16 @@ def write(path: Path, rows: Iterable[Row], block_tokens: int) -> int:
 
 @contextmanager
 def _create(path: Path) -> Iterator[BinaryIO]:
-    partial = path.with_name(path.name + ".partial")
     try:
-        with _open(partial, path.suffix) as file:
+        with replacement(path) as partial, _open(partial, path.suffix) as file:
             yield file
-        partial.replace(path)
     except OSError as exc:
         raise ConfigError(f"{path}: cannot be written: {exc}") from exc
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _open(path: Path, suffix: str) -> BinaryIO:
     if suffix == ".gz":
         return cast(BinaryIO, gzip.open(path, "wb", compresslevel=3))
     if suffix == ".zst":
-        try:
-            import zstandard
-        except ModuleNotFoundError as exc:
-            raise ConfigError(f"{path}: .zst needs pip install 'kvtier[zstd]'") from exc
-        return cast(BinaryIO, zstandard.open(path, "wb"))
+        return open_zstandard(path, "wb")
     return path.open("wb")

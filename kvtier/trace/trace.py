@@ -4,7 +4,7 @@ Block ids are prefix-chained: equal ids mean equal whole prefixes, so an id has 
 """
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
@@ -72,19 +72,6 @@ class Trace:
         """How many different blocks there are."""
         return len(np.unique(self.ids))
 
-    def rows(self) -> Iterator[Row]:
-        """Walk the requests."""
-        for i in range(len(self)):
-            think = float(self.think_s[i])
-            yield Row(
-                float(self.at_s[i]),
-                int(self.prompt_tokens[i]),
-                int(self.output_tokens[i]),
-                self.blocks(i),
-                int(self.session[i]),
-                None if np.isnan(think) else think,
-            )
-
 
 def keys_of(ids: Ids) -> list[BlockKey]:
     """Turn block ids into keys of the first KV-cache group."""
@@ -135,9 +122,7 @@ class TraceBuilder:
 
 
 def _starts(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    starts = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(counts.astype(np.int64), out=starts[1:])
-    return starts
+    return np.concatenate(([0], np.cumsum(counts.astype(np.int64))))
 
 
 def parents(ids: Ids, starts: npt.NDArray[np.int64]) -> Ids:
@@ -175,8 +160,6 @@ def chain(ids: Ids, starts: npt.NDArray[np.int64]) -> Ids:
 
 def expand(runs: Sequence[tuple[int, int]]) -> Ids:
     """Write out ids that are given as (first, count) runs."""
-    if len(runs) == 1:
-        return np.arange(runs[0][0], runs[0][0] + runs[0][1], dtype=np.int64)
     parts = [np.arange(first, first + n, dtype=np.int64) for first, n in runs]
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import re
 import statistics
 import time
@@ -14,6 +13,7 @@ import msgspec
 import numpy as np
 import torch
 
+from kvtier.replacement import replacement
 from kvtier.transfer.page_map import PageMap, PageRun, Work
 from kvtier.transfer.paths import Direction, Mover, Path, Setup
 from kvtier.transfer.streams import COMPUTE
@@ -93,9 +93,8 @@ def calibrate(
     found = Calibration(device, measure())
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}.partial")
-        partial.write_bytes(msgspec.json.encode(found))
-        partial.replace(file)
+        with replacement(file) as partial:
+            partial.write_bytes(msgspec.json.encode(found))
     except OSError as exc:
         logger.info("the calibration of %s is not kept: %s", device, exc)
     return found

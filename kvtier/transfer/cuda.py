@@ -8,28 +8,36 @@ import torch
 
 from kvtier.memory.arena import Arena
 from kvtier.transfer.calibration import user_folder
-from kvtier.transfer.copier import CudaCopier
 from kvtier.transfer.driver import CudaDriver
 from kvtier.transfer.hardware import Hardware
 from kvtier.transfer.kernel import PieceKernel
-from kvtier.transfer.pinning import Registrar
+from kvtier.transfer.page_map import Addresses
+from kvtier.transfer.paths import Copier, Direction
 from kvtier.transfer.stream_engine import StreamTransferEngine
 from kvtier.transfer.streams import TorchStreams
 
 logger = logging.getLogger(__name__)
 
 
-class CudaRegistrar(Registrar):
-    """Pins through the driver."""
+class CudaCopier(Copier):
+    """The copy engine through the driver, a kernel through CuPy; on torch's current stream."""
 
-    def __init__(self, driver: CudaDriver) -> None:
+    def __init__(
+        self, driver: CudaDriver, device: torch.device, kernel: PieceKernel | None
+    ) -> None:
         self._driver = driver
+        self._device = device
+        self._kernel = kernel
 
-    def register(self, address: int, nbytes: int) -> None:
-        self._driver.register(address, nbytes)
+    def copy(self, dst: Addresses, src: Addresses, nbytes: Addresses, direction: Direction) -> None:
+        stream = torch.cuda.current_stream(self._device).cuda_stream
+        # Slots are written by the CPU before a load is submitted. Pages are written by a stream.
+        any_order = direction is Direction.ONLOAD
+        self._driver.copy(dst, src, nbytes, stream, any_order=any_order)
 
-    def unregister(self, address: int) -> None:
-        self._driver.unregister(address)
+    def kernel(self, dst: Addresses, src: Addresses, nbytes: Addresses) -> None:
+        assert self._kernel is not None
+        self._kernel.copy(dst, src, nbytes)
 
 
 def stream_engine(
@@ -56,12 +64,11 @@ def find(device: torch.device) -> Hardware:
     if driver is None:
         return Hardware(device.type, device, TorchStreams(device), None, False, None, enter)
     streams = TorchStreams(device, partial(_own_stream, driver, device))
-    registrar = CudaRegistrar(driver)
     if not _same_addresses(driver, device):  # the device knows pinned memory by other addresses
-        return Hardware(_name(device), device, streams, None, False, registrar, enter)
+        return Hardware(_name(device), device, streams, None, False, driver, enter)
     kernel = _kernel(device)
     copier = CudaCopier(driver, device, kernel)
-    return Hardware(_name(device), device, streams, copier, kernel is not None, registrar, enter)
+    return Hardware(_name(device), device, streams, copier, kernel is not None, driver, enter)
 
 
 def _driver(device: torch.device) -> CudaDriver | None:

@@ -8,6 +8,7 @@ import ctypes
 import numpy as np
 
 from kvtier.transfer.page_map import Addresses
+from kvtier.transfer.pinning import Registrar
 
 _PORTABLE, _DEVICE_MAP = 1, 2
 _SAME_ADDRESS = 91  # CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM
@@ -32,7 +33,7 @@ class _Attributes(ctypes.Structure):
     )
 
 
-class CudaDriver:
+class CudaDriver(Registrar):
     """Calls need a current context, which torch makes; any thread that has one may call.
 
     Raises:

@@ -81,8 +81,10 @@ class TransferEngine(ABC):
         """Start to copy slots into device blocks; pieces without a block are left alone."""
 
     def launching(self) -> None:  # noqa: B027 - there is no order to keep where the caller computes itself
-        """Be told that a forward pass is about to be launched that neither reads nor writes the pages of the loads
-        submitted until `launched`: they do not wait for it. Nor do stores, whose pages it leaves alone.
+        """Be told that a forward pass is about to be launched.
+
+        Transfers that are submitted until `launched` do not wait for this pass. The caller promises that the
+        pass uses no page that they load, and changes no page that they store.
         """
 
     def launched(self) -> None:  # noqa: B027

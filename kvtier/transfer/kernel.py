@@ -7,7 +7,6 @@ the large copies that it belongs between.
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -93,12 +92,8 @@ class Tables:
         self._busy.append((until, table))
 
 
-class CompiledKernel(Protocol):
-    """A compiled kernel: starts on CuPy's current stream."""
-
-    def __call__(
-        self, grid: tuple[int], block: tuple[int], arguments: tuple[np.uint64, ...]
-    ) -> None: ...
+CompiledKernel = Callable[[tuple[int], tuple[int], tuple[np.uint64, ...]], None]
+"""Starts on CuPy's current stream, with the sizes of grid and block and the kernel's arguments."""
 
 
 class _StreamHandle:

@@ -16,8 +16,6 @@ class CostAwarePolicy(AdmissionPolicy):
     """
 
     class Config(Struct, frozen=True, kw_only=True):
-        """Its options."""
-
         gain: float = 1.0  # computing must cost this many times the reading
         remember: int = 1_000_000  # keys of prefixes that are too dear; about 100 bytes each
 

@@ -15,8 +15,6 @@ class MinTokensPolicy(AdmissionPolicy):
     """
 
     class Config(Struct, frozen=True, kw_only=True):
-        """Its options."""
-
         tokens: int = 1024
         remember: int = 1_000_000  # keys of long requests; about 100 bytes each
 

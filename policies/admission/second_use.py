@@ -17,8 +17,6 @@ class SecondUsePolicy(AdmissionPolicy):
     """
 
     class Config(Struct, frozen=True, kw_only=True):
-        """Its options."""
-
         remember: int = 1_000_000  # keys; about 100 bytes each
 
     def __init__(self, config: Config, facts: TierFacts) -> None:

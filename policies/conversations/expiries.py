@@ -24,9 +24,8 @@ class Expiries:
 
     def __init__(self) -> None:
         self._heap: list[Expiry] = []
-        self._told: OrderedDict[int, Expiry] = (
-            OrderedDict()
-        )  # by the lineage's number, first told first
+        # By the lineage's number, first told first.
+        self._told: OrderedDict[int, Expiry] = OrderedDict()
 
     def add(self, lineage: Lineage, ttl_s: float) -> None:
         """Note that a lineage ends so long after its last use."""

@@ -9,10 +9,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from itertools import count, pairwise
 
-_EDGES = (
-    0.0,
-    *(3 * 2 ** (i / 2) for i in range(21)),
-)  # seconds; the last bin, from 51 min on, is open
+# Seconds; the last bin, from 51 min on, is open.
+_EDGES = (0.0, *(3 * 2 ** (i / 2) for i in range(21)))
 _BINS = len(_EDGES)
 _WIDTHS = (*(b - a for a, b in pairwise(_EDGES)), _EDGES[-1])
 _PRIOR = 8.0  # what all classes have in common counts like so many of a class's own

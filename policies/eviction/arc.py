@@ -22,8 +22,6 @@ class ArcPolicy(PrefixPolicy):
     queues = 2
 
     class Config(Struct, frozen=True, kw_only=True):
-        """Its options."""
-
         ghosts: float = 1.0  # length of each list of ghosts, in capacities
 
     def __init__(self, config: Config, facts: TierFacts) -> None:

@@ -29,8 +29,6 @@ class AttentionPolicy(PrefixPolicy):
     scored = True
 
     class Config(Struct, frozen=True, kw_only=True):
-        """Its options."""
-
         weight: float = 0.5
         protect: int = 4  # chunks
         share: float = 0.25  # of all chunks

@@ -17,8 +17,6 @@ class RandomPolicy(AgeingPolicy):
     """
 
     class Config(Struct, frozen=True, kw_only=True):
-        """Its options."""
-
         seed: int = 0
 
     def __init__(self, config: Config, facts: TierFacts) -> None:

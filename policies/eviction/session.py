@@ -146,7 +146,10 @@ class SessionPolicy(TwoEndedPolicy):
             self.place(each, _DEAD, self.ranks[each])
 
     def _parts(self, keys: Sequence[BlockKey], lineage: Lineage) -> int:
-        """Count the chunks at the start of a prompt that are here, if another lineage left the last."""
+        """Count the chunks at the start of a prompt that are here.
+
+        The answer is 0 if the last of these chunks belongs to `lineage` itself: then nothing is shared.
+        """
         here, last = 0, None
         for key in keys:
             row = self.row(key)

@@ -29,9 +29,8 @@ class TwoEndedPolicy(PrefixPolicy):
         self._push(leaf.row)
 
     def place(self, row: int, queue: int, rank: float) -> None:
-        self._stamps[row] = (
-            0  # entered anew: a heap would learn of a risen rank at its lower end only
-        )
+        # It enters anew: a heap would learn of a risen rank at its lower end only.
+        self._stamps[row] = 0
         super().place(row, queue, rank)
 
     def _forget(self) -> None:

@@ -22,10 +22,6 @@ class Ghosts:
         """Remember a key as the youngest, and forget the oldest beyond `limit`."""
         self._keys[key] = None
         self._keys.move_to_end(key)
-        self.trim(limit)
-
-    def trim(self, limit: int) -> None:
-        """Forget the oldest beyond `limit`."""
         while len(self._keys) > max(0, limit):
             self._keys.popitem(last=False)
 

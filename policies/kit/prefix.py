@@ -106,7 +106,10 @@ class PrefixPolicy(EvictionPolicy, ABC):
         return None if row is None or self.queue[row] == _NOWHERE else row
 
     def left(self, key: BlockKey) -> Gone | None:
-        """Return, once, where a chunk was when it was removed; others may have been since, by the batch."""
+        """Return where a chunk was when it was removed. A second call for the same chunk returns None.
+
+        The brain removes victims in batches, so other chunks may have been removed after this one.
+        """
         return self._left.pop(key, None)
 
     def above(self, row: int) -> Iterator[int]:

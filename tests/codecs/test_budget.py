@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from kvtier.codec import Codec
+from kvtier.codec import MARGIN, NO_FACTS, Codec
 from kvtier.codecs.budget import BudgetCodec, BudgetConfig
 from kvtier.config import Plugin
 from kvtier.decoders import Decoders
-from kvtier.testing.codecs import CodecContract, encoded, sample
+from kvtier.testing.codecs import CodecContract, sample
 
 NBYTES = 1_000_000
 
@@ -23,7 +23,7 @@ class TestBudgetCodec(CodecContract):
 
 def after(codec: BudgetCodec, waiting: int, **milliseconds: float) -> str:
     """Measure both codecs, then choose: lz4 keeps 0.9 of a chunk, zstd 0.6."""
-    for shrunk, each in zip((0.9, 0.6), codec.writers[1:], strict=True):
+    for shrunk, each in zip((0.9, 0.6), codec.among, strict=True):
         codec.measured(each, NBYTES, int(NBYTES * shrunk), milliseconds[each.name] / 1e3)
     return codec.chosen(NBYTES, waiting).name
 
@@ -64,8 +64,10 @@ def test_what_became_fast_again_is_found() -> None:
 def test_records_have_the_id_of_the_chosen_one() -> None:
     codec, chunk = budget(), sample("floats", 100_000)
     chosen = codec.chosen(len(chunk), 0)
-    payload = encoded(chosen, np.zeros_like(chunk))
-    assert payload is not None
-    out = np.ones_like(chunk)
-    Decoders(*codec.writers).of(chosen.id).decode(payload, out)
+    out = np.empty(len(chunk) + MARGIN, np.uint8)
+    by, n = codec.encode_by_one(np.zeros_like(chunk), out, NO_FACTS, 0)
+    assert by is chosen
+    assert codec.chosen(len(chunk), 0) is not chosen, "it was measured"
+    payload, out = out[:n].copy(), np.ones_like(chunk)
+    Decoders(*codec.among).of(chosen.id).decode(payload, out)
     assert not out.any()

@@ -1,54 +1,36 @@
-"""Decoders are made while others are given their shelf, and each ends with the shelf of now."""
+"""Decoders are made when a record first needs them, and two threads may need one at once."""
 
 import pytest
 
 from kvtier import registry
-from kvtier.codec import Codec, Shelf
+from kvtier.codec import Codec
 from kvtier.codecs.raw import RawCodec
 from kvtier.decoders import Decoders
+from kvtier.errors import CorruptBlock
 
 
-class EmptyShelf(Shelf):
-    def read(self, name: str) -> bytes | None:
-        return None
-
-    def write(self, name: str, content: bytes) -> bool:
-        return False
+def test_the_configured_codec_is_the_one_that_decodes() -> None:
+    raw = RawCodec()
+    assert Decoders(raw).of(0) is raw
 
 
-class Meddling(RawCodec):
-    """Does what another thread might, in the middle of being given a shelf."""
-
-    def __init__(self) -> None:
-        self.decoders: Decoders | None = None
-        self.another: Shelf | None = None
-        self.shelf: Shelf | None = None
-
-    def keep(self, shelf: Shelf) -> None:
-        if self.decoders is not None and self.another is None:
-            self.decoders.of(1)
-        elif self.decoders is not None and self.another is not shelf:
-            assert self.another
-            self.decoders.keep(self.another)
-        self.shelf = shelf
+def test_an_id_that_nobody_knows_is_a_corrupt_record() -> None:
+    with pytest.raises(CorruptBlock, match="unknown codec 999"):
+        Decoders().of(999)
 
 
-def test_a_codec_may_be_made_while_the_shelf_changes() -> None:
-    codec = Meddling()
-    codec.decoders = Decoders(codec)
-    codec.decoders.keep(EmptyShelf())
-    assert codec.shelf is not None
+def test_a_codec_that_is_made_meanwhile_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoders = Decoders()
+    made: list[Codec] = []
 
-
-def test_a_codec_that_is_made_meanwhile_gets_the_new_shelf(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Meddling()
-    decoders = made.decoders = Decoders(RawCodec())
-    decoders.keep(EmptyShelf())
-    made.another = EmptyShelf()
-
-    def build(kind: str, plugin: registry.Named) -> Codec:
-        return made
+    def build(kind: str, plugin: registry.Plugin) -> Codec:
+        codec = RawCodec()
+        made.append(codec)
+        if len(made) == 1:  # another thread, in the middle of it
+            decoders.of(1)
+        return codec
 
     monkeypatch.setattr(registry, "build", build)
-    assert decoders.of(1) is made
-    assert made.shelf is made.another
+    assert decoders.of(1) is made[1]
+    assert decoders.of(1) is made[1]
+    assert len(made) == 2

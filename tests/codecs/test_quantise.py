@@ -18,7 +18,7 @@ from kvtier.codecs.quantise import QuantiseCodec, QuantiseConfig, Width
 from kvtier.errors import CorruptBlock
 from kvtier.layout import ELEMENTS, Axis, ChunkLayout
 from tests.codecs.named import named
-from tests.packings import PACKINGS, Packing, layout
+from tests.packings import PACKINGS, Packing, gather, layout, scatter
 
 GOLDEN = Path(__file__).parent / "golden"
 KV = Path(__file__).parent / "kv-bf16.npy"
@@ -38,7 +38,7 @@ def chunk_of(found: ChunkLayout, seed: int = 0, scale: float = 1.0) -> Bytes:
     for plane, array in ((found.keys, keys), (found.values, values)):
         narrow = NARROW[found.dtype]((array * scale).astype(np.float32))
         elements = np.ascontiguousarray(narrow).astype(ELEMENTS[found.dtype])
-        found.scatter(elements, chunk, plane, ORDER)
+        scatter(found, elements, chunk, plane, ORDER)
     return chunk
 
 
@@ -58,8 +58,8 @@ def through(codec: Codec, chunk: Bytes, facts: ChunkFacts) -> tuple[Bytes, Bytes
 
 def floats(found: ChunkLayout, chunk: Bytes) -> tuple[Floats, Floats]:
     """Keys and values in logical order."""
-    keys = WIDEN[found.dtype](found.gather(chunk, found.keys, ORDER))
-    return keys, WIDEN[found.dtype](found.gather(chunk, found.values, ORDER))
+    keys = WIDEN[found.dtype](gather(found, chunk, found.keys, ORDER))
+    return keys, WIDEN[found.dtype](gather(found, chunk, found.values, ORDER))
 
 
 def quantiser(k: Width, v: Width, *, hadamard: bool = False, **groups: int) -> QuantiseCodec:
@@ -106,9 +106,9 @@ def test_the_first_tokens_of_a_sequence_stay_as_they_are(
     _, first = through(codec, chunk, facts_of(found, tokens))
     _, second = through(codec, chunk, facts_of(found, 2 * tokens))
     for plane in (found.keys, found.values):
-        exact = found.gather(chunk, plane, ORDER)[:, :SINKS]
-        assert np.array_equal(found.gather(first, plane, ORDER)[:, :SINKS], exact)
-        assert not np.array_equal(found.gather(second, plane, ORDER)[:, :SINKS], exact)
+        exact = gather(found, chunk, plane, ORDER)[:, :SINKS]
+        assert np.array_equal(gather(found, first, plane, ORDER)[:, :SINKS], exact)
+        assert not np.array_equal(gather(found, second, plane, ORDER)[:, :SINKS], exact)
     keys, spoilt = floats(found, first)[0][:, SINKS:], floats(found, second)[0][:, SINKS:]
     exact_keys = floats(found, chunk)[0][:, SINKS:]
     assert np.abs(keys - exact_keys).mean() < 0.2 * np.abs(spoilt - exact_keys).mean()
@@ -150,7 +150,7 @@ def test_rotation_spreads_an_outlier() -> None:
     spike = np.zeros(found.shape, np.float32)
     spike[:, :, :, 3] = np.random.default_rng(0).standard_normal(found.shape[:3]) * 100
     spike += np.random.default_rng(1).standard_normal(found.shape).astype(np.float32)
-    found.scatter(NARROW["bf16"](spike).astype(np.uint16), chunk, found.values, ORDER)
+    scatter(found, NARROW["bf16"](spike).astype(np.uint16), chunk, found.values, ORDER)
     errors = []
     for hadamard in (False, True):
         _, back = through(quantiser(8, 4, hadamard=hadamard), chunk, facts_of(found))

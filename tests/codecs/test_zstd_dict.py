@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvtier.codec import Bytes, Codec, Shelf
+from kvtier.codec import NO_FACTS, Bytes, ChunkFacts, Codec, Shelf
+from kvtier.codecs.pipeline import PipelineCodec, PipelineConfig
 from kvtier.codecs.zstd_dict import ZstdDictCodec, ZstdDictConfig
+from kvtier.config import Plugin
 from kvtier.errors import CorruptBlock
 from kvtier.io_process.shelf import TierShelf
 from kvtier.testing.codecs import CodecContract, encoded
@@ -35,10 +37,22 @@ def small(seed: int, kind: int = 0) -> Bytes:
     return np.ascontiguousarray(parts[chosen]).reshape(-1)
 
 
-def codec_on(shelf: Shelf, config: ZstdDictConfig = CONFIG) -> ZstdDictCodec:
-    codec = ZstdDictCodec(config)
-    codec.keep(shelf)
-    return codec
+class OnShelf(ZstdDictCodec):
+    """Code every chunk as one of the namespace that has this shelf."""
+
+    def __init__(self, shelf: Shelf, config: ZstdDictConfig) -> None:
+        super().__init__(config)
+        self.shelf = shelf
+
+    def encode(self, chunk: Bytes, out: Bytes, facts: ChunkFacts = NO_FACTS) -> int | None:
+        return super().encode(chunk, out, facts._replace(shelf=self.shelf))
+
+    def decode(self, buf: Bytes, out: Bytes, facts: ChunkFacts = NO_FACTS) -> None:
+        super().decode(buf, out, facts._replace(shelf=self.shelf))
+
+
+def codec_on(shelf: Shelf, config: ZstdDictConfig = CONFIG) -> OnShelf:
+    return OnShelf(shelf, config)
 
 
 def size(codec: Codec, seed: int, kind: int = 0) -> int:
@@ -120,6 +134,32 @@ def test_another_dictionary_of_the_same_number_is_no_answer() -> None:
         codec_on(shelves[1]).decode(payload, np.empty(4096, np.uint8))
     with pytest.raises(CorruptBlock, match="dictionary 32769 is not there"):
         codec_on(DictShelf()).decode(payload, np.empty(4096, np.uint8))
+
+
+def test_each_chunk_goes_by_the_shelf_of_its_namespace() -> None:
+    first, second = DictShelf(), DictShelf()
+    codec = codec_on(first)
+    train(codec)
+    payload = encoded(codec, small(1))
+    assert payload is not None
+    codec.shelf = second
+    assert size(codec, 1) == 4096
+    with pytest.raises(CorruptBlock, match="is not there"):
+        codec.decode(payload, np.empty(4096, np.uint8))
+    train(codec, kind=1)
+    assert [*second.contents] == ["zstd 1"]
+    codec.shelf, out = first, np.empty(4096, np.uint8)
+    codec.decode(payload, out)
+    assert np.array_equal(out, small(1))
+
+
+def test_a_stage_gets_the_shelf_too() -> None:
+    shelf = DictShelf()
+    stages = (Plugin(kind="planes"), Plugin(kind="zstd_dict", options={"train": 8}))
+    codec = PipelineCodec(PipelineConfig(stages=stages))
+    for seed in range(8):
+        encoded(codec, small(seed), ChunkFacts("fp8", shelf=shelf))
+    assert [*shelf.contents] == ["zstd 1"]
 
 
 def test_two_codecs_on_one_shelf_do_not_overwrite() -> None:

@@ -22,7 +22,7 @@ class Memory:
 def decoded(data: bytes) -> list[Placed]:
     buffer = wire.FrameBuffer()
     buffer.feed(data)
-    return [placed for frame in buffer.frames() for placed in wire.decode_placed(frame.body)]
+    return [placed for frame in buffer.frames() for placed in wire.PLACED.decode(frame.body)]
 
 
 def test_it_tells_what_changed() -> None:

@@ -10,7 +10,7 @@ from kvtier.io_process.key_norms import key_norm, objection
 from kvtier.layout import ELEMENTS, ChunkLayout
 from kvtier.types import OpKind, OpStatus
 from tests.io_process.rig import Bytes, Rig, file_tier, rig
-from tests.packings import PACKINGS, Packing, layout
+from tests.packings import PACKINGS, Packing, layout, scatter
 
 Dtype = Literal["bf16", "fp16", "fp32"]
 
@@ -23,10 +23,10 @@ def chunk_of(found: ChunkLayout, key: float, value: float) -> Bytes:
         whole = np.full(found.shape, number, np.float32)
         if found.dtype == "bf16":
             bits = (whole.view(np.uint32) >> 16).astype(np.uint16)
-            found.scatter(bits, chunk, plane, ("layers", "tokens", "heads", "dim"))
+            scatter(found, bits, chunk, plane, ("layers", "tokens", "heads", "dim"))
         else:
             cast = whole.astype(elements.dtype)
-            found.scatter(cast, chunk, plane, ("layers", "tokens", "heads", "dim"))
+            scatter(found, cast, chunk, plane, ("layers", "tokens", "heads", "dim"))
     return chunk
 
 

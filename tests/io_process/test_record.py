@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from kvtier.errors import CorruptBlock
 from kvtier.io_process import record
 from kvtier.io_process.record import Header, Identity
+from kvtier.tier import Bytes
 from kvtier.types import PAGE
 
 NAMESPACE = record.namespace_of("{}")
@@ -27,13 +28,13 @@ HEADER = Header(
 WANT = Identity(NAMESPACE, 3, 1, b"k" * 36, 20000)
 
 
-def packed(header: Header = HEADER) -> record.Bytes:
+def packed(header: Header = HEADER) -> Bytes:
     page = np.ones(PAGE, np.uint8)
     record.pack(header, page)
     return page
 
 
-def verify(page: record.Bytes, nbytes: int, payload: record.Bytes) -> None:
+def verify(page: Bytes, nbytes: int, payload: Bytes) -> None:
     header = record.unpack(page)
     record.check_identity(header, WANT)
     record.check_payload(header, nbytes, payload)

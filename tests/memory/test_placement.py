@@ -94,7 +94,7 @@ def test_prefault_takes_every_page_and_changes_none() -> None:
     region.bytes[:] = 7
     fresh = Region(40 << 20, shared=True)
     for each in (region, fresh):
-        prefault = Prefault(each, threads=2)
+        prefault = Prefault(each.bytes, threads=2, bound=True)
         prefault.wait()
         assert (prefault.done, prefault.error) == (True, "")
         assert each.locate().absent == 0
@@ -106,7 +106,7 @@ def test_prefault_takes_every_page_and_changes_none() -> None:
 
 def test_prefault_stops_where_it_is() -> None:
     region = Region(64 << 20, shared=True)
-    prefault = Prefault(region, threads=1)
+    prefault = Prefault(region.bytes, threads=1, bound=False)
     prefault.stop()
     prefault.stop()
     assert prefault.done

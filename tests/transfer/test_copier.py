@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kvtier.transfer.copier import CudaCopier
+from kvtier.transfer.cuda import CudaCopier
 from kvtier.transfer.driver import CudaDriver
 from kvtier.transfer.paths import Direction
 

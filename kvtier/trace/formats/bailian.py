@@ -1,22 +1,19 @@
 """Alibaba Bailian JSONL: chats with their parents, 16-token blocks."""
 
-from typing import Annotated
-
 import msgspec
 
-from kvtier.trace.formats.base import Drawing, TraceFormat, ids
+from kvtier.trace.formats.base import Count, Drawing, Seconds, TraceFormat, ids
 from kvtier.trace.trace import Row
 
-_Count = Annotated[int, msgspec.Meta(ge=0)]
 _NO_CHAT = -1
 
 
 class _Line(msgspec.Struct):
     chat_id: int
     parent_chat_id: int
-    timestamp: Annotated[float, msgspec.Meta(ge=0)]  # s
-    input_length: _Count
-    output_length: _Count
+    timestamp: Seconds  # s
+    input_length: Count
+    output_length: Count
     hash_ids: list[int]
 
 

@@ -4,16 +4,14 @@ from typing import Annotated
 
 import msgspec
 
-from kvtier.trace.formats.base import Drawing, TraceFormat, ids
+from kvtier.trace.formats.base import Count, Drawing, TraceFormat, ids
 from kvtier.trace.trace import Row
-
-_Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class _Line(msgspec.Struct):
     timestamp: Annotated[float, msgspec.Meta(ge=0)]  # ms
-    input_length: _Count
-    output_length: _Count
+    input_length: Count
+    output_length: Count
     hash_ids: list[int]
 
 

@@ -6,26 +6,21 @@ one. A row is `{"t": s, "in", "out"}` with either
 `s` (session) and `think` (s).
 """
 
-from typing import Annotated
-
 import msgspec
 import numpy as np
 
-from kvtier.trace.formats.base import Drawing, TraceFormat
+from kvtier.trace.formats.base import Count, Drawing, Positive, Seconds, TraceFormat
 from kvtier.trace.trace import NO_SESSION, Ids, Row, expand
 
 VERSION = 1
 KEY_DIGITS = 16
-_Count = Annotated[int, msgspec.Meta(ge=0)]
-_Positive = Annotated[int, msgspec.Meta(ge=1)]
-_Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class Heading(msgspec.Struct):
     """The first line."""
 
     kvtier_trace: int
-    block_tokens: _Positive
+    block_tokens: Positive
     start_s: float = 0.0  # what the times count from
 
 
@@ -34,13 +29,13 @@ class TraceLine(
 ):
     """One request."""
 
-    at_s: _Seconds
-    prompt: _Count
-    output: _Count
-    runs: list[tuple[_Count, _Positive]] | None = None
+    at_s: Seconds
+    prompt: Count
+    output: Count
+    runs: list[tuple[Count, Positive]] | None = None
     keys: str | None = None
     s: int = NO_SESSION
-    think: _Seconds | None = None
+    think: Seconds | None = None
 
 
 class OwnFormat(TraceFormat):

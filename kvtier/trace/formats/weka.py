@@ -1,26 +1,21 @@
 """Weka rows: coding-agent sessions, 64-token blocks as runs, ids local to a session."""
 
-from typing import Annotated
-
 import msgspec
 
-from kvtier.trace.formats.base import Drawing, TraceFormat
+from kvtier.trace.formats.base import Count, Drawing, Positive, Seconds, TraceFormat
 from kvtier.trace.trace import Row, expand
 
-_Count = Annotated[int, msgspec.Meta(ge=0)]
-_Positive = Annotated[int, msgspec.Meta(ge=1)]
-_Seconds = Annotated[float, msgspec.Meta(ge=0)]
 _LOCAL_BITS = 32
 
 
 class _Line(msgspec.Struct, rename={"prompt": "in", "output": "out"}):
     s: str
-    t: _Seconds
-    prompt: _Count
-    output: _Count
-    runs: list[tuple[_Count, _Positive]]
+    t: Seconds
+    prompt: Count
+    output: Count
+    runs: list[tuple[Count, Positive]]
     a: str = ""
-    think: _Seconds | None = None  # null where requests of a session overlap
+    think: Seconds | None = None  # null where requests of a session overlap
 
 
 class WekaFormat(TraceFormat):
