@@ -82,8 +82,9 @@ class KVTierConnector(OffloadingConnector):
         self.scheduling.meet(list(metadata.values()))
 
     def on_new_request(self, request: "Request") -> None:
-        super().on_new_request(request)
         side = self.scheduling
+        side.admit(request)  # not guarded: it keeps vLLM from ending also when we are off
+        super().on_new_request(request)
         side.guard.run(partial(side.arrive, request), None)
         if side.guard.broken:
             side.meter.refuse()
@@ -92,6 +93,8 @@ class KVTierConnector(OffloadingConnector):
         self, request: "Request", num_computed_tokens: int
     ) -> tuple[int | None, bool]:
         side = self.scheduling
+        if side.guard.run(partial(side.sits_out, request), False):
+            return None, False
         if side.guard.run(partial(side.reading, request), False):
             return None, False
         side.guard.run(partial(side.asked, request, num_computed_tokens), None)

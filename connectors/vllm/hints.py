@@ -1,14 +1,40 @@
 """What a request may say about itself in `kv_transfer_params`: `{"kvtier": {"store": false, ...}}`."""
 
+import hashlib
 import logging
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import time
+from collections.abc import Callable, Mapping
+from itertools import islice
+from typing import NamedTuple
 
 from kvtier.facts import RequestHints
 
 logger = logging.getLogger(__name__)
 
 _LONGEST_S = 1e9
+_QUIET_S = 10.0
+_LONGEST_NAME = 64  # of a session; a longer one is known by its hash
+_LOOKED_AT = 16  # unknown hints of one request, to name some of them
+
+
+class Complaints:
+    """Says what is wrong with hints: a client that errs in every request makes one line in a while, not one each."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._next = 0.0
+        self._unsaid = 0
+
+    def about(self, mistakes: list[str]) -> None:
+        """Take the mistakes of one request."""
+        if not mistakes:
+            return
+        if self._clock() < self._next:
+            self._unsaid += 1
+            return
+        more = f" (and {self._unsaid} requests before)" if self._unsaid else ""
+        logger.warning("kv_transfer_params: %s; ignored%s", "; ".join(mistakes[:4]), more)
+        self._next, self._unsaid = self._clock() + _QUIET_S, 0
 
 
 class Hints(NamedTuple):
@@ -23,21 +49,34 @@ class Hints(NamedTuple):
     session_end: bool = False  # the conversation ends with this request
 
     @classmethod
-    def of(cls, params: dict[str, Any] | None) -> "Hints":
-        """Read the hints of a request's `kv_transfer_params`."""
-        given = (params or {}).get("kvtier", {})
-        if not isinstance(given, dict):
-            logger.warning("kv_transfer_params.kvtier: expected a mapping, got %r; ignored", given)
+    def of(cls, params: object, complaints: Complaints) -> "Hints":
+        """Read the hints of a request's `kv_transfer_params`, in a time that does not grow with them."""
+        given = params.get("kvtier", {}) if isinstance(params, Mapping) else {}
+        if not isinstance(given, Mapping):
+            complaints.about([f"kvtier: expected a mapping, got a {type(given).__name__}"])
             return cls()
-        known = {name: value for name, value in given.items() if name in cls._fields}
-        for name in given.keys() - known.keys():
-            logger.warning("kv_transfer_params.kvtier.%s: unknown hint; ignored", name)
+        known = {name: given[name] for name in cls._fields if name in given}
+        mistakes = []
+        if len(given) > len(known):
+            looked_at = (name for name in islice(given, _LOOKED_AT) if name not in known)
+            mistakes = [f"kvtier.{str(name)[:32]!r}: unknown hint" for name in islice(looked_at, 3)]
+            mistakes += [f"{len(given) - len(known)} unknown hints in all"] * (len(mistakes) != 1)
         for name in list(known):
             what, good = _KINDS.get(name, ("true or false", _is_bool))
             if not good(known[name]):
-                logger.warning("kv_transfer_params.kvtier.%s: expected %s; ignored", name, what)
+                mistakes.append(f"kvtier.{name}: expected {what}")
                 del known[name]
+        complaints.about(mistakes)
         return cls(**known)
+
+    def in_session(self, own: object) -> "Hints":
+        """Name the session, by vLLM's `own` id if no hint does; of a long name only the hash is kept."""
+        session = self.session_id if self.session_id is not None else own
+        if not isinstance(session, str):
+            return self._replace(session_id=None)
+        if len(session) > _LONGEST_NAME:
+            session = hashlib.blake2b(session.encode(errors="replace"), digest_size=16).hexdigest()
+        return self._replace(session_id=session)
 
     def facts(self) -> RequestHints:
         """Return what policies are told."""

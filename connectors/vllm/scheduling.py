@@ -18,11 +18,12 @@ from vllm.v1.kv_offload.base import (
     PrepareStoreOutput,
     ReqContext,
 )
+from vllm.v1.request import RequestStatus
 
 from kvtier.brain import TieredCache, Why
 from kvtier.config import Config, digest, of_rank
 from kvtier.connectors.vllm import identity, start
-from kvtier.connectors.vllm.hints import Hints
+from kvtier.connectors.vllm.hints import Complaints, Hints
 from kvtier.connectors.vllm.manager import TieredCacheManager
 from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata, SlotSpec
 from kvtier.connectors.vllm.metrics import Meter
@@ -75,9 +76,7 @@ class _Live:
     below: set[BlockKey] = field(default_factory=set)  # of its hit, what came from below tier 0
     reading: bool = False  # reads were ordered for it, and were not all there when vLLM asked last
     computed: int = 0  # tokens that the device's own cache had when vLLM asked last
-    explained: bool = (
-        False  # since it started from nothing, why its hit ends where it does was found out
-    )
+    scheduled: bool = False  # since it started from nothing; then it was found why its hit ends
 
 
 class Scheduling:
@@ -106,6 +105,7 @@ class Scheduling:
         self._recorder: Recorder | None = None
         self._opened = False
         self._live: dict[str, _Live] = {}
+        self._complaints = Complaints()
         self._planned: dict[int, tuple[BlockKey, ...]] = {}  # by plan, until vLLM makes it a job
         self._jobs: dict[int, _Job] = {}
         self._crowded_out: list[tuple[str, Sequence[BlockKey]]] = []  # in this step, by request
@@ -152,11 +152,17 @@ class Scheduling:
         """Whether the engine owes us one step, with which the tiers open."""
         return self._ranks is not None and not self._opened
 
+    def admit(self, request: "Request") -> None:
+        """Take a request's `kv_transfer_params` away if they are no mapping: vLLM's own half, asked next, would end."""
+        params = request.kv_transfer_params
+        if params is not None and not isinstance(params, dict):
+            self._complaints.about([f"expected a mapping, got a {type(params).__name__}"])
+            request.kv_transfer_params = None
+
     def arrive(self, request: "Request") -> None:
         """Tell the brain a new request's keys, of every group, before anybody asks for them."""
-        hints = Hints.of(request.kv_transfer_params)
-        if hints.session_id is None:  # vLLM's own, from 0.32 on
-            hints = hints._replace(session_id=getattr(request, "session_id", None))
+        hints = Hints.of(request.kv_transfer_params, self._complaints)
+        hints = hints.in_session(getattr(request, "session_id", None))  # vLLM has one from 0.32 on
         name = request.request_id
         groups = self._statuses.keys(name)
         self._live[name] = _Live(hints.store, hints.load, [len(keys) for keys in groups])
@@ -186,6 +192,18 @@ class Scheduling:
         live.reading = not self.brain.ready(request.request_id)
         return live.reading
 
+    def sits_out(self, request: "Request") -> bool:
+        """Whether a request waits for the next step because the coming one has yet to announce its preemption.
+
+        A reset preempts running requests between two steps, and vLLM may resume them in the next one. In that step
+        it takes every job of a preempted request for a store, so none of them may load.
+        """
+        live = self._live.get(request.request_id)
+        if live is None or not live.scheduled or request.status != RequestStatus.PREEMPTED:
+            return False
+        live.scheduled = False
+        return True
+
     def asked(self, request: "Request", computed: int) -> None:
         """Note that vLLM asks for a hit, and how many tokens the device's own cache has."""
         if (live := self._live.get(request.request_id)) is not None:
@@ -195,9 +213,9 @@ class Scheduling:
         """Find out, once, why `loaded` tokens are all that a request loads; at debug level say it."""
         name = request.request_id
         live = self._live.get(name)
-        if live is None or live.explained:
+        if live is None or live.scheduled:
             return
-        live.explained = True
+        live.scheduled = True
         why = self.brain.fell_short(name, live.computed + loaded)
         start.logger.debug(
             "kvtier: request %s: %d of %d tokens from kvtier%s",
@@ -276,7 +294,7 @@ class Scheduling:
         for request in requests:
             self.brain.preempted(request)
             if (live := self._live.get(request)) is not None:
-                live.explained = False
+                live.scheduled = False
 
     def awake(self) -> bool:
         """Whether the engine must step on for the brain's sake."""

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from vllm.v1.kv_offload.base import GPULoadStoreSpec, LookupResult, ReqContext, make_offload_key
+from vllm.v1.request import RequestStatus
 
 from kvtier.brain import ReadPlan, Why
 from kvtier.connectors.vllm import start
@@ -238,6 +239,32 @@ def test_each_request_s_shortfall_is_named_once(
     engine.side.scheduled(request, 2 * TOKENS)
     assert said[1:] == ["kvtier: request a: 64 of 100 tokens from kvtier"]
     assert refusals(engine) == ({Why.ABSENT: 1}, {})
+
+
+def test_whom_a_reset_preempted_sits_out_the_step_that_announces_it(engine: Engine) -> None:
+    request: Any = SimpleNamespace(
+        request_id="a", num_prompt_tokens=100, status=RequestStatus.RUNNING
+    )
+    engine.arrive("a", 2)
+    assert not engine.side.sits_out(request)
+    engine.side.scheduled(request, 0)
+    assert not engine.side.sits_out(request)
+    request.status = RequestStatus.PREEMPTED
+    assert engine.side.sits_out(request)
+    assert not engine.side.sits_out(request), "whatever is announced, it never waits for ever"
+    engine.side.scheduled(request, 0)
+    engine.side.preempted(["a"])
+    assert not engine.side.sits_out(request)
+
+
+@pytest.mark.parametrize("params", ["boo", 7, ["kvtier"]])
+def test_what_is_no_mapping_never_reaches_vllm(engine: Engine, params: object) -> None:
+    request: Any = SimpleNamespace(kv_transfer_params=params)
+    engine.side.admit(request)
+    assert request.kv_transfer_params is None
+    request.kv_transfer_params = {"kvtier": {}}
+    engine.side.admit(request)
+    assert request.kv_transfer_params == {"kvtier": {}}
 
 
 def test_who_comes_while_kvtier_is_off_is_counted(engine: Engine) -> None:

@@ -94,6 +94,22 @@ def test_reset_while_reads_writes_and_loads_run(
     assert answer.tokens == reference.of([LONG[1]])[0]
 
 
+@pytest.mark.parametrize("steps", [3, 8])
+def test_running_requests_that_a_reset_preempts_are_resumed(
+    kvtier: Engine, reference: Reference, steps: int
+) -> None:
+    """Only the device's cache is emptied, so that each of them finds its prefix in kvtier at once."""
+    fill(kvtier, reference)
+    for i in range(2):
+        kvtier.add(f"{i}", LONG[i], TOKENS)
+    for _ in range(steps):
+        kvtier.step()
+    assert kvtier.reset(running=True)
+    answers = kvtier.drain()
+    assert [answers[f"{i}"].tokens for i in range(2)] == reference.of(LONG[:2])
+    assert idle(kvtier) == CLEAN
+
+
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("how", ["pause", "sleep"])
 def test_pause_and_sleep_while_a_load_runs(
