@@ -26,12 +26,12 @@ def check(llm: Any) -> dict[str, Any]:
 
 
 def idle(llm: Any) -> dict[str, Any]:
-    """Step the engine while it wants to be stepped, then until what was slower is done, then `check`."""
+    """Step until all that was ordered is done, and the engine while it wants to be stepped, then `check`."""
+    settle(llm)
     core = llm.llm_engine.engine_core.engine_core
     end = time.monotonic() + HANG_S
     while core.scheduler.has_requests() and time.monotonic() < end:
         core.step()
-    settle(llm)
     return check(llm)
 
 
