@@ -35,8 +35,6 @@ from kvtier.units import format_nbytes
 
 logger = logging.getLogger(__name__)
 
-_START_S = 30.0
-
 
 class _Job(NamedTuple):
     transfer: Transfer | None  # None: nothing to copy
@@ -345,7 +343,7 @@ def _start_io(
         arena.fd,
     )
     try:
-        client.wait_ready(_START_S)
+        client.wait_ready()
     except BaseException:
         client.close()
         raise

@@ -13,7 +13,7 @@ from kvtier.demo.server import Server, ServerConfig, ServerError, serving
 from kvtier.demo.watch import Watch, parse, sources
 from kvtier.demo.workload import Script, Workload
 
-SETTLE_S = 15.0
+SETTLE_S = 60.0
 
 Progress = Callable[[str, str, float], None]
 """Called with the pass, what it does, and how much of it is done."""

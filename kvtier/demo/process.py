@@ -7,8 +7,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-TRACKER_S = 3.0
-KILL_S = 5.0
+GONE_S = 30.0  # for what was killed, and for a tracker that has nobody left to serve
 
 
 def session(sid: int) -> list[int]:
@@ -30,15 +29,15 @@ def end_session(process: "subprocess.Popen[bytes]", grace_s: float = 0.0) -> lis
     """
     left = _wait(process, grace_s)
     killed = [f"{pid} {_command(pid)}" for pid in left]
-    deadline = time.monotonic() + KILL_S
+    deadline = time.monotonic() + GONE_S
     while victims := [pid for pid in left if "resource_tracker" not in _command(pid)]:
         if time.monotonic() > deadline:
             break
         _kill(victims)
         left = _wait(process, 0.05)
-    _kill(_wait(process, TRACKER_S))
+    _kill(_wait(process, GONE_S))
     with suppress(subprocess.TimeoutExpired):
-        process.wait(KILL_S)  # a leader looks like a zombie while its threads still die
+        process.wait(GONE_S)  # a leader looks like a zombie while its threads still die
     return killed
 
 

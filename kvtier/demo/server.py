@@ -17,8 +17,8 @@ from pathlib import Path
 from kvtier.demo.process import end_session
 from kvtier.errors import KvtierError
 
-START_S = 180.0
-LEAVE_S = 20.0
+START_S = 300.0
+LEAVE_S = 60.0
 LEAVE_EARLY_S = 3.0  # vLLM that is told to stop while it starts often stays
 MODEL = "demo"  # the name that the server answers to
 

@@ -23,6 +23,7 @@ __all__ = ["IoClient", "IoSetup"]
 
 logger = logging.getLogger(__name__)
 
+_START_S = 120.0  # only what hangs takes longer, on a busy machine too
 _FIRST_BACKOFF_S = 0.1
 _LAST_BACKOFF_S = 30.0
 _MAX_UNSENT = 4 << 20
@@ -69,7 +70,7 @@ class IoClient:
         """How many operations are not answered yet."""
         return len(self._pending) + len(self._doomed)
 
-    def wait_ready(self, timeout_s: float) -> None:
+    def wait_ready(self, timeout_s: float = _START_S) -> None:
         """Wait until the process has its tiers; blocks, so for the start of the engine only.
 
         Raises:

@@ -23,7 +23,6 @@ from kvtier.types import OpKind, OpResult, OpStatus, TierOp
 
 MANIFEST = '{"kvtier": "bench tiers"}'
 PAGE = 4096
-_START_S = 30.0
 _POLL_S = 0.00005
 _LEAST = 8  # chunks of each point
 
@@ -176,7 +175,7 @@ def _bench(tier: TierConfig, chunk_nbytes: int, threads: int, slots: int) -> Ite
     client = IoClient(setup, arena.fd)
     opened = False
     try:
-        client.wait_ready(_START_S)
+        client.wait_ready()
         opened = True
         yield _Bench(client, threads, tier, chunk_nbytes)
     finally:

@@ -82,13 +82,11 @@ def test_memory_and_file_are_measured_and_left_empty(tmp_path: Path) -> None:
     assert [(p.tier, p.way) for p in dram] == [("dram", "write"), ("dram", "read")]
 
 
-def test_a_tier_that_an_engine_uses_is_refused_in_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.slow  # the lock is retried for 10 s
+def test_a_tier_that_an_engine_uses_is_refused_in_words(tmp_path: Path) -> None:
     tier = FileTier(FileConfig(path=str(tmp_path)), Site("nvme"))
     tiers = [{"kind": "dram"}, {"kind": "file", "path": str(tmp_path), "capacity": "16MiB"}]
-    monkeypatch.setattr("kvtier.measure.tiers._START_S", 0.5)
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="is in use by another engine"):
         measure(load({"tiers": tiers}).tiers[1], CHUNK, threads=2, depths=(1,), nbytes=CHUNK)
     tier.close()
 
