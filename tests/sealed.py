@@ -6,6 +6,8 @@ import struct
 import subprocess
 import sys
 
+from tests.patience import HANG_S
+
 NUMBERS = {
     "x86_64": {"mbind": 237, "set_mempolicy": 238, "move_pages": 279, "io_uring_setup": 425},
     "aarch64": {"mbind": 235, "set_mempolicy": 237, "move_pages": 239, "io_uring_setup": 425},
@@ -34,6 +36,6 @@ def run_sealed(code: str) -> str:
     """Run `code` in a sealed process and return what it printed."""
     script = f"from tests.sealed import seal; seal()\n{code}"
     command = [sys.executable, "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tests.patience import HANG_S
+
 ROOT = Path(__file__).parent.parent
 LIGHT_MODULES = (
     *("kvtier", "kvtier.config", "kvtier.registry", "kvtier.cli.main", "kvtier.io_process.main"),
@@ -20,7 +22,7 @@ NOT_SOURCE = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pyca
 
 def python(*arguments: str | Path, executable: str | Path = sys.executable) -> str:
     command = [str(executable), "-I", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -11,6 +11,7 @@ import pytest
 from kvtier.io_process.record import namespace_of
 from kvtier.types import OpKind, OpStatus
 from tests.io_process.rig import MANIFEST, file_tier, key_of, rig
+from tests.patience import HANG_S
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -19,7 +20,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         env={**os.environ, "COLUMNS": "200"},
-        timeout=60,
+        timeout=HANG_S,
     )
 
 

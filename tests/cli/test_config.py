@@ -10,6 +10,7 @@ import pytest
 
 from kvtier.config import load
 from kvtier.errors import ConfigError
+from tests.patience import HANG_S
 from tests.trees import LLAMA_8B
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -25,7 +26,7 @@ def run(tmp_path: Path) -> Run:
             text=True,
             cwd=tmp_path,
             env={"COLUMNS": "200"},
-            timeout=60,
+            timeout=HANG_S,
         )
 
     return run

@@ -18,6 +18,7 @@ from kvtier.demo.svg import ticks
 from kvtier.demo.watch import by_tier, parse, sources
 from kvtier.demo.workload import Script, Workload
 from kvtier.errors import ConfigError
+from tests.patience import HANG_S
 
 METRICS = """# HELP vllm:prompt_tokens_by_source Number of prompt tokens by source.
 vllm:prompt_tokens_by_source_total{engine="0",model_name="demo",source="local_compute"} 900.0
@@ -183,7 +184,7 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
     (tmp_path / "vllm.py").write_text("raise SystemExit('no such engine')")
     server = Server(config, tmp_path / "log")
     with pytest.raises(ServerError, match="no such engine"):
-        server.wait_ready(30)
+        server.wait_ready()
     assert server.close()
 
 
@@ -209,7 +210,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        timeout=60,
+        timeout=HANG_S,
     )
     assert done.returncode == 1
     assert "cannot be read as a model's config.json" in done.stderr

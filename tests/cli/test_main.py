@@ -6,11 +6,12 @@ import sys
 import pytest
 
 from kvtier.cli.main import COMMANDS
+from tests.patience import HANG_S
 
 
 def kvtier(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "kvtier.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -31,4 +32,4 @@ def test_help_loads_no_engine() -> None:
         "import sys; from kvtier.cli.main import build; build();"
         "sys.exit(bool({'torch', 'vllm', 'transformers'} & {*sys.modules}))"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=HANG_S).returncode == 0

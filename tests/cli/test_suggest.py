@@ -14,6 +14,7 @@ from kvtier.cli.suggest import compose, zero_blocks
 from kvtier.config import load
 from kvtier.errors import ConfigError
 from tests import trees
+from tests.patience import HANG_S
 from tests.trees import GIB, LLAMA_8B
 
 
@@ -35,7 +36,7 @@ def test_what_it_writes_is_loaded_again(model: Path, tmp_path: Path) -> None:
         str(file),
         "--deepspeed",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
     assert (done.returncode, done.stderr) == (0, "")
     config = load(file)
     assert [tier.kind for tier in config.tiers][0::2] == ["dram"]
@@ -51,7 +52,7 @@ def test_what_it_writes_is_loaded_again(model: Path, tmp_path: Path) -> None:
 
 def test_without_a_file_the_yaml_is_on_the_screen(model: Path) -> None:
     command = [sys.executable, "-m", "kvtier.cli", "config", "suggest", "--model", str(model)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
     assert (
         load(yaml.safe_load(done.stdout)).tiers[0].capacity
     )  # all of it, as it would be redirected

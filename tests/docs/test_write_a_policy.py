@@ -19,6 +19,7 @@ from kvtier.sim.blocks import serve
 from kvtier.types import GroupSpec
 from tests.docs.pages import blocks
 from tests.fake_ranks import Clock, chain
+from tests.patience import HANG_S
 
 ROOT = Path(__file__).parents[2]
 PAGE = "write-a-policy.md"
@@ -67,7 +68,7 @@ def test_the_replayer_uses_it(module: Path, monkeypatch: pytest.MonkeyPatch) -> 
     command = [sys.executable, "-m", "kvtier.cli", *words[2:], "--json", "out.json", "--jobs", "1"]
     path = os.pathsep.join([str(ROOT), str(module.parent)])
     env = os.environ | {"PYTHONPATH": path}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, env=env)
     assert done.returncode == 0, done.stderr
     made = json.loads(Path("out.json").read_text())["rows"]
     hits = {row["policy"]: row["hit_blocks"] for row in made}

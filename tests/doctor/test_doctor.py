@@ -15,6 +15,7 @@ from kvtier.config import Config, load
 from kvtier.doctor import devices, disks, engines, memory, probes, software
 from kvtier.doctor.finding import Finding, Level, Patient
 from tests import trees
+from tests.patience import HANG_S
 from tests.sealed import run_sealed
 from tests.trees import GIB
 
@@ -291,7 +292,7 @@ def test_json_and_the_exit_code(tmp_path: Path) -> None:
     file = tmp_path / "kvtier.yaml"
     file.write_text("tiers: [{kind: dram, capcity: 1GiB}]")
     command = [sys.executable, "-m", "kvtier.cli", "doctor", "--json", "--config", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
     assert (done.returncode, done.stderr) == (1, "")
     found = json.loads(done.stdout)
     assert (found[0]["area"], found[0]["level"]) == ("config", "FAIL")

@@ -15,6 +15,7 @@ from kvtier.arena import Arena
 from kvtier.io_process.client import IoClient
 from kvtier.io_process.wire import IoSetup
 from kvtier.types import OpKind, OpResult, ScanBatch, TierOp
+from tests.patience import HANG_S, until
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -60,18 +61,9 @@ class Rig:
     def submit(self, *ops: TierOp) -> None:
         self.client.submit(ops)
 
-    def until(self, done: Callable[[], object], timeout_s: float = 30.0) -> None:
+    def until(self, done: Callable[[], object], what: str = "the I/O process answers") -> None:
         """Poll until `done` is true."""
-        end = time.monotonic() + timeout_s
-        while not done():
-            assert time.monotonic() < end, "nothing happened"
-            for item in self.client.poll():
-                if isinstance(item, ScanBatch):
-                    self.scans.append(item)
-                else:
-                    assert item.op not in self.results, "answered twice"
-                    self.results[item.op] = item
-            time.sleep(0.001)
+        until(done, what, self._poll)
 
     def run(self, *ops: TierOp) -> list[OpResult]:
         """Submit and wait for every answer."""
@@ -109,6 +101,15 @@ class Rig:
         self.arena.slot(slot)[: len(chunk)] = chunk
         return chunk
 
+    def _poll(self) -> None:
+        for item in self.client.poll():
+            if isinstance(item, ScanBatch):
+                self.scans.append(item)
+            else:
+                assert item.op not in self.results, "answered twice"
+                self.results[item.op] = item
+        time.sleep(0.001)
+
 
 @contextmanager
 def rig(
@@ -137,14 +138,14 @@ def rig(
             arena.fd,
             clock,
         )
-        client.wait_ready(20)
+        client.wait_ready()
         rig = Rig(client, arena)
         if open_now:
             rig.open()
         yield rig
     finally:
         if client:
-            client.close(5.0)
+            client.close(HANG_S)
         arena.close()
 
 

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 from kvtier.io_process.replay import Replay
 from kvtier.types import OpKind, OpStatus, TierOp
 from tests.io_process.rig import MANIFEST, Rig, file_tier, key_of, rewrite, rig
+from tests.patience import HANG_S, until
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_reset_that_a_death_cut_short_is_done_by_the_next(io: Rig, tmp_path: P
     assert io.results[reset.op].status is OpStatus.DIED
     io.until(lambda: io.client.alive)
     assert io.one(OpKind.READ, 1).status is OpStatus.MISSING
-    io.client.close(5)
+    io.client.close(HANG_S)
     with rig([file_tier(tmp_path / "kv")]) as again:
         assert [batch.keys for batch in again.scans] == [[]]
 
@@ -98,7 +98,7 @@ def test_a_reset_that_close_interrupts_is_done(io: Rig, tmp_path: Path) -> None:
     io.fill(1)
     io.one(OpKind.WRITE, 1)
     io.submit(io.op(OpKind.RESET, text="next"))
-    io.client.close(5)
+    io.client.close(HANG_S)
     with rig([file_tier(tmp_path / "kv")]) as again:
         assert [batch.keys for batch in again.scans] == [[]]
 
@@ -148,7 +148,7 @@ def test_close_finishes_the_write_in_hand_and_answers_the_rest(io: Rig, control:
     pid = io.client.pid
     assert pid
     rewrite(control, {})
-    io.client.close(5.0)
+    io.client.close(HANG_S)
     assert not exists(pid)
     io.until(lambda: all(op.op in io.results for op in ops))
     assert {io.results[op.op].status for op in ops} == {OpStatus.DIED}
@@ -219,10 +219,7 @@ def test_a_killed_worker_takes_its_process_with_it(tmp_path: Path) -> None:
         assert worker.stdout
         pid = int(worker.stdout.readline())
         worker.kill()
-    end = time.monotonic() + 20
-    while exists(pid) and time.monotonic() < end:
-        time.sleep(0.01)
-    assert not exists(pid)
+    until(lambda: not exists(pid), "its I/O process leaves")
     assert not [name for name in os.listdir("/dev/shm") if "kvtier" in name]
     with rig([file_tier(tmp_path)]) as io:
         statuses = {r.status for r in io.run(*[io.op(OpKind.READ, i) for i in range(40)])}

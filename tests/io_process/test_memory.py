@@ -43,7 +43,7 @@ def test_each_tier_holds_its_own_records(io: Rig) -> None:
 
 def test_it_tells_where_its_memory_is(tmp_path: Path) -> None:
     with rig([memory_tier()]) as io:
-        io.until(lambda: io.client.placed, timeout_s=20)
+        io.until(lambda: io.client.placed, "it tells where its memory is")
         told = io.client.placed
     assert {(each.rank, each.tier, each.node) for each in told} == {(0, 1, numa_nodes()[0])}
     assert 0 < told[0].nbytes <= NBYTES

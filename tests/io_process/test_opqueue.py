@@ -8,6 +8,7 @@ import pytest
 
 from kvtier.io_process.opqueue import Job, OpQueue
 from kvtier.types import OpKind, Priority, TierOp
+from tests.patience import HANG_S
 
 
 class Clock:
@@ -192,7 +193,7 @@ def test_close_wakes_every_thread(clock: Clock) -> None:
         thread.start()
     q.close()
     for thread in threads:
-        thread.join(10)
+        thread.join(HANG_S)
     assert got == [None] * 3
     q.put(job(1))
     assert q.take() is None

@@ -14,6 +14,7 @@ from kvtier.io_process.main import Pipe, turn
 from kvtier.io_process.outbox import Outbox
 from kvtier.io_process.service import Service
 from kvtier.types import OpResult, OpStatus
+from tests.patience import HANG_S, until
 
 
 class IdleService:
@@ -53,7 +54,7 @@ class Loop:
         """Do what SIGTERM does, and say whether it ended."""
         self.leaving = True
         self.outbox.wake()
-        self._thread.join(10.0)
+        self._thread.join(HANG_S)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
@@ -84,9 +85,11 @@ def test_what_waited_is_sent_when_the_worker_reads_again(loop: Loop) -> None:
     loop.clog()
     loop.start()
     loop.outbox.add(OpResult(0, 1, OpStatus.OK))
-    seen, until = b"", time.monotonic() + 10
-    while b"unsent" not in seen or not seen.partition(b"unsent")[2]:
-        assert time.monotonic() < until
+    seen = bytearray()
+
+    def read() -> None:
         with contextlib.suppress(BlockingIOError):
-            seen += loop.worker.recv(1 << 20)
+            seen.extend(loop.worker.recv(1 << 20))
+
+    until(lambda: seen.partition(b"unsent")[2], "the worker is sent what waited", read)
     assert loop.leave()

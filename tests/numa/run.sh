@@ -58,7 +58,7 @@ started=$(date +%s)
 # Without erms and fsrm Linux clears and copies by words: emulation takes as long for a byte.
 # Two root ports, one of them empty: below a single one, Linux 6.1 programs no decoder in the host bridge, and QEMU 7.2 then
 # drops what is written and reads zeros.
-timeout 1500 qemu-system-x86_64 -machine q35,cxl=on -accel tcg,thread=multi -cpu max,-erms,-fsrm -smp 2 -m 3G -nographic -no-reboot \
+timeout 3600 qemu-system-x86_64 -machine q35,cxl=on -accel tcg,thread=multi -cpu max,-erms,-fsrm -smp 2 -m 3G -nographic -no-reboot \
   -object memory-backend-ram,id=m0,size=2G -object memory-backend-ram,id=m1,size=512M \
   -object memory-backend-ram,id=m2,size=512M \
   -numa node,nodeid=0,cpus=0,memdev=m0 -numa node,nodeid=1,cpus=1,memdev=m1 -numa node,nodeid=2,memdev=m2 \

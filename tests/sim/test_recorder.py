@@ -11,6 +11,7 @@ from kvtier.config import TraceConfig
 from kvtier.sim.files import TraceFile
 from kvtier.sim.recorder import Recorder
 from kvtier.types import BlockKey
+from tests.patience import HANG_S
 
 
 def key(i: int) -> BlockKey:
@@ -107,8 +108,8 @@ def test_a_slow_disk_drops_and_counts(tmp_path: Path, caplog: pytest.LogCaptureF
     reader = threading.Thread(target=(tmp_path / "t").read_bytes)
     reader.start()
     recorder._queue.put(None)
-    recorder._thread.join(10)
-    reader.join(10)
+    recorder._thread.join(HANG_S)
+    reader.join(HANG_S)
 
 
 def test_a_file_that_cannot_be_written_is_said_and_survived(
