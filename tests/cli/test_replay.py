@@ -7,13 +7,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from subprocess import PIPE
+from subprocess import DEVNULL
 
 import pytest
 from typer.testing import CliRunner
 
 from kvtier.cli.main import build
+from kvtier.demo.process import end_session, session
 from kvtier.errors import ConfigError
+from tests.interrupts import heeded
+from tests.patience import HANG_S, until
 
 TRACE = Path(__file__).parents[1] / "traces" / "mooncake_800.jsonl.gz"
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -108,26 +111,29 @@ def test_a_replay_that_is_ended_leaves_at_once_with_its_workers(
 ) -> None:
     words = [sys.executable, "-m", "kvtier.cli", "replay", "--trace", str(long), "--jobs", "2"]
     env = {**os.environ, "TMPDIR": str(tmp_path)}
-    with subprocess.Popen(words, stdout=PIPE, stderr=PIPE, env=env) as replay:
-        while len(children(replay.pid)) < 3:  # two workers, and what Python has beside them
-            time.sleep(0.02)
-        time.sleep(1.5)
-        started = children(replay.pid)
+    with heeded():
+        replay = subprocess.Popen(
+            words, stdout=DEVNULL, stderr=DEVNULL, env=env, start_new_session=True
+        )
+    try:
+        until(lambda: len(at_work(replay.pid)) == 2, "two workers open the trace")
+        if signals != "KILL":  # whoever waits for their work to end waits for ever
+            for worker in at_work(replay.pid):
+                os.kill(worker, signal.SIGSTOP)
         for name in signals.split():
             replay.send_signal(signal.Signals[f"SIG{name}"])
             time.sleep(0.05)
-        assert replay.wait(10) != 0
-    until = time.monotonic() + 5
-    while [pid for pid in started if Path(f"/proc/{pid}").exists()]:
-        assert time.monotonic() < until
-        time.sleep(0.05)
+        assert replay.wait(HANG_S) != 0
+        until(lambda: not session(replay.pid), "its workers leave")
+    finally:
+        end_session(replay)
     if signals != "KILL":
         assert not list(tmp_path.iterdir())
 
 
-def children(pid: int) -> list[int]:
-    """The processes that a replay started."""
-    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+def at_work(sid: int) -> list[int]:
+    """The workers of a replay that have the trace mapped."""
+    return [pid for pid in session(sid) if ".npy" in Path(f"/proc/{pid}/maps").read_text()]
 
 
 def test_nonsense_is_not_drawn(tmp_path: Path) -> None:

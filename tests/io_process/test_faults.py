@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvtier.types import OpKind, OpStatus
+from tests.interrupts import heeded
 from tests.io_process.rig import file_tier, rig
 
 
@@ -76,7 +77,7 @@ def test_no_descriptors_left_is_an_error(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_of_the_terminal_does_not_reach_it(tmp_path: Path) -> None:
-    with rig([file_tier(tmp_path)]) as io:
+    with heeded(), rig([file_tier(tmp_path)]) as io:
         assert io.client.pid
         pid = io.client.pid
         os.kill(pid, signal.SIGINT)
