@@ -1,7 +1,7 @@
 """Fixtures: models, engines that tests share, servers; and the check that nothing stays behind."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -26,13 +26,22 @@ def shared_memory() -> set[Path]:
     return set(Path("/dev/shm").iterdir())
 
 
+def is_mapped(path: Path) -> bool:
+    """Whether any process has it mapped."""
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with suppress(OSError):
+            if str(path) in maps.read_text():
+                return True
+    return False
+
+
 def assert_nothing_shared(before: set[Path], *, killed: bool) -> None:
     """Assert that no name was left in /dev/shm but vLLM's own, which are removed.
 
-    It leaves some when it is killed, and 0.33 those of its tensor-parallel ranks. A process pool anywhere on
-    the machine has semaphores there for a while.
+    It leaves some when it is killed, and 0.33 those of its tensor-parallel ranks. All of ours have ended, so what
+    a living process has mapped is another's. A process pool anywhere on the machine has semaphores there for a while.
     """
-    left = shared_memory() - before
+    left = {path for path in shared_memory() - before if not is_mapped(path)}
     theirs = ("vllm_dist_", *(("psm_", "sem.mp-") if killed else ()))
     for path in [path for path in left if path.name.startswith(theirs)]:
         path.unlink(missing_ok=True)
@@ -51,11 +60,21 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineFactory]:
+def after_engines() -> Iterator[ExitStack]:
+    """Call back when no engine runs any more, and before pytest removes its folders."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture(scope="session")
+def engine(
+    tmp_path_factory: pytest.TempPathFactory, after_engines: ExitStack
+) -> Iterator[EngineFactory]:
     """Give the engine of a configuration; one runs at a time, until another is asked for.
 
     Tests that share a configuration stand next to each other, so that few engines start.
     """
+    del after_engines  # it ends after this
     folder = tmp_path_factory.mktemp("engines")
     before = shared_memory()
     running: list[Engine] = []

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from tests.patience import HANG_S
+
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput, SamplingParams
 
@@ -146,7 +148,7 @@ def main() -> None:
         for line in sys.stdin:
             command = json.loads(line)
             reply(partial(getattr(driver, command["method"]), **command["args"]))
-        llm.llm_engine.engine_core.shutdown()
+        llm.llm_engine.engine_core.shutdown(timeout=HANG_S / 2)  # after 5 s vLLM would kill it
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """What fault tests do inside the engine's process, called by `Engine.call`: look at the brain, empty tier 0."""
 
 import time
+from collections.abc import Callable
 
 from kvtier.brain.cost import Pace, ReadCost
 from kvtier.cache import TieredCache
 from tests.engine.driver import Driver
+from tests.patience import HANG_S
 
 FILLER = [3, 1, 4]  # too short for a chunk: it only makes the engine step
 
@@ -27,14 +29,22 @@ def tier0(llm: object) -> int:
     return brain_of(llm).stats().tiers[0].chunks
 
 
-def settle(llm: object, timeout_s: float = 40.0) -> list[str]:
-    """Step until all that was ordered is done and every tier serves; return what is not done in time."""
-    deadline = time.monotonic() + timeout_s
+def step_until(llm: object, done: Callable[[], object]) -> None:
+    """Make the engine step until `done` is true, and once more: metrics follow at the next step.
+
+    After HANG_S it stops all the same; the caller says what is missing.
+    """
+    end = time.monotonic() + HANG_S
     driver = Driver(llm)
-    while (left := _undone(brain_of(llm))) and time.monotonic() < deadline:
+    while not done() and time.monotonic() < end:
         driver.generate([FILLER], 1, {})
-    driver.generate([FILLER], 1, {})  # metrics follow at the next step
-    return left
+    driver.generate([FILLER], 1, {})
+
+
+def settle(llm: object) -> list[str]:
+    """Step until all that was ordered is done and every tier serves; return what is not done in time."""
+    step_until(llm, lambda: not _undone(brain_of(llm)))
+    return _undone(brain_of(llm))
 
 
 def cool(llm: object) -> None:

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 from kvtier.demo.process import end_session
 from kvtier.demo.server import kv_transfer_config
+from tests.patience import HANG_S
 
 ROOT = Path(__file__).parents[2]
-START_S = 120.0
-CALL_S = 60.0
-LEAVE_S = 15.0
+START_S = CALL_S = 2 * HANG_S  # whatever waits inside gives up before, in its own words
+LEAVE_S = HANG_S
 
 
 class EngineError(Exception):
@@ -67,6 +67,7 @@ class EngineConfig:
     def environ(self) -> dict[str, str]:
         """The environment of its process."""
         env = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        env["VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS"] = f"{HANG_S / 4:.0f}"
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         if self.in_process:
             env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -100,7 +101,7 @@ class Engine:
             os.close(write_fd)
         try:
             self._send(config.arguments())
-            self._receive(START_S)
+            self._receive("its start", START_S)
         except BaseException:
             self.kill()
             raise
@@ -185,7 +186,7 @@ class Engine:
         with suppress(BrokenPipeError):
             self.process.stdin.close()
         if left := self.kill(LEAVE_S):
-            raise EngineError(f"left behind: {left}\n{self.log_tail()}")
+            raise EngineError(f"still there after {LEAVE_S:.0f} s: {left}\n{self.log_tail()}")
 
     def kill(self, grace_s: float = 0.0) -> list[str]:
         """End every process of its session, and return which had to be killed; idempotent."""
@@ -198,7 +199,7 @@ class Engine:
 
     def _call(self, method: str, timeout_s: float = CALL_S, **args: object) -> Any:
         self._send({"method": method, "args": args})
-        return self._receive(timeout_s)
+        return self._receive(method, timeout_s)
 
     def _send(self, message: Mapping[str, object]) -> None:
         assert self.process.stdin is not None
@@ -208,7 +209,7 @@ class Engine:
         except BrokenPipeError as error:
             raise EngineError(self.log_tail()) from error
 
-    def _receive(self, timeout_s: float) -> Any:
+    def _receive(self, asked: str, timeout_s: float) -> Any:
         deadline = time.monotonic() + timeout_s
         while b"\n" not in self._unread:
             ready, _, _ = select.select(
@@ -217,7 +218,7 @@ class Engine:
             data = self._replies.read(1 << 20) if ready else b""
             if not data:
                 self.kill()
-                why = "its process ended" if ready else f"no answer in {timeout_s} s"
+                why = "its process ended" if ready else f"no answer to {asked} in {timeout_s} s"
                 raise EngineError(f"{why}\n{self.log_tail()}")
             self._unread += data
         line, _, self._unread = self._unread.partition(b"\n")

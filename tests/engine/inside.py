@@ -1,6 +1,10 @@
 """What tests run inside the engine's process, by `engine.call("tests.engine.inside:name", ...)`."""
 
+import time
 from typing import Any
+
+from tests.engine.faults import settle, step_until
+from tests.patience import HANG_S
 
 
 def connector(llm: Any) -> Any:
@@ -21,12 +25,12 @@ def check(llm: Any) -> dict[str, Any]:
     }
 
 
-def idle(llm: Any, steps: int = 2000) -> dict[str, Any]:
-    """Step the engine while it wants to be stepped, then `check`."""
+def idle(llm: Any) -> dict[str, Any]:
+    """Step until all that was ordered is done, and the engine while it wants to be stepped, then `check`."""
+    settle(llm)
     core = llm.llm_engine.engine_core.engine_core
-    for _ in range(steps):
-        if not core.scheduler.has_requests():
-            break
+    end = time.monotonic() + HANG_S
+    while core.scheduler.has_requests() and time.monotonic() < end:
         core.step()
     return check(llm)
 
@@ -62,17 +66,16 @@ def policies(llm: Any) -> dict[str, Any]:
     }
 
 
-def scores(llm: Any) -> list[float]:
-    """The scores of what tier 0 holds, once what can be scored is."""
-    import time
+def scores(llm: Any, wanted: int) -> list[float]:
+    """The scores of what tier 0 holds, once `wanted` of them differ."""
+    ledger = connector(llm).scheduling.brain._ledger
 
-    core = llm.llm_engine.engine_core.engine_core
-    brain = connector(llm).scheduling.brain
-    for _ in range(200):
-        core.step()
-        time.sleep(0.005)
-    found = map(brain._ledger.score, brain._ledger.index.rows)
-    return [score for score in found if score is not None]
+    def found() -> list[float]:
+        scores = map(ledger.score, ledger.index.rows)
+        return [score for score in scores if score is not None]
+
+    step_until(llm, lambda: len(set(found())) >= wanted)
+    return found()
 
 
 _HEARD: list[list[Any]] = []

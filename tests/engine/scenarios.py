@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tests.engine.harness import Engine
 from tests.engine.models import prompts
+from tests.patience import HANG_S
 
 TOKENS = 24
 
@@ -50,6 +51,13 @@ def nvme(
         "load": "always",  # these models compute faster than a busy disk reads
         "tiers": [
             {"name": "dram", "kind": "dram", "capacity": dram_capacity},
-            {"name": "nvme", "kind": "file", "path": str(path), "capacity": capacity, **more},
+            {
+                "name": "nvme",
+                "kind": "file",
+                "path": str(path),
+                "capacity": capacity,
+                "deadline": f"{HANG_S:.0f}s",
+                **more,
+            },
         ],
     }

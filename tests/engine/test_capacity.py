@@ -1,7 +1,7 @@
 """Far too little room, on the real engine: no byte too many, nobody waits, answers stay vLLM's own."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event, Thread
 
@@ -17,9 +17,9 @@ RECORDS = 15
 
 
 @pytest.fixture(scope="module")
-def disk(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Disk:
+def disk(tmp_path_factory: pytest.TempPathFactory, after_engines: ExitStack) -> Disk:
     made = Disk(tmp_path_factory.mktemp("capacity"))
-    request.config.add_cleanup(made.close)  # the engine outlives this module
+    after_engines.callback(made.close)
     return made
 
 

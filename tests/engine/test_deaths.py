@@ -2,8 +2,8 @@
 
 import os
 import signal
-import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Thread
 
@@ -14,15 +14,16 @@ from tests.engine.conftest import EngineFactory
 from tests.engine.harness import Engine, EngineError
 from tests.engine.rig import ASKED, EVERY, SHARED, Disk, Rig, config, rig
 from tests.engine.scenarios import TOKENS, Reference
+from tests.patience import until
 
 ASKED_OF_LLAMA = EVERY
 OLD, NEW = ASKED[:4], ASKED[4:8]
 
 
 @pytest.fixture(scope="module")
-def disk(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Disk:
+def disk(tmp_path_factory: pytest.TempPathFactory, after_engines: ExitStack) -> Disk:
     made = Disk(tmp_path_factory.mktemp("deaths"))
-    request.config.add_cleanup(made.close)  # the engine outlives this module
+    after_engines.callback(made.close)
     return made
 
 
@@ -89,7 +90,7 @@ def test_the_io_process_dies_again_and_again(mortal: Rig) -> None:
 
 def test_the_engine_dies_while_it_writes(mortal: Rig) -> None:
     before = mortal.disk.records()
-    mortal.disk.fail(write_delay_s=0.05)
+    mortal.disk.fail(write_delay_s=0.5)  # between the first record and the last
     killing = Thread(target=kill_when_writing, args=(mortal,))
     killing.start()
     with pytest.raises(EngineError):
@@ -109,9 +110,7 @@ def ask_for_ever(mortal: Rig) -> None:
 def kill_when_writing(mortal: Rig) -> None:
     """Kill the engine, all of it, as soon as there is one more record."""
     before, pids = mortal.disk.records(), session(mortal.engine.process.pid)
-    deadline = time.monotonic() + 30
-    while mortal.disk.records() == before and time.monotonic() < deadline:
-        time.sleep(0.001)
+    until(lambda: mortal.disk.records() != before, "a record is written")
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
 

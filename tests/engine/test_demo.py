@@ -6,12 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from kvtier.demo.process import end_session
+from tests.patience import HANG_S
 
 
-@pytest.mark.timeout(600)
 def test_every_pass_answers_the_same_and_finds_its_tokens_where_it_should(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "kvtier.cli", "demo", "--quick", "--json", "figures.json"],
@@ -22,7 +20,7 @@ def test_every_pass_answers_the_same_and_finds_its_tokens_where_it_should(tmp_pa
         start_new_session=True,
     ) as process:
         try:
-            said = process.communicate(timeout=550)[0].decode()
+            said = process.communicate(timeout=5 * HANG_S)[0].decode()
         finally:
             end_session(process)
     assert process.returncode == 0, said

@@ -4,6 +4,7 @@ import mmap
 import os
 import resource
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +33,9 @@ ASKED_OF_LLAMA = EVERY
 
 
 @pytest.fixture(scope="module")
-def disk(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Disk:
+def disk(tmp_path_factory: pytest.TempPathFactory, after_engines: ExitStack) -> Disk:
     made = Disk(tmp_path_factory.mktemp("faults"))
-    request.config.add_cleanup(made.close)  # the engine outlives this module
+    after_engines.callback(made.close)
     return made
 
 

@@ -52,7 +52,7 @@ def test_a_late_answer_ends_the_engine_and_all_that_it_started(
     engine: EngineFactory, llama: Path
 ) -> None:
     late = engine(EngineConfig(model=llama))
-    with pytest.raises(EngineError, match=r"no answer in 0\.001 s"):
+    with pytest.raises(EngineError, match=r"no answer to generate in 0\.001 s"):
         late.generate(prompts(4, 2000), 200, timeout_s=0.001)
     assert session(late.process.pid) == []
 

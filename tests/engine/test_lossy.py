@@ -8,6 +8,7 @@ from tests.engine import damage
 from tests.engine.conftest import EngineFactory
 from tests.engine.harness import Engine, EngineConfig
 from tests.engine.models import prompts
+from tests.patience import HANG_S
 
 CHUNK = 128
 RAW = 512 << 10  # bytes of a chunk
@@ -24,7 +25,7 @@ def config(model: Path, folder: Path, codec: object) -> EngineConfig:
         "capacity": "1GiB",
         "codec": codec,
         "write": "through",
-        "deadline": "20s",
+        "deadline": f"{HANG_S:.0f}s",
     }
     tiers = [{"kind": "dram", "capacity": 32 * RAW}, cold]
     kvtier = {"chunk_tokens": CHUNK, "load": "always", "tiers": tiers}

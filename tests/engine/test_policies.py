@@ -97,6 +97,6 @@ def test_attention_gets_scores_on_this_backend(
     for _ in range(2):
         for prompt in PROMPTS:
             assert kvtier.generate([prompt], TOKENS) == reference.of([prompt])
-    scores = kvtier.call("tests.engine.inside:scores")
+    scores = kvtier.call("tests.engine.inside:scores", 6)
     assert len(set(scores)) > 5
     assert all(0 < score < 1 for score in scores)

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from kvtier.config import Plugin
 from kvtier.sim.blocks import one_tier, replay_blocks
 from kvtier.sim.files import TraceFile
@@ -12,7 +10,6 @@ from tests.engine.harness import EngineConfig
 from tests.engine.scenarios import TOKENS, dram, turns
 
 
-@pytest.mark.timeout(280)
 def test_a_live_engine_records_what_can_be_replayed(
     engine: EngineFactory, llama: Path, tmp_path: Path
 ) -> None:

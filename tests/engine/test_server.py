@@ -13,18 +13,23 @@ from tests.engine.conftest import EngineFactory, ServerFactory
 from tests.engine.harness import EngineConfig
 from tests.engine.models import prompts
 from tests.engine.scenarios import TOKENS, Reference, dram, nvme
+from tests.patience import until
 
 LONG = prompts(4, 1500, seed=61)
 ASKED_OF_LLAMA = LONG
 
 
-def events(subscriber: Any) -> list[Any]:
-    """Take every KV event that was published: each as its msgpack array."""
-    found = []
-    while subscriber.poll(500):
-        _, _, payload = subscriber.recv_multipart()
-        found += msgspec.msgpack.decode(payload)[1]
-    return found
+def await_events(subscriber: Any, wanted: set[tuple[str, str]]) -> None:
+    """Take KV events until each of `wanted` was published, by type and medium."""
+    missing = set(wanted)
+
+    def take() -> None:
+        while subscriber.poll(100):
+            _, _, payload = subscriber.recv_multipart()
+            for event in msgspec.msgpack.decode(payload)[1]:
+                missing.discard((event["type"], event.get("medium")))
+
+    until(lambda: not missing, f"the server publishes {sorted(wanted)}", take)
 
 
 def test_streaming_metrics_and_events(
@@ -56,9 +61,10 @@ def test_streaming_metrics_and_events(
         for prompt in LONG:
             answer = complete(server.port, prompt, TOKENS)
             assert answer.tokens == reference.of([prompt])[0]
-    seen = {(event["type"], event.get("medium")) for event in events(subscriber)}
+    await_events(
+        subscriber, {("BlockStored", "CPU"), ("BlockRemoved", "CPU"), ("BlockStored", "STORAGE")}
+    )
     context.destroy(linger=0)
-    assert {("BlockStored", "CPU"), ("BlockRemoved", "CPU"), ("BlockStored", "STORAGE")} <= seen
     said = metrics(server.port)
     for name in (
         'kvtier:tier_used_bytes{engine="0",model_name="demo",tier="nvme"}',
