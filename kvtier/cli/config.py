@@ -26,11 +26,6 @@ app = typer.Typer(help="Look at configurations, or make one.", no_args_is_help=T
 app.command()(suggest)
 
 
-@app.callback()
-def _config() -> None:
-    """Look at configurations."""
-
-
 @app.command()
 def check(
     file: Annotated[Path, typer.Argument(help="The YAML to check.", show_default=False)],

@@ -44,10 +44,9 @@ _NOT_FOR_DRAM = {
 
 
 def parse(raw: object, *, here: bool = True) -> Config:
-    """Turn decoded YAML into a checked configuration; what is not to run `here` is not held against this machine.
+    """Turn decoded YAML into a checked configuration; the first mistake is a ConfigError.
 
-    Raises:
-        ConfigError: the first mistake.
+    What is not to run `here` is not held against this machine.
     """
     top = section(raw, "", Config.__struct_fields__, {})
     if top.get("chunk_tokens") == "auto":
