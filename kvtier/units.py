@@ -51,11 +51,7 @@ def format_nbytes(nbytes: float) -> str:
 
 
 def parse_count(value: object) -> int:
-    """Read `3M`, `128k`, `64Ki` or a plain number: thousands and millions, Ki and Mi are powers of two.
-
-    Raises:
-        ValueError: it is neither, or not more than zero; the message says what to write.
-    """
+    """Read `3M`, `128k`, `64Ki` (a power of two) or a plain number, at least 1; else a ValueError says what to write."""
     count = 0.0
     if isinstance(value, int) and not isinstance(value, bool):
         count = value
