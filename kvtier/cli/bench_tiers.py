@@ -131,7 +131,7 @@ def _run(
 
 
 def refuse_small(config: Config, chunk_nbytes: int) -> None:
-    """Refuse the first tier in which nothing could be measured by a ConfigError."""
+    """Raise a ConfigError for the first tier in which nothing could be measured."""
     for index, tier in enumerate(config.tiers):
         if not _fits(tier, chunk_nbytes, below=bool(index)):
             held = format_nbytes(tier.capacity or 0)

@@ -33,7 +33,7 @@ def chunk_of(config: Config, geometry: Geometry, block_tokens: int) -> Chunk:
 
 
 def chunks_held(tier: TierConfig, chunk: Chunk, index: int, ranks: int) -> int:
-    """Count the chunks a tier has room for on each rank, if its codec saves nothing; none is a ConfigError."""
+    """Count the chunks a tier has room for on each rank, if its codec saves nothing; room for none is a ConfigError."""
     nbytes = tier_nbytes(tier, ranks) // ranks
     held = nbytes // (chunk.record_nbytes if index else chunk.slot_nbytes)
     if held < 1:
