@@ -11,9 +11,9 @@ from _report import machine, report
 
 from kvtier.config import Plugin
 from kvtier.registry import EVICTION
+from kvtier.sim.jobs import BlockJob
 from kvtier.sim.results import ReplayRow
 from kvtier.sim.setting import Prefill
-from kvtier.sim.sweep import BlockJob
 from kvtier.trace.files import TraceFile
 from kvtier.trace.trace import Trace
 

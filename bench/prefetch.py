@@ -12,8 +12,8 @@ from tempfile import TemporaryDirectory
 from _report import machine, report
 
 from kvtier.config.parse import parse
+from kvtier.sim.jobs import TierJob
 from kvtier.sim.results import ReplayRow
-from kvtier.sim.tiers import TierJob
 from kvtier.trace.files import TraceFile
 from kvtier.trace.formats import Drawing
 from kvtier.trace.trace import Trace

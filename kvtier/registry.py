@@ -129,19 +129,14 @@ def build(kind: Literal["tier"], plugin: Plugin, *parts: object) -> Tier: ...
 def build(kind: str, plugin: Plugin, *parts: object) -> object:
     """Construct a plugin: `cls(config, *parts)` where its class declares a `Config`, else `cls(*parts)`.
 
-    Raises:
-        ConfigError: there is no such plugin, or its options are not what its `Config` takes.
+    A plugin that is not there, or options that its `Config` does not take, are a ConfigError.
     """
     plugin_class = lookup(kind, plugin.kind)
     return plugin_class(*_config(kind, plugin, plugin_class), *parts)
 
 
 def wrap(inner: Tier, wrapper: Plugin) -> Tier:
-    """Construct a wrapper around a tier: `cls(inner, config)` where its class declares a `Config`, else `cls(inner)`.
-
-    Raises:
-        ConfigError: there is no such wrapper, or its options are not what its `Config` takes.
-    """
+    """Construct a wrapper around a tier, likewise: `cls(inner, config)` or `cls(inner)`."""
     plugin_class = lookup("wrapper", wrapper.kind)
     wrapped: Tier = plugin_class(inner, *_config("wrapper", wrapper, plugin_class))
     return wrapped

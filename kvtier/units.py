@@ -16,11 +16,7 @@ _TIMES = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 
 
 def parse_nbytes(value: object) -> int:
-    """Read `64GiB`, `512MiB` or a plain number of bytes.
-
-    Raises:
-        ValueError: it is neither; the message says what to write.
-    """
+    """Read `64GiB`, `512MiB` or a plain number of bytes; else a ValueError says what to write."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return int(_bounded(value))
     if isinstance(value, str) and (match := _NBYTES.fullmatch(value)):
@@ -35,11 +31,7 @@ def parse_nbytes(value: object) -> int:
 
 
 def parse_seconds(value: object) -> float:
-    """Read `2s`, `500ms` or a plain number of seconds.
-
-    Raises:
-        ValueError: it is neither, or not more than zero; the message says what to write.
-    """
+    """Read `2s`, `500ms` or a plain number of seconds, more than zero; else a ValueError says what to write."""
     seconds = 0.0
     if isinstance(value, int | float) and not isinstance(value, bool):
         seconds = float(value)
@@ -59,11 +51,7 @@ def format_nbytes(nbytes: float) -> str:
 
 
 def parse_count(value: object) -> int:
-    """Read `3M`, `128k`, `64Ki` or a plain number: thousands and millions, Ki and Mi are powers of two.
-
-    Raises:
-        ValueError: it is neither, or not more than zero; the message says what to write.
-    """
+    """Read `3M`, `128k`, `64Ki` (a power of two) or a plain number, at least 1; else a ValueError says what to write."""
     count = 0.0
     if isinstance(value, int) and not isinstance(value, bool):
         count = value

@@ -89,11 +89,7 @@ def read(file: Path, dtype: str) -> Array:
 
 
 def capture(model: Path | None, text: Path | None) -> Array:
-    """Run the model in vLLM, in a process of its own, and take the KV that it writes, as bf16.
-
-    Raises:
-        ConfigError: it does not run.
-    """
+    """Run the model in vLLM, in a process of its own, and take the KV that it writes, as bf16; a failure is a ConfigError."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "kv.npy"
         command = [sys.executable, "-m", "kvtier.connectors.vllm.capture", str(model), str(out)]

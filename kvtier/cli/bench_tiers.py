@@ -23,7 +23,7 @@ from kvtier.config import Config, TierConfig, load
 from kvtier.errors import ConfigError
 from kvtier.measure import fio, page
 from kvtier.measure.advice import Advice, choose, confirmed
-from kvtier.measure.tiers import Point, measure, measure_dram
+from kvtier.measure.tiers import HEADS, Point, measure, measure_dram
 from kvtier.types import PAGE
 from kvtier.units import format_nbytes, parse_nbytes
 
@@ -131,7 +131,7 @@ def _run(
 
 
 def refuse_small(config: Config, chunk_nbytes: int) -> None:
-    """Refuse the first tier in which nothing could be measured by a ConfigError."""
+    """Raise a ConfigError for the first tier in which nothing could be measured."""
     for index, tier in enumerate(config.tiers):
         if not _fits(tier, chunk_nbytes, below=bool(index)):
             held = format_nbytes(tier.capacity or 0)
@@ -171,11 +171,9 @@ def _print_json(found: Found) -> None:
 
 def _print(found: Found, use: Chunk) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    table = Table("tier", "chunk", "threads", "depth", "way", "GB/s", "median ms", "p99 ms")
-    for p in found.points:
-        sizes = (format_nbytes(p.chunk_nbytes), str(p.threads), str(p.depth), p.way)
-        speeds = (f"{p.gb_s:.2f}", f"{p.median_s * 1e3:.2f}", f"{p.p99_s * 1e3:.2f}")
-        table.add_row(p.tier, *sizes, *speeds)
+    table = Table(*HEADS)
+    for point in found.points:
+        table.add_row(*point.cells())
     console.print(table)
     for name, disk in found.disks.items():
         if disk.cells:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from kvtier import topology
 from kvtier.cli.geometry import Geometry, read_geometry
-from kvtier.cli.room import Chunk, chunk_of, chunks_held, tier_nbytes
+from kvtier.cli.room import Chunk, chunk_of, chunks_held, tier_nbytes, tokens_of
 from kvtier.cli.suggest import suggest
 from kvtier.config import Config, Plugin, TierConfig, load, share
 from kvtier.config.codecs import codec
@@ -24,11 +24,6 @@ from kvtier.units import format_nbytes
 
 app = typer.Typer(help="Look at configurations, or make one.", no_args_is_help=True)
 app.command()(suggest)
-
-
-@app.callback()
-def _config() -> None:
-    """Look at configurations."""
 
 
 @app.command()
@@ -141,7 +136,7 @@ def _behaviour_table(config: Config) -> Table:
 
 def _room(tier: TierConfig, chunk: Chunk, geometry: Geometry, index: int, ranks: int) -> list[str]:
     held = chunks_held(tier, chunk, index, ranks)
-    tokens = held // max(1, geometry.full_groups) * chunk.tokens
+    tokens = tokens_of(held, chunk, geometry)
     least = ">= " if index and tier.codec.kind != "raw" else ""
     each = chunk.record_nbytes if index else chunk.slot_nbytes
     return [f"{least}{held:,}", format_nbytes(each), f"{least}{tokens:,}"]

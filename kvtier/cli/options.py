@@ -15,6 +15,6 @@ def read(parse: Callable[[object], int], words: str, option: str) -> int:
 
 
 def positive(option: str, value: float) -> None:
-    """Refuse what is no finite number above 0 by a ConfigError."""
+    """Raise a ConfigError for what is no finite number above 0."""
     if not 0 < value < math.inf:
         raise ConfigError(f"{option}: {value:g} is not more than 0")

@@ -13,7 +13,7 @@ _IN_PLACE = {errno.EACCES, errno.EPERM, errno.EBUSY, errno.EROFS}
 
 
 def check_writable(*files: Path | None) -> None:
-    """Refuse a file that cannot be written by a ConfigError now, not after minutes."""
+    """Raise a ConfigError for a file that cannot be written: now, not after minutes of work."""
     for file in filter(None, files):
         # Of a link to nothing it is its target's directory that counts.
         written = file if file.exists() else file.resolve().parent
@@ -44,6 +44,6 @@ def save(file: Path, text: str) -> None:
 
 def _is_plain(file: Path) -> bool:
     """Whether a file of our own is there, or nothing."""
-    if file.is_symlink() or not file.exists():
+    if not file.exists():
         return not file.is_symlink()
-    return file.is_file() and file.stat().st_uid == os.geteuid()
+    return file.is_file() and not file.is_symlink() and file.stat().st_uid == os.geteuid()

@@ -17,11 +17,11 @@ from kvtier.config import Config, Plugin, ReplayConfig, load
 from kvtier.config.plugins import plugin
 from kvtier.errors import ConfigError
 from kvtier.sim.engine import media_of
-from kvtier.sim.jobs import block_jobs, tier_jobs
-from kvtier.sim.report import render
+from kvtier.sim.jobs import Job, block_jobs, tier_jobs
+from kvtier.sim.report import render, what_was_replayed
 from kvtier.sim.results import ReplayRow, ReplayTable
 from kvtier.sim.setting import Prefill
-from kvtier.sim.sweep import Job, sweep
+from kvtier.sim.sweep import sweep
 from kvtier.trace.trace import Trace
 from kvtier.units import format_count, format_nbytes, parse_count
 
@@ -95,7 +95,7 @@ def replay(  # noqa: PLR0913 - a command's options are its arguments
         rows=run(loaded, work, jobs or cores()),
     )
     console = Console(highlight=False)
-    console.print(escape(headline(table)))
+    console.print(escape(what_was_replayed(table)))
     console.print(block_table(table.rows) if tiers is None else tier_table(table.rows))
     say_skipped(file.skipped, console)
     if json is not None:
@@ -157,14 +157,6 @@ def run(trace: Trace, jobs: list[Job], workers: int) -> list[ReplayRow]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("replays", total=len(jobs))
         return sweep(trace, jobs, workers=workers, done=lambda: bar.advance(task))
-
-
-def headline(table: ReplayTable) -> str:
-    """Say what was replayed."""
-    return (
-        f"{table.trace}: {table.requests:,} requests, {table.block_references:,} references to blocks "
-        f"of {table.block_tokens} tokens"
-    )
 
 
 def block_table(rows: list[ReplayRow]) -> Table:

@@ -48,6 +48,11 @@ def chunks_held(tier: TierConfig, chunk: Chunk, index: int, ranks: int) -> int:
     return held
 
 
+def tokens_of(chunks: int, chunk: Chunk, geometry: Geometry) -> int:
+    """Return the tokens of a prefix that so many chunks hold: each of the groups that keep all needs its own."""
+    return chunks // max(1, geometry.full_groups) * chunk.tokens
+
+
 def tier_nbytes(tier: TierConfig) -> int:
     """Return a tier's capacity on this node, for all ranks there, the automatic one where none is given."""
     return default_dram_nbytes(1) if tier.capacity is None else tier.capacity

@@ -14,7 +14,7 @@ import yaml
 from kvtier import topology
 from kvtier.cli.geometry import Geometry, read_geometry
 from kvtier.cli.outputs import check_writable, save
-from kvtier.cli.room import chunk_of, chunks_held
+from kvtier.cli.room import chunk_of, chunks_held, tokens_of
 from kvtier.config import Config, load
 from kvtier.doctor import disks
 from kvtier.units import format_nbytes
@@ -89,8 +89,7 @@ def compose(
     config = load({**raw, "tiers": [_known(tier) for tier in tiers]})
     chunk = chunk_of(config, geometry, block_tokens)
     for index, tier in enumerate(config.tiers):
-        held = chunks_held(tier, chunk, index, ranks)
-        tokens = held // max(1, geometry.full_groups) * chunk.tokens
+        tokens = tokens_of(chunks_held(tier, chunk, index, ranks), chunk, geometry)
         notes.append(f"{tier.name}: room for {tokens:,} tokens")
     if path is not None:
         notes.append("kvtier bench tiers measures this disk and says which io.threads it wants")

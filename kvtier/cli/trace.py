@@ -22,11 +22,6 @@ _DRAWN = Drawn()
 app = typer.Typer(help="Make traces, and say what they are like.", no_args_is_help=True)
 
 
-@app.callback()
-def _trace() -> None:
-    """Make traces, and say what they are like."""
-
-
 @app.command()
 def synth(  # noqa: PLR0913 - a command's options are its arguments
     output: Annotated[

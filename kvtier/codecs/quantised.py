@@ -91,11 +91,7 @@ class Format(NamedTuple):
 
     @classmethod
     def parse(cls, buf: Bytes, layout: ChunkLayout) -> "Format":
-        """Read the head back.
-
-        Raises:
-            CorruptBlock: it is none, or not of a chunk with this layout.
-        """
+        """Read the head back; one that is none, or not of a chunk with this layout, is a CorruptBlock."""
         if len(buf) < _HEAD.size:
             raise CorruptBlock("quantised: cut short")
         version, key_bits, value_bits, rotated, *rest = _HEAD.unpack_from(buf)

@@ -94,11 +94,7 @@ class _Trained:
                 self.newest = found
 
     def by_id(self, dict_id: int) -> Dictionary | None:
-        """Return a frame's dictionary; None where it has none.
-
-        Raises:
-            CorruptBlock: it is not there.
-        """
+        """Return a frame's dictionary, None where it has none; a dictionary that is not there makes a CorruptBlock."""
         if not dict_id:
             return None
         with self._lock:

@@ -11,11 +11,7 @@ MAX_STAGES = 8
 
 
 def codec(raw: object, path: str) -> dict[str, object]:
-    """Read `zstd`, `{kind: zstd, level: 3}`, `[planes, zstd]` or `lossless`.
-
-    Raises:
-        ConfigError: a stage is wrong, or they do not go together.
-    """
+    """Read `zstd`, `{kind: zstd, level: 3}`, `[planes, zstd]` or `lossless`; stages that do not go together are a ConfigError."""
     if isinstance(raw, list | tuple):
         return _pipeline(raw, path)
     given = raw if isinstance(raw, Mapping) else {"kind": raw}

@@ -30,7 +30,6 @@ _TIER_KEYS = (
     *("codec", "write", "deadline", "depth", "medium", "wrappers"),
 )
 _HOOK_KEYS = (*HookKind, "budget", "failures", "vetoes")
-_MEDIUM_KEYS = ("read", "write", "latency", "ratio")
 _MEDIUM_UNITS = {"read": parse_nbytes, "write": parse_nbytes, "latency": parse_seconds}
 _IO_UNITS = {"idle_write": parse_nbytes}
 _REPLAY_UNITS = {"kv_bytes_per_token": parse_nbytes, "prefill_knee": parse_count}
@@ -44,10 +43,9 @@ _NOT_FOR_DRAM = {
 
 
 def parse(raw: object, *, here: bool = True) -> Config:
-    """Turn decoded YAML into a checked configuration; what is not to run `here` is not held against this machine.
+    """Turn decoded YAML into a checked configuration; the first mistake is a ConfigError.
 
-    Raises:
-        ConfigError: the first mistake.
+    What is not to run `here` is not held against this machine.
     """
     top = section(raw, "", Config.__struct_fields__, {})
     if top.get("chunk_tokens") == "auto":
@@ -107,7 +105,7 @@ def _trace(raw: object, *, here: bool) -> dict[str, object]:
 def _medium(raw: object, path: str) -> dict[str, object]:
     """Read how fast the tier at `path` is; the first mistake is a ConfigError."""
     given = {key: value for key, value in mapping(raw, path).items() if value is not None}
-    made = section(given, path, _MEDIUM_KEYS, _MEDIUM_UNITS)
+    made = section(given, path, (*_MEDIUM_UNITS, "ratio"), _MEDIUM_UNITS)
     if "latency" in made:
         made["latency_s"] = made.pop("latency")
     assert made.keys() <= set(MediumConfig.__struct_fields__)

@@ -14,11 +14,7 @@ from kvtier.errors import ConfigError
 
 
 def plugin(kind: str, raw: object, path: str) -> dict[str, object]:
-    """Read `lru` or `{kind: lru, ghost: 2}`.
-
-    Raises:
-        ConfigError: it is neither, there is no such plugin, or its options are wrong.
-    """
+    """Read `lru` or `{kind: lru, ghost: 2}`; an unknown plugin, or a wrong option, is a ConfigError."""
     if isinstance(raw, str):
         raw = {"kind": raw}
     if not isinstance(raw, Mapping):

@@ -38,7 +38,7 @@ def mistake(path: str, what: object) -> ConfigError:
 def refuse_unknown(
     raw: Mapping[str, object], known: Iterable[str], path: str, *, also: Iterable[str] = ()
 ) -> None:
-    """Refuse the first key that is not known by a ConfigError with the nearest of `known` and `also`."""
+    """Raise a ConfigError for the first key that is not known; it names the nearest of `known` and `also`."""
     words = list(known)
     for key in raw:
         if key not in words:
@@ -55,7 +55,7 @@ def choose(value: object, known: Iterable[str], path: str) -> str:
 
 
 def mapping(value: object, path: str) -> Mapping[str, object]:
-    """Return `value` if it is a mapping; else raise a ConfigError."""
+    """Return `value` if it is a mapping; else a ConfigError names what it is."""
     if isinstance(value, Mapping):
         return value
     raise mistake(path, f"expected a mapping, got {describe(value)}")

@@ -3,7 +3,6 @@
 import mmap
 import os
 import threading
-from typing import NamedTuple
 
 import numpy as np
 
@@ -11,20 +10,13 @@ from kvtier.tier import Bytes
 from kvtier.types import PAGE
 
 
-class ThreadBuffers(NamedTuple):
-    """Buffers of one thread, all page-aligned."""
-
-    header: Bytes  # one page
-    tail: Bytes  # one page
-    bounce: Bytes  # a whole slot: encoded payloads on their way
-
-
-class BufferPool(threading.local):
-    """Hand every thread its own ThreadBuffers; at most one slot per thread, taken when first used."""
+class ThreadBuffers(threading.local):
+    """Buffers that every thread has of its own, all page-aligned; taken when first used."""
 
     def __init__(self, slot_nbytes: int) -> None:
-        pages = aligned(2 * PAGE)
-        self.mine = ThreadBuffers(pages[:PAGE], pages[PAGE:], aligned(slot_nbytes))
+        self.header = aligned(PAGE)
+        self.tail = aligned(PAGE)
+        self.bounce = aligned(slot_nbytes)  # encoded payloads on their way
 
 
 def aligned(nbytes: int) -> Bytes:

@@ -155,7 +155,7 @@ def open_tiers(setup: IoSetup, arena_fd: int) -> list[Records]:
 
 
 def check_facts(tier: str, codec: Codec, setup: IoSetup) -> None:
-    """Refuse a codec that cannot work on this engine's chunks by a ConfigError with the reason."""
+    """Raise a ConfigError, with the reason, if a codec cannot work on this engine's chunks."""
     for group in setup.group_nbytes:
         if why := codec.objection(setup.facts(group)):
             raise ConfigError(

@@ -8,7 +8,7 @@ wait behind a hung write or another, hung disk.
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from kvtier.types import OpKind, Priority, TierOp
@@ -22,7 +22,7 @@ class Job:
     epoch: int
     deadline: float  # by the queue's clock
     nbytes: int = 0  # what an IDLE write counts against its rate
-    order: int = field(default=0)
+    order: int = 0
 
 
 class _Lane(NamedTuple):

@@ -114,11 +114,7 @@ def pack(header: Header, page: Bytes) -> None:
 
 
 def unpack(page: Bytes) -> Header:
-    """Read the header back.
-
-    Raises:
-        CorruptBlock: this is no header page, or not as it was written.
-    """
+    """Read the header back; a page that is no header, or is not as it was written, is a CorruptBlock."""
     if len(page) != PAGE:
         raise CorruptBlock(f"a header has {PAGE} bytes, not {len(page)}")
     magic, version, codec, flags, namespace, *numbers, key, parent, digest, own = (
@@ -157,11 +153,7 @@ def check_identity(header: Header, want: Identity) -> None:
 
 
 def check_payload(header: Header, nbytes: int, payload: Bytes) -> None:
-    """Compare the length of the whole record, and payload with padding, with the header.
-
-    Raises:
-        CorruptBlock: it was truncated, extended or changed.
-    """
+    """Compare the length of the whole record, and payload with padding, with the header; a difference is a CorruptBlock."""
     if nbytes != header.nbytes:
         raise CorruptBlock(f"the record has {nbytes} bytes, expected {header.nbytes}")
     if checksum(payload) != header.checksum:

@@ -12,7 +12,7 @@ from kvtier.codec import MARGIN, ChunkFacts, Codec, CodecChoice
 from kvtier.decoders import Decoders
 from kvtier.errors import CorruptBlock, TierError
 from kvtier.io_process import record, shelf
-from kvtier.io_process.buffers import ArenaView, BufferPool
+from kvtier.io_process.buffers import ArenaView, ThreadBuffers
 from kvtier.io_process.key_norms import key_norm, objection
 from kvtier.io_process.record import Header, Identity, padded
 from kvtier.io_process.shelf import TierShelf
@@ -88,7 +88,7 @@ class Records:
         self._layouts = setup.layouts
         self._unscored: set[int] = set()  # groups of which it was said that they cannot be
         self._facts = {group: setup.facts(group) for group in setup.group_nbytes}
-        self._scratch = BufferPool(padded(max(setup.group_nbytes.values()) + MARGIN))
+        self._scratch = ThreadBuffers(padded(max(setup.group_nbytes.values()) + MARGIN))
         self._session: _Session | None = None
         self._pending: _Change | None = None
 
@@ -199,7 +199,7 @@ class Records:
             op.parent,
             record.checksum(*encoding.pieces),
         )
-        page = self._scratch.mine.header
+        page = self._scratch.header
         record.pack(header, page)
         nbytes = self._tier.write(op.key, [page, *encoding.pieces])
         return Served(OpStatus.OK, nbytes, codec=encoding.label)
@@ -216,7 +216,7 @@ class Records:
         return Served(OpStatus.OK, score=key_norm(chunk, layout))
 
     def _write_and_read(self) -> None:
-        pages = self._scratch.mine
+        pages = self._scratch
         pages.header[:] = np.frombuffer(os.urandom(PAGE), np.uint8)
         self._tier.write(PROBE_KEY, [pages.header])
         found = self._tier.read(PROBE_KEY, [pages.tail])
@@ -228,7 +228,7 @@ class Records:
         """Fill the slot with the verified chunk and return the record's length; 0 where there is none."""
         slot = self._slots.view(op.slot)
         raw_nbytes = self._group_nbytes[op.group]
-        scratch = self._scratch.mine
+        scratch = self._scratch
         # A raw record lands in the slot at once; whoever asked sees it only after it was verified.
         target = (slot if self._codec.id == 0 else scratch.bounce)[: padded(raw_nbytes)]
         nbytes = self._tier.read(op.key, [scratch.header, target])
@@ -249,7 +249,7 @@ class Records:
         if header.codec == 0 and in_slot and len(payload) == len(chunk):
             return
         if in_slot:  # written under another codec than the tier has now
-            bounce = self._scratch.mine.bounce[: len(payload)]
+            bounce = self._scratch.bounce[: len(payload)]
             bounce[:] = payload
             payload = bounce
         self._decoders.of(header.codec).decode(payload, chunk, facts)
@@ -258,7 +258,7 @@ class Records:
         return self._facts[group]._replace(end_token=end_token, shelf=session.shelf)
 
     def _encode(self, chunk: Bytes, facts: ChunkFacts, waiting: int) -> _Encoding:
-        codec, bounce = self._codec, self._scratch.mine.bounce
+        codec, bounce = self._codec, self._scratch.bounce
         if isinstance(codec, CodecChoice):
             codec, n = codec.encode_by_one(chunk, bounce, facts, waiting)
         else:
@@ -269,7 +269,7 @@ class Records:
         return _Encoding(codec.id, codec.label, n, [bounce[: padded(n)]])
 
     def _raw(self, chunk: Bytes) -> _Encoding:
-        scratch = self._scratch.mine
+        scratch = self._scratch
         whole = len(chunk) // PAGE * PAGE
         pieces = [chunk[:whole]] if whole else []
         if rest := len(chunk) - whole:

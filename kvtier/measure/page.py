@@ -5,7 +5,7 @@ from html import escape
 
 from kvtier.charts import page
 from kvtier.measure.fio import Cell, Disk
-from kvtier.measure.tiers import Point
+from kvtier.measure.tiers import HEADS, Point
 from kvtier.units import format_nbytes
 
 _STYLE = """
@@ -52,15 +52,8 @@ def _disk(tier: str, disk: Disk) -> str:
 
 
 def _table(points: Sequence[Point]) -> str:
-    head = "".join(
-        f"<th>{name}</th>"
-        for name in ("tier", "chunk", "threads", "depth", "way", "GB/s", "median ms", "p99 ms")
-    )
-    rows = "".join(
-        f"<tr><td>{escape(p.tier)}<td>{format_nbytes(p.chunk_nbytes)}<td>{p.threads}<td>{p.depth}"
-        f"<td>{p.way}<td>{p.gb_s:.2f}<td>{p.median_s * 1e3:.2f}<td>{p.p99_s * 1e3:.2f}</tr>"
-        for p in points
-    )
+    head = "".join(f"<th>{name}</th>" for name in HEADS)
+    rows = "".join(f"<tr><td>{'<td>'.join(map(escape, each.cells()))}</tr>" for each in points)
     return f"<table><tr>{head}</tr>{rows}</table>"
 
 

@@ -22,10 +22,15 @@ from kvtier.registry import in_memory
 from kvtier.tier import Bytes
 from kvtier.tiers import directory
 from kvtier.types import PAGE, OpKind, OpResult, OpStatus, TierOp
+from kvtier.units import format_nbytes
 
 MANIFEST = '{"kvtier": "bench tiers"}'
 _POLL_S = 0.00005
 _LEAST = 8  # chunks of each point
+
+
+HEADS = ("tier", "chunk", "threads", "depth", "way", "GB/s", "median ms", "p99 ms")
+"""What a table of points has above its columns."""
 
 
 class Point(NamedTuple):
@@ -40,6 +45,12 @@ class Point(NamedTuple):
     median_s: float  # from its submission to its answer
     p99_s: float
     record_nbytes: float  # of a chunk, as the tier's codec leaves it
+
+    def cells(self) -> list[str]:
+        """Write it as the row of a table."""
+        sizes = [format_nbytes(self.chunk_nbytes), str(self.threads), str(self.depth)]
+        times = [f"{seconds * 1e3:.2f}" for seconds in (self.median_s, self.p99_s)]
+        return [self.tier, *sizes, self.way, f"{self.gb_s:.2f}", *times]
 
 
 class _Bench:
@@ -99,7 +110,9 @@ class _Bench:
         for result in self._client.poll():
             if isinstance(result, OpResult) and result.op in begun:
                 if result.status is not OpStatus.OK:
-                    raise TierError(_where(self._tier), "bench", f"{result.error or result.status}")
+                    path = self._tier.options.get("path")
+                    where = f"{self._tier.name} at {path}" if path else self._tier.name
+                    raise TierError(where, "bench", f"{result.error or result.status}")
                 ended.append((time.perf_counter() - begun.pop(result.op), result.nbytes))
         if not ended:
             time.sleep(_POLL_S)
@@ -186,8 +199,3 @@ def _bench(tier: TierConfig, chunk_nbytes: int, threads: int, slots: int) -> Ite
         if opened and tier.kind == "file" and isinstance(path, str):
             with suppress(OSError):
                 directory.discard(Path(path) / namespace_of(MANIFEST))
-
-
-def _where(tier: TierConfig) -> str:
-    path = tier.options.get("path")
-    return f"{tier.name} at {path}" if path else tier.name

@@ -6,14 +6,13 @@ A memfd has no name in any file system, so nothing of it can outlive the process
 from collections.abc import Sequence
 
 from kvtier.errors import ConfigError
-from kvtier.memory.placement import Placement
 from kvtier.memory.prefault import Prefault
 from kvtier.memory.region import Region
 from kvtier.tier import Bytes
 from kvtier.types import PAGE
 
 
-class Arena:
+class Arena(Region):
     """`slots` pieces of `slot_nbytes` bytes (a multiple of 4 KiB) behind one file descriptor.
 
     Who may touch a slot, and when, is the brain's to say; there is no lock here. Pages are taken from
@@ -33,34 +32,24 @@ class Arena:
         self.slots = slots
         self.slot_nbytes = slot_nbytes
         self.nbytes = slots * slot_nbytes
-        self._region = Region(self.nbytes, nodes, shared=True, owner=owner)
         self._prefault: Prefault | None = None
-        self.fd = self._region.fd
-        self.huge = self._region.huge
-        self.refused = self._region.refused  # why it is not bound to the nodes; nothing: it is
-        self.address = self._region.address
+        super().__init__(self.nbytes, nodes, shared=True, owner=owner)
 
     def slot(self, index: int) -> Bytes:
         """View one slot, shape (slot_nbytes,)."""
         start = index * self.slot_nbytes
-        return self._region.bytes[start : start + self.slot_nbytes]
+        return self.bytes[start : start + self.slot_nbytes]
 
     def prefault(self, threads: int) -> None:
         """Begin to take every page from the system, in the background; once."""
         assert self._prefault is None
-        self._prefault = Prefault(self._region.bytes, threads, bound=bool(self._region.nodes))
-
-    def locate(self) -> Placement:
-        """Ask the kernel where the pages are, of a large arena a sample."""
-        return self._region.locate()
+        self._prefault = Prefault(self.bytes, threads, bound=bool(self.nodes))
 
     def located(self) -> list[tuple[int, int]]:
         """Return NUMA nodes and the bytes on each."""
         return self.locate().spread(self.nbytes)
 
     def close(self) -> None:
-        """Give the descriptor back; the mapping goes with its last view. Idempotent."""
         if self._prefault is not None:
             self._prefault.stop()
-        self._region.close()
-        self.fd = -1
+        super().close()

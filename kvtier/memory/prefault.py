@@ -34,11 +34,6 @@ class Prefault:
         for thread in self._threads:
             thread.start()
 
-    @property
-    def done(self) -> bool:
-        """Whether no thread works any more."""
-        return not any(thread.is_alive() for thread in self._threads)
-
     def wait(self) -> None:
         """Wait until every page is there."""
         for thread in self._threads:

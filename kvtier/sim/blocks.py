@@ -38,11 +38,7 @@ def replay_blocks(
     block_nbytes: int,
     prefill: Prefill = ASSUMED,
 ) -> BlockReplay:
-    """Let every request in turn look its prefix up, load what it hits and store the rest.
-
-    Raises:
-        ConfigError: there is no room for one block, or the policy cannot be built.
-    """
+    """Let every request in turn look its prefix up, load what it hits and store the rest; no room for a block is a ConfigError."""
     if slots < 1:
         raise ConfigError(f"no room for one block of {trace.block_tokens} tokens")
     clock = Timeline()

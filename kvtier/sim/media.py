@@ -73,13 +73,9 @@ class Media:
                 case _:
                     self._after(op, 0, self._writes[op.tier - 1].latency_s)
 
-    def _channel(self, op: TierOp) -> _Channel:
-        side = self._reads if op.kind is OpKind.READ else self._writes
-        return side[op.tier - 1]
-
     def _enqueue(self, op: TierOp, priority: Priority, at_s: float) -> None:
         queued = self._queued[op.op] = _Queued(op, at_s, priority)
-        channel = self._channel(op)
+        channel = (self._reads if op.kind is OpKind.READ else self._writes)[op.tier - 1]
         heappush(channel.queue, (priority, op.op, queued))
         self._serve(channel)
 

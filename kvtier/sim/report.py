@@ -21,10 +21,11 @@ def render(table: ReplayTable) -> str:
     colours = {name: f"--c{i % _MAX_COLOURS}" for i, name in enumerate(names)}
     timed = [row for row in table.rows if row.ttft_s is not None]
     key = legend(list(colours.items()))
+    skipped = f", {table.skipped_rows:,} malformed rows skipped" if table.skipped_rows else ""
     assumed = [f"{name} {value}" for name, value in table.assumptions.items()]
     body = [
         f"<h1>{escape(_headline(table))}</h1>",
-        f'<p class="soft">{escape(_setting(table))}</p>',
+        f'<p class="soft">{escape(what_was_replayed(table) + skipped)}</p>',
         _rows(table.rows),
         "<h2>Hits by size</h2>",
         '<p class="soft">Share of the blocks that were found; Belady knows the future.</p>',
@@ -49,11 +50,11 @@ def _headline(table: ReplayTable) -> str:
     )
 
 
-def _setting(table: ReplayTable) -> str:
-    skipped = f", {table.skipped_rows:,} malformed rows skipped" if table.skipped_rows else ""
+def what_was_replayed(table: ReplayTable) -> str:
+    """Name the trace, and say how long it is."""
     return (
         f"{table.trace}: {table.requests:,} requests, {table.block_references:,} references to blocks "
-        f"of {table.block_tokens} tokens{skipped}"
+        f"of {table.block_tokens} tokens"
     )
 
 

@@ -2,70 +2,19 @@
 
 import multiprocessing
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
 
 import numpy as np
 
-from kvtier.config import Plugin
-from kvtier.sim.belady import belady, infinite
-from kvtier.sim.blocks import one_tier, replay_blocks
+from kvtier.sim.jobs import Job
 from kvtier.sim.results import ReplayRow
-from kvtier.sim.setting import Prefill, worth
-from kvtier.sim.tiers import TierJob
 from kvtier.trace.trace import Trace
-
-BELADY, INFINITE = "belady", "infinite"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockJob:
-    """One block-level replay. `eviction` None: the ceiling, of `capacity_tokens` or of no bound."""
-
-    name: str
-    eviction: Plugin | None
-    capacity_tokens: int | None
-    below_tokens: int = 0  # that Belady has besides, in lower tiers
-    nbytes_per_token: int
-    prefill: Prefill
-
-    def run(self, trace: Trace) -> ReplayRow:
-        """Replay the trace."""
-        started = time.process_time()
-        nbytes = self.nbytes_per_token * trace.block_tokens
-        moved: dict[str, int] = {}
-        if self.capacity_tokens is None:
-            hits = infinite(trace)
-        elif self.eviction is None:
-            room = self.capacity_tokens + self.below_tokens
-            hits = belady(trace, room // trace.block_tokens)
-        else:
-            config = one_tier(self.eviction)
-            slots = self.capacity_tokens // trace.block_tokens
-            done = replay_blocks(
-                trace, config, slots=slots, block_nbytes=nbytes, prefill=self.prefill
-            )
-            hits = done.hits
-            moved = {"dram_in": done.stats.stores * nbytes, "dram_out": done.stats.loads * nbytes}
-        value = worth(trace, hits, self.prefill)
-        return ReplayRow(
-            policy=self.name,
-            capacity_tokens=self.capacity_tokens,
-            **value._asdict(),
-            bytes=moved,
-            ceiling=self.eviction is None,
-            requests=len(trace),
-            seconds=time.process_time() - started,
-        )
-
-
-Job = BlockJob | TierJob
 
 
 def sweep(

@@ -116,7 +116,7 @@ def locked_ranks(base: Path) -> list[str]:
 
 @contextmanager
 def no_engine(bases: Iterable[Path]) -> Iterator[None]:
-    """Keep every engine out of these directories; one that is in already is a ConfigError."""
+    """Keep every engine out of these directories; an engine that uses one already is a ConfigError."""
     with ExitStack() as held:
         for base in bases:
             for lock in sorted(base.glob("r*.lock")):

@@ -183,11 +183,7 @@ def _pairs(first: Sequence[Bytes], second: Sequence[Bytes]) -> Iterator[tuple[By
 
 
 def _mapped(site: Site, spare: int) -> Region:
-    """Map and bind the rank's share.
-
-    Raises:
-        ConfigError: there is not so much memory beside the arena and the tiers before this one.
-    """
+    """Map and bind the rank's share; more than is left beside the arena and the tiers before this one is a ConfigError."""
     nbytes = site.capacity // PAGE * PAGE
     if not 0 < nbytes <= max(spare, free_huge_nbytes(site.nodes)):
         raise ConfigError(

@@ -40,11 +40,7 @@ class TraceFile:
         self.format = _format(path, name, drawing or Drawing())
 
     def rows(self) -> Iterator[Row]:
-        """Walk the requests in the file's order, once.
-
-        Raises:
-            ConfigError: the file cannot be read.
-        """
+        """Walk the requests in the file's order, once; a file that cannot be read is a ConfigError."""
         with open_lines(self.path) as lines:
             for number, line in enumerate(lines, 1):
                 if not line.strip():
@@ -86,28 +82,20 @@ class TraceFile:
 
 @contextmanager
 def open_lines(path: Path) -> Iterator[Iterator[bytes]]:
-    """Open a file to read its lines, uncompressed.
-
-    Raises:
-        ConfigError: it cannot be read, or is not what its name says.
-    """
+    """Open a file to read its lines, uncompressed; one that is not what its name says is a ConfigError."""
     try:
-        with _open(path) as file:
+        with open_file(path, path.suffix, "rb") as file:
             yield iter(io.BufferedReader(cast(io.RawIOBase, file), 1 << 20))
     except _broken(path) as exc:
         raise ConfigError(f"{path}: cannot be read: {exc}") from exc
 
 
-def _open(path: Path) -> BinaryIO:
-    if path.suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    if path.suffix == ".zst":
-        return open_zstandard(path, "rb")
-    return path.open("rb", buffering=0)
-
-
-def open_zstandard(path: Path, mode: Literal["rb", "wb"]) -> BinaryIO:
-    """Open a compressed file; without zstandard that is a ConfigError."""
+def open_file(path: Path, suffix: str, mode: Literal["rb", "wb"]) -> BinaryIO:
+    """Open a file that is compressed as its suffix says; .zst without zstandard is a ConfigError."""
+    if suffix == ".gz":
+        return cast(BinaryIO, gzip.open(path, mode, compresslevel=3))
+    if suffix != ".zst":
+        return path.open(mode)
     try:
         import zstandard
     except ModuleNotFoundError as exc:

@@ -39,11 +39,7 @@ class PrefixModel:
         self._weights = [1 / rank for rank in range(1, drawing.systems + 1)]
 
     def draw(self, at_s: float, prompt_tokens: int, output_tokens: int) -> Row:
-        """Give one request its blocks.
-
-        Raises:
-            ValueError: a length or the time is negative.
-        """
+        """Give one request its blocks; a negative length or time is a ValueError."""
         if prompt_tokens < 0 or output_tokens < 0 or at_s < 0:
             raise ValueError("a negative number")
         past = self._past(at_s, prompt_tokens)

@@ -89,7 +89,8 @@ class Recorder:
                 self._write_entries(file)
         except OSError as exc:
             self._lost(str(exc))
-            self._discard()
+            while self._queue.get() is not None:
+                self.dropped += 1
 
     def _write_entries(self, file: BinaryIO) -> None:
         while (entry := self._queue.get()) is not None:
@@ -97,10 +98,6 @@ class Recorder:
             if self._queue.empty():
                 file.flush()
             self.written += 1
-
-    def _discard(self) -> None:
-        while self._queue.get() is not None:
-            self.dropped += 1
 
     def _lost(self, why: str) -> None:
         self.dropped += 1

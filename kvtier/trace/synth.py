@@ -1,19 +1,18 @@
 """Synthetic traces, streamed: sessions one after the other, only those that are open are in memory."""
 
-import gzip
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from heapq import heappop, heappush
 from itertools import count, islice
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import msgspec
 import numpy as np
 
 from kvtier.errors import ConfigError
 from kvtier.replacement import replacement
-from kvtier.trace.files import open_zstandard
+from kvtier.trace.files import open_file
 from kvtier.trace.formats.own import VERSION, Heading, TraceLine
 from kvtier.trace.sessions import Template
 from kvtier.trace.trace import Row, runs_of
@@ -80,15 +79,7 @@ def write(path: Path, rows: Iterable[Row], block_tokens: int) -> int:
 @contextmanager
 def _create(path: Path) -> Iterator[BinaryIO]:
     try:
-        with replacement(path) as partial, _open(partial, path.suffix) as file:
+        with replacement(path) as partial, open_file(partial, path.suffix, "wb") as file:
             yield file
     except OSError as exc:
         raise ConfigError(f"{path}: cannot be written: {exc}") from exc
-
-
-def _open(path: Path, suffix: str) -> BinaryIO:
-    if suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path, "wb", compresslevel=3))
-    if suffix == ".zst":
-        return open_zstandard(path, "wb")
-    return path.open("wb")

@@ -125,18 +125,11 @@ def _starts(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     return np.concatenate(([0], np.cumsum(counts.astype(np.int64))))
 
 
-def parents(ids: Ids, starts: npt.NDArray[np.int64]) -> Ids:
-    """Return the id before each id, -1 at the start of a request."""
-    before = np.empty_like(ids)
-    before[1:] = ids[:-1]
-    firsts = starts[:-1]
-    before[firsts[firsts < len(ids)]] = -1  # an empty request shares its start with the next
-    return before
-
-
 def chained(ids: Ids, starts: npt.NDArray[np.int64]) -> bool:
     """Whether every id always follows the same one."""
-    before = parents(ids, starts)
+    before = np.roll(ids, 1)  # the id before each id, -1 at the start of a request
+    firsts = starts[:-1]
+    before[firsts[firsts < len(ids)]] = -1  # an empty request shares its start with the next
     order = np.argsort(ids, kind="stable")
     for i in range(0, len(ids) - 1, _SLICE):  # in slices: a copy of every column would be gigabytes
         some = order[i : i + _SLICE + 1]

@@ -126,8 +126,7 @@ class CpuTransferEngine(TransferEngine):
 def copy_pieces(src: Pieces, dst: Pieces) -> None:
     """Copy pieces of this process's memory onto others, pairwise of equal size; the GIL is free meanwhile.
 
-    Raises:
-        OSError: an address is not mapped.
+    An address that is not mapped is an OSError.
     """
     step = max(1, min(_BATCH, _BATCH_NBYTES // int(src[:, 1].max(initial=1))))
     for i in range(0, len(src), step):

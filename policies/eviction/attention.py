@@ -39,9 +39,6 @@ class AttentionPolicy(PrefixPolicy):
         self._recent: OrderedDict[str, list[BlockKey]] = OrderedDict()  # by session, oldest first
         self._guards: dict[BlockKey, int] = {}  # sessions that protect a chunk
 
-    def entered(self, row: int, key: BlockKey) -> None:
-        self.used(row, key)
-
     def used(self, row: int, key: BlockKey) -> None:
         bonus = self._config.weight * (self.facts.score(key) or 0.0) * sum(self.counts)
         self.place(row, _PROTECTED if key in self._guards else _OPEN, self.tick + bonus)

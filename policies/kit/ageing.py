@@ -34,9 +34,6 @@ class FrequencyPolicy(AgeingPolicy):
     def worth(self, uses: int, key: BlockKey) -> float:
         """Return what a chunk that was used so often is worth."""
 
-    def entered(self, row: int, key: BlockKey) -> None:
-        self.used(row, key)
-
     def used(self, row: int, key: BlockKey) -> None:
         self._uses[row] += 1
         self.place(row, 0, self.age + self.worth(self._uses[row], key))

@@ -52,9 +52,9 @@ class PrefixPolicy(EvictionPolicy, ABC):
         self._columns: list[array[int] | array[float]] = []
         self._forget()
 
-    @abstractmethod
     def entered(self, row: int, key: BlockKey) -> None:
-        """Place a chunk that is new here."""
+        """Place a chunk that is new here; by default as one that is used."""
+        self.used(row, key)
 
     @abstractmethod
     def used(self, row: int, key: BlockKey) -> None:

@@ -55,11 +55,7 @@ class TraceFormat(ABC):
 
 
 def ids(blocks: list[int], prompt_tokens: int, block_tokens: int) -> Ids:
-    """Check the block ids of a prompt.
-
-    Raises:
-        ValueError: they cannot be those of a prompt of so many tokens.
-    """
+    """Check the block ids of a prompt; those that cannot be of so many tokens are a ValueError."""
     if len(blocks) > -(-prompt_tokens // block_tokens):
         raise ValueError(f"{len(blocks)} blocks of {block_tokens} for {prompt_tokens} tokens")
     if len(set(blocks)) != len(blocks):
