@@ -5,11 +5,19 @@ from typing import TYPE_CHECKING, Any
 from kvtier.chunking import auto_chunk_tokens
 from kvtier.config import Config, load
 from kvtier.errors import ConfigError
+from kvtier.registry import nearest
 from kvtier.units import format_nbytes
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
+
+
+_KNOWN_KEYS = {
+    *("kvtier", "spec_name", "spec_module_path", "offload_prompt_only", "blocks_per_chunk"),
+    *("sync_load_budget_bytes", "canonical_layout", "self_describing_kv_events"),
+}
+"""Of `kv_connector_extra_config`: ours, what we set for vLLM, what we refuse, and what vLLM reads beside."""
 
 
 def configure(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> Config:
@@ -45,7 +53,7 @@ def name_spec(extra: dict[str, Any]) -> None:
 
 
 def refuse_foreign_keys(extra: dict[str, Any]) -> None:
-    """Refuse options of vLLM's own connector that would not mean what they say here."""
+    """Refuse options that would not mean what they say here, and those that nobody would read."""
     if extra.get("sync_load_budget_bytes"):
         raise ConfigError(
             "kv_connector_extra_config.sync_load_budget_bytes: not supported by kvtier; remove it"
@@ -53,6 +61,11 @@ def refuse_foreign_keys(extra: dict[str, Any]) -> None:
     if extra.get("canonical_layout"):
         raise ConfigError(
             "kv_connector_extra_config.canonical_layout: not supported by kvtier; remove it"
+        )
+    for key in extra.keys() - _KNOWN_KEYS:
+        raise ConfigError(
+            f"kv_connector_extra_config.{key}: unknown key{nearest(key, ['kvtier'])}; what is kvtier's goes "
+            f"into {{'kvtier': FILE or mapping}}"
         )
 
 

@@ -13,6 +13,7 @@ from kvtier.config.words import (
     join,
     mapping,
     mistake,
+    refuse_infinity,
     refuse_unknown,
     section,
     translate,
@@ -47,6 +48,7 @@ def parse(raw: object, *, here: bool = True) -> Config:
 
     What is not to run `here` is not held against this machine.
     """
+    refuse_infinity(raw, "")
     top = section(raw, "", Config.__struct_fields__, {})
     if top.get("chunk_tokens") == "auto":
         del top["chunk_tokens"]

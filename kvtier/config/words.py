@@ -1,5 +1,6 @@
 """Mistakes in words: where, what, and what was probably meant."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 
@@ -33,6 +34,22 @@ def join(path: str, key: str) -> str:
 def mistake(path: str, what: object) -> ConfigError:
     """Make the error for one mistake."""
     return ConfigError(f"{path}: {what}" if path else str(what))
+
+
+def refuse_infinity(value: object, path: str, seen: set[int] | None = None) -> None:
+    """Raise a ConfigError for the first number in a configuration that is not finite, options of plugins included.
+
+    YAML may name a part from several places and from within itself; each is looked at once.
+    """
+    seen = set() if seen is None else seen
+    if isinstance(value, float) and not math.isfinite(value):
+        raise mistake(path, f"expected a finite number, got {value}")
+    if isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+        seen.add(id(value))
+        named = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, part in named:
+            below = join(path, str(key)) if isinstance(value, Mapping) else f"{path}[{key}]"
+            refuse_infinity(part, below, seen)
 
 
 def refuse_unknown(

@@ -1,6 +1,8 @@
 """Admit what is faster to read from this tier than to compute."""
 
-from msgspec import Struct
+from typing import Annotated
+
+from msgspec import Meta, Struct
 
 from kvtier.facts import RequestFacts, TierFacts
 from kvtier.policies.kit.ghosts import Seen
@@ -16,8 +18,12 @@ class CostAwarePolicy(AdmissionPolicy):
     """
 
     class Config(Struct, frozen=True, kw_only=True):
-        gain: float = 1.0  # computing must cost this many times the reading
-        remember: int = 1_000_000  # keys of prefixes that are too dear; about 100 bytes each
+        gain: Annotated[float, Meta(ge=0, le=1e6)] = (
+            1.0  # computing must cost this many times the reading
+        )
+        remember: Annotated[int, Meta(ge=1)] = (
+            1_000_000  # keys of prefixes that are too dear; about 100 bytes each
+        )
 
     def __init__(self, config: Config, facts: TierFacts) -> None:
         super().__init__(facts)

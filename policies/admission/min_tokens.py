@@ -1,6 +1,8 @@
 """Admit prefixes of some length: a short one is computed faster than it is kept, found and read."""
 
-from msgspec import Struct
+from typing import Annotated
+
+from msgspec import Meta, Struct
 
 from kvtier.facts import RequestFacts, TierFacts
 from kvtier.policies.kit.ghosts import Seen
@@ -15,8 +17,10 @@ class MinTokensPolicy(AdmissionPolicy):
     """
 
     class Config(Struct, frozen=True, kw_only=True):
-        tokens: int = 1024
-        remember: int = 1_000_000  # keys of long requests; about 100 bytes each
+        tokens: Annotated[int, Meta(ge=0)] = 1024
+        remember: Annotated[int, Meta(ge=1)] = (
+            1_000_000  # keys of long requests; about 100 bytes each
+        )
 
     def __init__(self, config: Config, facts: TierFacts) -> None:
         super().__init__(facts)

@@ -1,8 +1,9 @@
 """Admit what a second request has in its prefix: most prefixes never return."""
 
 from collections.abc import Iterable
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from kvtier.facts import RequestFacts, TierFacts
 from kvtier.policies.kit.ghosts import Seen
@@ -17,7 +18,7 @@ class SecondUsePolicy(AdmissionPolicy):
     """
 
     class Config(Struct, frozen=True, kw_only=True):
-        remember: int = 1_000_000  # keys; about 100 bytes each
+        remember: Annotated[int, Meta(ge=1)] = 1_000_000  # keys; about 100 bytes each
 
     def __init__(self, config: Config, facts: TierFacts) -> None:
         super().__init__(facts)

@@ -1,6 +1,8 @@
 """ARC (Megiddo and Modha, FAST 2003): recency and frequency, balanced by what was evicted too early."""
 
-from msgspec import Struct
+from typing import Annotated
+
+from msgspec import Meta, Struct
 
 from kvtier.facts import TierFacts
 from kvtier.policies.kit.ghosts import Ghosts
@@ -22,7 +24,9 @@ class ArcPolicy(PrefixPolicy):
     queues = 2
 
     class Config(Struct, frozen=True, kw_only=True):
-        ghosts: float = 1.0  # length of each list of ghosts, in capacities
+        ghosts: Annotated[float, Meta(ge=0, le=1000)] = (
+            1.0  # length of each list of ghosts, in capacities
+        )
 
     def __init__(self, config: Config, facts: TierFacts) -> None:
         super().__init__(facts)

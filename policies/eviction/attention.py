@@ -6,8 +6,9 @@ protection.
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from kvtier.facts import RequestFacts, TierFacts
 from kvtier.policies.kit.prefix import Leaf, PrefixPolicy
@@ -29,9 +30,9 @@ class AttentionPolicy(PrefixPolicy):
     scored = True
 
     class Config(Struct, frozen=True, kw_only=True):
-        weight: float = 0.5
-        protect: int = 4  # chunks
-        share: float = 0.25  # of all chunks
+        weight: Annotated[float, Meta(ge=0, le=1e6)] = 0.5
+        protect: Annotated[int, Meta(ge=0)] = 4  # chunks
+        share: Annotated[float, Meta(ge=0, le=1)] = 0.25  # of all chunks
 
     def __init__(self, config: Config, facts: TierFacts) -> None:
         super().__init__(facts)

@@ -1,6 +1,8 @@
 """S3-FIFO (Yang et al., SOSP 2023): a small queue that filters, a main queue, and ghosts."""
 
-from msgspec import Struct
+from typing import Annotated
+
+from msgspec import Meta, Struct
 
 from kvtier.facts import TierFacts
 from kvtier.policies.kit.ghosts import Ghosts
@@ -25,8 +27,10 @@ class S3FifoPolicy(PrefixPolicy):
     class Config(Struct, frozen=True, kw_only=True):
         """Its options; the defaults are the paper's."""
 
-        small: float = 0.1  # of all chunks
-        promote_at: int = 2  # uses after the first that move a chunk to the main queue
+        small: Annotated[float, Meta(gt=0, le=1)] = 0.1  # of all chunks
+        promote_at: Annotated[int, Meta(ge=1)] = (
+            2  # uses after the first that move a chunk to the main queue
+        )
 
     def __init__(self, config: Config, facts: TierFacts) -> None:
         super().__init__(facts)

@@ -1,8 +1,9 @@
 """W-TinyLFU (Einziger et al., 2017): a small LRU window, behind it what was used most, as a sketch tells."""
 
 from collections.abc import Callable
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from kvtier.facts import TierFacts
 from kvtier.policies.kit.prefix import Leaf, PrefixPolicy
@@ -25,8 +26,8 @@ class WTinyLfuPolicy(PrefixPolicy):
     class Config(Struct, frozen=True, kw_only=True):
         """Its options; the defaults are the paper's."""
 
-        window: float = 0.01  # of all chunks
-        protected: float = 0.8  # of those behind the window
+        window: Annotated[float, Meta(ge=0, le=1)] = 0.01  # of all chunks
+        protected: Annotated[float, Meta(ge=0, le=1)] = 0.8  # of those behind the window
 
     def __init__(self, config: Config, facts: TierFacts) -> None:
         super().__init__(facts)

@@ -1,8 +1,9 @@
 """Bring conversations up shortly before they are expected back, and take them down while they are idle."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from kvtier.facts import RequestFacts, TierFacts
 from kvtier.policies.conversations.gaps import Gaps
@@ -20,8 +21,8 @@ class ReuseDistancePolicy(PrefetchPolicy):
     class Config(Struct, frozen=True, kw_only=True):
         """Its options, in deviations."""
 
-        early: float = 0.0
-        late: float = 3.0
+        early: Annotated[float, Meta(ge=-1000, le=1000)] = 0.0
+        late: Annotated[float, Meta(ge=-1000, le=1000)] = 3.0
 
     def __init__(self, config: Config, facts: TierFacts) -> None:
         super().__init__(facts)

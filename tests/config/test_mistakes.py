@@ -37,6 +37,22 @@ def tiers(*lower: Mapping[str, object], **dram: object) -> dict[str, object]:
             "prefetch[0]: unknown prefetch 'arival' (did you mean 'arrival'?); known: arrival, reuse_distance, sliding_window",
         ),
         ({"tiers": 3}, "tiers: expected a list, got an integer"),
+        (
+            tiers(eviction={"kind": "attention", "weight": float("nan")}),
+            "tiers[0].eviction.weight: expected a finite number, got nan",
+        ),
+        (
+            {"prefetch": [{"kind": "reuse_distance", "late": float("inf")}]},
+            "prefetch[0].late: expected a finite number, got inf",
+        ),
+        (
+            tiers(eviction={"kind": "arc", "ghosts": 1e308}),
+            "tiers[0].eviction.ghosts: expected a number <= 1000.0",
+        ),
+        (
+            tiers(eviction={"kind": "s3fifo", "small": 0}),
+            "tiers[0].eviction.small: expected a number > 0.0",
+        ),
         ({"tiers": []}, "tiers: there is none; the first is always {name: dram, kind: dram}"),
         ({"tiers": ["dram"]}, "tiers[0]: expected a mapping, got a string"),
         ({"io": [1]}, "io: expected a mapping, got a list"),
