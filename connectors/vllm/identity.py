@@ -18,7 +18,7 @@ from kvtier.connectors.vllm.ranks import Hello
 from kvtier.registry import build
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
+    from vllm.config import ParallelConfig, VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
 FORMAT = 1
@@ -91,31 +91,16 @@ def manifest(
     import vllm
     from vllm.v1.core.kv_cache_utils import NONE_HASH
 
-    model, cache, parallel = (
-        vllm_config.model_config,
-        vllm_config.cache_config,
-        vllm_config.parallel_config,
-    )
-    hf = model.hf_config
-    draft = vllm_config.speculative_config
+    cache = vllm_config.cache_config
     ranks = sorted(hellos, key=lambda hello: hello.rank)
     described = {
         "format": FORMAT,
         "vllm": ".".join(vllm.__version__.split(".")[:2]),
-        "model": model.model,
-        "architecture": sorted(getattr(hf, "architectures", None) or []),
-        "revision": str(model.revision),
+        **_of_model(vllm_config),
         "weights": [hello.weights or _named(config) or _nonce() for hello in ranks],
         "weights_id": config.weights_id,
         "persist_lora": config.persist_lora,
-        "max_model_len": model.max_model_len,  # LongRoPE chooses its factors by it
-        "multimodal": repr(getattr(model.multimodal_config, "mm_processor_kwargs", None)),
-        "dtype": str(model.dtype),
-        "quantization": str(model.quantization),
         "kv_dtype": str(cache.cache_dtype),
-        "rope": repr(getattr(hf, "rope_parameters", None) or getattr(hf, "rope_scaling", None)),
-        "hf_overrides": repr(getattr(model, "hf_overrides", None)),
-        "draft": repr((draft.method, getattr(draft, "model", None))) if draft else "",
         "attention": repr(getattr(vllm_config.attention_config, "backend", None)),
         "platform": _platform(),
         "kv_layout": str(getattr(cache, "kv_cache_layout", None)),
@@ -131,21 +116,42 @@ def manifest(
             {str(group): list(pages) for group, pages in hello.pages.items()} for hello in ranks
         ],
         "blocks_per_chunk": ranks[0].blocks_per_chunk,
-        "parallel": {
-            "tensor": parallel.tensor_parallel_size,
-            "pipeline": parallel.pipeline_parallel_size,
-            "decode_context": parallel.decode_context_parallel_size,
-            "prefill_context": parallel.prefill_context_parallel_size,
-            "interleave": getattr(parallel, "cp_kv_cache_interleave_size", 1),
-        },
+        "parallel": _of_parallel(vllm_config.parallel_config),
         "hash": [str(cache.prefix_caching_hash_algo), bytes(NONE_HASH).hex()],
         "epoch": epoch,
     }
-    if changing := lossy(
-        config
-    ):  # whatever is computed on top of it is not exact either: all tiers
+    if changing := lossy(config):  # what is computed on top is not exact either: all tiers
         described["lossy"] = [codec for _, codec in changing]
     return json.dumps(described, sort_keys=True, indent=1)
+
+
+def _of_model(vllm_config: "VllmConfig") -> dict[str, object]:
+    """Describe what computes the KV, but for its weights."""
+    model, draft = vllm_config.model_config, vllm_config.speculative_config
+    hf = model.hf_config
+    return {
+        "model": model.model,
+        "architecture": sorted(getattr(hf, "architectures", None) or []),
+        "revision": str(model.revision),
+        "max_model_len": model.max_model_len,  # LongRoPE chooses its factors by it
+        "multimodal": repr(getattr(model.multimodal_config, "mm_processor_kwargs", None)),
+        "dtype": str(model.dtype),
+        "quantization": str(model.quantization),
+        "rope": repr(getattr(hf, "rope_parameters", None) or getattr(hf, "rope_scaling", None)),
+        "hf_overrides": repr(getattr(model, "hf_overrides", None)),
+        "draft": repr((draft.method, getattr(draft, "model", None))) if draft else "",
+    }
+
+
+def _of_parallel(parallel: "ParallelConfig") -> dict[str, int]:
+    """Describe how the KV is cut over ranks."""
+    return {
+        "tensor": parallel.tensor_parallel_size,
+        "pipeline": parallel.pipeline_parallel_size,
+        "decode_context": parallel.decode_context_parallel_size,
+        "prefill_context": parallel.prefill_context_parallel_size,
+        "interleave": getattr(parallel, "cp_kv_cache_interleave_size", 1),
+    }
 
 
 def ephemeral(vllm_config: "VllmConfig", hellos: Iterable[Hello], config: Config) -> str:

@@ -265,8 +265,7 @@ class Scheduling:
         """Give slots to as many chunks as fit; what only lacks room is offered again at the end of the step."""
         live = self._live.get(request)
         if not self._storing or (live is not None and not live.store):
-            why = Why.HINT if self._storing else Why.STALE
-            self.brain.refuse_store(request, len(keys), why)
+            self.brain.refuse_store(request, len(keys), Why.HINT if self._storing else Why.STALE)
             return PrepareStoreOutput([], SlotSpec(None, ()), [])
         if live is not None:
             self._tell(request, live)

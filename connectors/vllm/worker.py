@@ -17,8 +17,8 @@ from vllm.v1.kv_offload.config import OffloadingConfig
 from kvtier import topology
 from kvtier.config import Config, dram_nbytes, load, of_rank, to_builtins
 from kvtier.connectors.vllm import placing
+from kvtier.connectors.vllm.copy_job import CopyJob, CopyPart
 from kvtier.connectors.vllm.guard import Guard
-from kvtier.connectors.vllm.jobs import Job, Part
 from kvtier.connectors.vllm.messages import SlotSpec
 from kvtier.connectors.vllm.pages import Pages, element_name
 from kvtier.connectors.vllm.ranks import Sharers, engine_of, owner_of
@@ -88,7 +88,7 @@ class KVTierWorker(OffloadingWorker):
         self._engine = _transfer_engine(self.arena, pages, self.blocks_per_chunk, pin=fits)
         layouts = {g: self._layout(layout.get(g, "the pages were not looked at"), g) for g in pages}
         self.io = self._start_io(mine, config, layouts, free - ordinary)
-        self._jobs: dict[int, Job] = {}
+        self._jobs: dict[int, CopyJob] = {}
         self._failed: dict[int, set[int]] = {}
         self._invalid_blocks: set[int] = set()
         self._failed_loads: set[int] = set()
@@ -226,9 +226,9 @@ class KVTierWorker(OffloadingWorker):
     def _store(self, job_id: int, device: GPULoadStoreSpec, slots: SlotSpec) -> bool:
         copies, torn = self._copies(slots, device)
         whole = [i for i in range(len(copies)) if i not in torn]
-        job = self._jobs[job_id] = Job(len(copies), failed=torn)
+        job = self._jobs[job_id] = CopyJob(len(copies), failed=torn)
         if whole:
-            job.parts.append(Part(self._engine.offload([copies[i] for i in whole]), whole))
+            job.parts.append(CopyPart(self._engine.offload([copies[i] for i in whole]), whole))
         return True
 
     def _load(self, job_id: int, slots: SlotSpec, device: GPULoadStoreSpec) -> bool:
@@ -237,14 +237,14 @@ class KVTierWorker(OffloadingWorker):
         gone = set(range(len(copies))).difference(there)
         for i in gone:
             self._invalid_blocks.update(b for b in copies[i].blocks if b is not None)
-        job = self._jobs[job_id] = Job(len(copies), tuple(map(int, device.block_ids)), gone)
+        job = self._jobs[job_id] = CopyJob(len(copies), tuple(map(int, device.block_ids)), gone)
         if there:
-            job.parts.append(Part(self._engine.onload([copies[i] for i in there]), there))
+            job.parts.append(CopyPart(self._engine.onload([copies[i] for i in there]), there))
         return True
 
     def _fail(self, job_id: int, slots: SlotSpec, blocks: Iterable[int]) -> None:
         """Book a job that was not submitted as one that failed as a whole."""
-        job = self._jobs[job_id] = Job(sum(map(len, slots.slots)), tuple(blocks))
+        job = self._jobs[job_id] = CopyJob(sum(map(len, slots.slots)), tuple(blocks))
         job.fail()
         self._invalid_blocks.update(job.blocks)
 

@@ -28,37 +28,41 @@ from kvtier.units import format_count, format_nbytes, parse_count
 _SIZES = "1M,3M,10M"
 _ASSUMED = ReplayConfig()
 
+Policies = Annotated[str | None, typer.Option(help="Eviction policies, by comma; default: lru.")]
+Sizes = Annotated[
+    str | None, typer.Option(help=f"Sizes, by comma; of tier 0 with --config; default: {_SIZES}.")
+]
+Tiers = Annotated[
+    Path | None, typer.Option(help="Replay over these tiers, with timing: see `replay:` in it.")
+]
+KvBytes = Annotated[
+    str | None,
+    typer.Option(help=f"Of all layers; default: {format_nbytes(_ASSUMED.kv_bytes_per_token)}."),
+]
+Rate = Annotated[
+    float | None, typer.Option(help=f"Tokens per second; default: {_ASSUMED.prefill_rate:g}.")
+]
+Knee = Annotated[
+    str | None,
+    typer.Option(
+        help="Context at which attention costs as much as the rest; "
+        f"default: {_ASSUMED.prefill_knee:g}."
+    ),
+]
+
 
 def replay(  # noqa: PLR0913 - a command's options are its arguments
     trace: Annotated[Path, typer.Option(help="The trace: plain, .gz or .zst.")],
     format: Format = "auto",
-    policy: Annotated[
-        str | None, typer.Option(help="Eviction policies, by comma; default: lru.")
-    ] = None,
-    capacity_tokens: Annotated[
-        str | None,
-        typer.Option(help=f"Sizes, by comma; of tier 0 with --config; default: {_SIZES}."),
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="Replay over these tiers, with timing: see `replay:` in it.")
-    ] = None,
+    policy: Policies = None,
+    capacity_tokens: Sizes = None,
+    config: Tiers = None,
     json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report with plots here.")] = None,
     chunk_tokens: Chunk = None,
-    kv_bytes_per_token: Annotated[
-        str | None,
-        typer.Option(help=f"Of all layers; default: {format_nbytes(_ASSUMED.kv_bytes_per_token)}."),
-    ] = None,
-    prefill_rate: Annotated[
-        float | None, typer.Option(help=f"Tokens per second; default: {_ASSUMED.prefill_rate:g}.")
-    ] = None,
-    prefill_knee: Annotated[
-        str | None,
-        typer.Option(
-            help="Context at which attention costs as much as the rest; "
-            f"default: {_ASSUMED.prefill_knee:g}."
-        ),
-    ] = None,
+    kv_bytes_per_token: KvBytes = None,
+    prefill_rate: Rate = None,
+    prefill_knee: Knee = None,
     seed: Seed = 0,
     session_rate: SessionRate = RATE,
     jobs: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core.")] = 0,
@@ -75,15 +79,7 @@ def replay(  # noqa: PLR0913 - a command's options are its arguments
         "prefill_knee": prefill_knee,
     }
     given = assumed({key: value for key, value in wanted.items() if value is not None}, tiers)
-    if tiers is None:
-        work = block_jobs(
-            policies(policy or "lru"),
-            sizes or counts(_SIZES, ""),
-            nbytes_per_token=given.kv_bytes_per_token,
-            prefill=Prefill.of(given),
-        )
-    else:
-        work = tier_jobs(tiers, policies(policy) if policy else [], sizes)
+    work = _work(tiers, policy, sizes, given)
     file, loaded = open_trace(trace, format, chunk_tokens, seed, session_rate)
     table = ReplayTable(
         trace=str(trace),
@@ -102,6 +98,20 @@ def replay(  # noqa: PLR0913 - a command's options are its arguments
         save(json, msgspec.json.format(msgspec.json.encode(table), indent=1).decode())
     if html is not None:
         save(html, render(table))
+
+
+def _work(
+    tiers: Config | None, policy: str | None, sizes: list[int], given: ReplayConfig
+) -> list[Job]:
+    """List the replays to run: over the configured tiers, or of one tier without timing."""
+    if tiers is not None:
+        return tier_jobs(tiers, policies(policy) if policy else [], sizes)
+    return block_jobs(
+        policies(policy or "lru"),
+        sizes or counts(_SIZES, ""),
+        nbytes_per_token=given.kv_bytes_per_token,
+        prefill=Prefill.of(given),
+    )
 
 
 def policies(words: str) -> list[Plugin]:

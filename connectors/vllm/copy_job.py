@@ -10,7 +10,7 @@ from kvtier.transfer.engine import Moved, Transfer
 logger = logging.getLogger(__name__)
 
 
-class Part(NamedTuple):
+class CopyPart(NamedTuple):
     """One transfer of a job, and the positions of its chunks in the job."""
 
     transfer: Transfer
@@ -18,13 +18,13 @@ class Part(NamedTuple):
 
 
 @dataclass(slots=True)
-class Job:
+class CopyJob:
     """A load or a store. It is done when all of its transfers are; a chunk fails with its own transfer only."""
 
     chunks: int
     blocks: tuple[int, ...] = ()  # a load's destination; empty for a store
     failed: set[int] = field(default_factory=set)  # positions of chunks that did not make it
-    parts: list[Part] = field(default_factory=list)
+    parts: list[CopyPart] = field(default_factory=list)
 
     def done(self) -> bool:
         """Whether every transfer is over."""

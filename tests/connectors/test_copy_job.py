@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from kvtier.connectors.vllm.jobs import Job, Part
+from kvtier.connectors.vllm.copy_job import CopyJob, CopyPart
 from kvtier.transfer.engine import Moved, Transfer
 
 
@@ -31,11 +31,11 @@ class Copy(Transfer):
 
 def test_it_is_done_with_its_last_transfer() -> None:
     first, second = Copy(10), Copy(20)
-    job = Job(3, parts=[Part(first, [0, 1])])
+    job = CopyJob(3, parts=[CopyPart(first, [0, 1])])
     assert not job.done()
     first.over = True
     assert job.done()
-    job.parts.append(Part(second, [2]))
+    job.parts.append(CopyPart(second, [2]))
     assert not job.done()
     second.over = True
     assert job.done()
@@ -44,8 +44,8 @@ def test_it_is_done_with_its_last_transfer() -> None:
 
 
 def test_a_chunk_fails_with_its_own_transfer_only() -> None:
-    job = Job(4, blocks=(7, 8), failed={3})
-    job.parts += [Part(Copy(10), [0]), Part(Copy(20, fails=True), [1, 2])]
+    job = CopyJob(4, blocks=(7, 8), failed={3})
+    job.parts += [CopyPart(Copy(10), [0]), CopyPart(Copy(20, fails=True), [1, 2])]
     job.wait()
     assert job.done()
     assert job.result() == Moved(10, 1.0)
@@ -53,7 +53,7 @@ def test_a_chunk_fails_with_its_own_transfer_only() -> None:
 
 
 def test_without_a_transfer_it_is_over_and_may_fail_as_a_whole() -> None:
-    job = Job(2)
+    job = CopyJob(2)
     assert job.done()
     job.fail()
     assert (job.result(), job.failed) == (Moved(0, 0.0), {0, 1})
@@ -61,5 +61,5 @@ def test_without_a_transfer_it_is_over_and_may_fail_as_a_whole() -> None:
 
 def test_all_of_it_is_stopped() -> None:
     copies = [Copy(1), Copy(1)]
-    Job(2, parts=[Part(copy, [i]) for i, copy in enumerate(copies)]).stop()
+    CopyJob(2, parts=[CopyPart(copy, [i]) for i, copy in enumerate(copies)]).stop()
     assert all(copy.stopped for copy in copies)
