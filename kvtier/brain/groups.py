@@ -25,6 +25,10 @@ class Groups:
         self.specs = tuple(groups)
         self._positions = {g.index.to_bytes(4, "big"): i for i, g in enumerate(groups)}
 
+    def knows(self, key: BlockKey) -> bool:
+        """Whether a key is of one of these groups."""
+        return key[-4:] in self._positions
+
     def group(self, key: BlockKey) -> GroupSpec:
         """Return a key's group."""
         return self.specs[self._positions[key[-4:]]]

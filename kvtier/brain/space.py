@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from itertools import islice
 
-from kvtier.brain.groups import Place
+from kvtier.brain.groups import Groups, Place
 from kvtier.brain.index import Index
 from kvtier.brain.plans import TierSpec
 from kvtier.brain.scan import Scan
@@ -30,6 +30,7 @@ class Space:
         headroom: int,
         ranks: int,
         index: Index,
+        groups: Groups,
         clock: Callable[[], float],
     ) -> None:
         """Account `capacity` bytes, of which `headroom` are kept free for the writes to come."""
@@ -40,6 +41,7 @@ class Space:
         self._headroom = headroom
         self._ranks = ranks
         self._index = index
+        self._groups = groups
         self._clock = clock
         self._reclaim_at = 0.0
         self._over = 0  # bytes above capacity that were there before us
@@ -204,7 +206,8 @@ class Space:
         fresh = []
         for key, nbytes in found:
             self._listed -= nbytes
-            if key in self._written or self._index.flags_of(key) >> self._tier & 1:
+            known = key in self._written or self._index.flags_of(key) >> self._tier & 1
+            if known or not self._groups.knows(key):  # or a file that is no record of this model
                 self._resize(-nbytes)
             else:
                 fresh.append((key, Place(None, 0), nbytes))
@@ -240,6 +243,7 @@ def make_space(
     largest: int,
     ranks: int,
     index: Index,
+    groups: Groups,
     clock: Callable[[], float],
 ) -> Space | None:
     """Account a tier of records of at most `largest` bytes; None where its room is not ours."""
@@ -247,7 +251,15 @@ def make_space(
         return None
     some = max(spec.capacity // 16, min(largest, spec.capacity // 2))
     headroom = min(spec.max_writes * largest, some)
-    return Space(tier, spec.capacity, headroom=headroom, ranks=ranks, index=index, clock=clock)
+    return Space(
+        tier,
+        spec.capacity,
+        headroom=headroom,
+        ranks=ranks,
+        index=index,
+        groups=groups,
+        clock=clock,
+    )
 
 
 def worst_case(nbytes: int) -> int:

@@ -85,7 +85,7 @@ def make_state(  # noqa: PLR0913 - as of `TieredCache`
             operations=operations,
             cost=reads[tier - 1],
             admission=policies.admission[tier],
-            space=make_space(tier, spec, largest, ranks, index, clock),
+            space=make_space(tier, spec, largest, ranks, index, shape, clock),
             clock=clock,
         )
         for tier, spec in enumerate(lower, 1)

@@ -6,7 +6,8 @@
     <path>/[dp<i>/]<namespace>/r<rank>/partial/      records being written
     <path>/[dp<i>/].trash-<anything>                 on its way out; never read
 
-Every process holds a shared flock on the namespace directory that it uses: nobody removes it then.
+Every process holds a shared flock on the namespace directory that it uses: nobody removes it then. Links are never
+followed, and a directory is a namespace only if it has a manifest and nothing that a namespace does not have.
 """
 
 import fcntl
@@ -26,7 +27,10 @@ from kvtier.tier import Site
 
 PARTIAL = "partial"
 SUFFIX = ".kvt"
+MANIFEST = "manifest.json"
 _NAMESPACE = re.compile(r"[0-9a-f]{32}")
+_IN_NAMESPACE = re.compile(r"r\d+|\.?manifest\.json.*")
+_TRASH = re.compile(r"\.trash-r(\d+|None)-\d+-\d+")
 _ENGINE = re.compile(r"dp\d+")
 _RETRY_S = 0.1
 
@@ -45,7 +49,7 @@ class Root:
             _describe(namespace, manifest)
             for directory in (self.path, self.path / PARTIAL):
                 directory.mkdir(mode=0o700, exist_ok=True)
-            self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+            self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError:
             os.close(lock)
             raise
@@ -71,7 +75,7 @@ def base_of(path: Path, site: Site) -> Path:
 
 def bases(path: Path) -> list[Path]:
     """List the engines' directories at `path`: itself, and those of data-parallel engines below."""
-    below = [p for p in path.iterdir() if _ENGINE.fullmatch(p.name) and p.is_dir()]
+    below = [p for p in path.iterdir() if _ENGINE.fullmatch(p.name) and _is_own_dir(p)]
     return [path, *sorted(below)]
 
 
@@ -83,7 +87,8 @@ def lock_rank(base: Path, site: Site, timeout_s: float) -> int:
     Raises:
         ConfigError: somebody else still holds it.
     """
-    fd = os.open(base / f"r{site.rank}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    fd = os.open(base / f"r{site.rank}.lock", flags, 0o600)
     try:
         for _ in range(max(1, round(timeout_s / _RETRY_S))):
             if _try_lock(fd):
@@ -104,7 +109,7 @@ def lock_rank(base: Path, site: Site, timeout_s: float) -> int:
 def locked_ranks(base: Path) -> list[str]:
     """List who holds a rank of this directory, as `r0 (pid 17)`."""
     holders = []
-    for lock in sorted(base.glob("r*.lock")):
+    for lock in _locks(base):
         fd = os.open(lock, os.O_RDONLY)
         try:
             if not _try_lock(fd):
@@ -119,7 +124,7 @@ def no_engine(bases: Iterable[Path]) -> Iterator[None]:
     """Keep every engine out of these directories; an engine that uses one already is a ConfigError."""
     with ExitStack() as held:
         for base in bases:
-            for lock in sorted(base.glob("r*.lock")):
+            for lock in _locks(base):
                 fd = os.open(lock, os.O_RDONLY)
                 held.callback(os.close, fd)
                 if not _try_lock(fd):
@@ -131,8 +136,11 @@ def no_engine(bases: Iterable[Path]) -> Iterator[None]:
 def namespaces(base: Path) -> Iterator[Path]:
     """List the namespace directories below `base`; nothing else there is ever touched."""
     for entry in base.iterdir():
-        if _NAMESPACE.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink():
-            yield entry
+        if _NAMESPACE.fullmatch(entry.name) and _is_own_dir(entry):
+            with suppress(OSError):
+                names = os.listdir(entry)
+                if MANIFEST in names and all(map(_IN_NAMESPACE.fullmatch, names)):
+                    yield entry
 
 
 def foreign(base: Path, own: str) -> list[Foreign]:
@@ -196,13 +204,22 @@ def sync(*directories: Path) -> None:
 
 def trash_in(base: Path) -> list[Path]:
     """List what a reset or a reclaim left to be removed."""
-    return sorted(base.glob(".trash-*"))
+    return sorted(p for p in base.iterdir() if _TRASH.fullmatch(p.name) and _is_own_dir(p))
 
 
 def drop_if_empty(namespace: Path) -> None:
     """Remove a namespace directory that holds no rank's records any more and that nobody uses."""
     if not any(namespace.glob("r*")):
         discard(namespace)
+
+
+def _is_own_dir(path: Path) -> bool:
+    """Whether this is a directory itself, and no link to one."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def _locks(base: Path) -> list[Path]:
+    return sorted(p for p in base.glob("r*.lock") if p.is_file() and not p.is_symlink())
 
 
 def _share(namespace: Path) -> int:
@@ -236,14 +253,14 @@ def _is_at(fd: int, path: Path) -> bool:
 
 
 def _describe(namespace: Path, manifest: str) -> None:
-    with replacement(namespace / "manifest.json") as partial:
+    with replacement(namespace / MANIFEST) as partial:
         partial.touch(0o600)
         partial.write_text(manifest)
 
 
 def _opened(namespace: Path) -> float:
     try:
-        return (namespace / "manifest.json").stat().st_mtime
+        return (namespace / MANIFEST).stat().st_mtime
     except FileNotFoundError:
         return namespace.stat().st_mtime
 

@@ -10,6 +10,7 @@ import logging
 import mmap
 import os
 import shutil
+import stat
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from kvtier.types import PAGE
 logger = logging.getLogger(__name__)
 
 _LOCK_TIMEOUT_S = 10.0
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO must not take a thread for ever
 
 
 class FileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -92,8 +94,12 @@ class FileTier(Tier):
         root = self._opened("read")
         with self._medium("read"):
             try:
-                fd = os.open(_name(key), os.O_RDONLY | self._direct, dir_fd=root.fd)
+                fd = os.open(_name(key), _READ | self._direct, dir_fd=root.fd)
             except FileNotFoundError:
+                return 0
+            except OSError:
+                if _is_regular(root.fd, _name(key)):
+                    raise
                 return 0
             try:
                 return _read(fd, bufs)
@@ -176,13 +182,22 @@ def _name(key: bytes) -> str:
     return f"{name[:2]}/{name}{SUFFIX}"
 
 
+def _is_regular(root: int, name: str) -> bool:
+    with suppress(OSError):
+        return stat.S_ISREG(os.stat(name, dir_fd=root, follow_symlinks=False).st_mode)
+    return True
+
+
 def _remove_trees(paths: list[Path]) -> None:
     for path in paths:
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _read(fd: int, bufs: Sequence[Bytes]) -> int:
-    nbytes = os.fstat(fd).st_size
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
+        return 0
+    nbytes = found.st_size
     wanted = min(nbytes, sum(map(len, bufs)))
     done = 0
     while done < wanted and (n := os.preadv(fd, _after(bufs, done), done)):
@@ -249,8 +264,9 @@ def _scan_prefix(root: int, prefix: str) -> Iterator[Entry]:
 
 def _entry(stem: str, file: os.DirEntry[str]) -> Entry | None:
     try:
-        stat = file.stat(follow_symlinks=False)
-        return Entry(bytes.fromhex(stem), stat.st_size, stat.st_mtime)
+        found = file.stat(follow_symlinks=False)
+        key = bytes.fromhex(stem)
+        return Entry(key, found.st_size, found.st_mtime) if stat.S_ISREG(found.st_mode) else None
     except (FileNotFoundError, ValueError):
         return None
 

@@ -1,6 +1,8 @@
 """Verify every record that lies in a file tier's directory, without an engine."""
 
+import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -32,13 +34,17 @@ class Verdict(NamedTuple):
 
 
 def places(base: Path) -> Iterator[Location]:
-    """List every file that is at, or in, a place for records."""
+    """List every file that is at, or in, a place for records; a link to a directory is a file here."""
     for namespace in sorted(namespaces(base)):
         for rank in sorted(p for p in namespace.iterdir() if _RANK.fullmatch(p.name)):
-            for shard in sorted(rank.iterdir()):
+            for shard in _in(rank):
                 if shard.name != PARTIAL:
-                    files = sorted(shard.iterdir()) if shard.is_dir() else [shard]
-                    yield from (Location(file, namespace.name, rank.name) for file in files)
+                    yield from (Location(file, namespace.name, rank.name) for file in _in(shard))
+
+
+def _in(path: Path) -> list[Path]:
+    """List what is in a directory, or the path itself where it is none."""
+    return sorted(path.iterdir()) if path.is_dir() and not path.is_symlink() else [path]
 
 
 def leftovers(base: Path) -> list[Path]:
@@ -51,7 +57,7 @@ def verify(place: Location) -> Verdict | None:
     """Read one record whole and compare it with itself and with its place; None if it is gone by now."""
     nbytes = 0
     try:
-        nbytes = place.path.stat().st_size
+        nbytes = place.path.lstat().st_size
         _verify(place)
     except FileNotFoundError:
         return None
@@ -66,9 +72,15 @@ def _verify(place: Location) -> None:
     path = place.path
     if path.suffix != SUFFIX:
         raise CorruptBlock("not a record's name")
-    content = np.fromfile(path, np.uint8)
-    header = record.unpack(content[:PAGE])
-    record.check_payload(header, len(content), content[PAGE:])
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(fd, "rb", buffering=0) as file:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise CorruptBlock("not a regular file")
+        header = record.unpack(np.frombuffer(file.read(PAGE), np.uint8))
+        if found.st_size != PAGE + record.padded(header.stored_nbytes):
+            raise CorruptBlock(f"the record has {found.st_size} bytes")
+        record.check_payload(header, found.st_size, np.fromfile(file, np.uint8))
     if header.namespace != place.namespace:
         raise CorruptBlock("namespace differs from its directory")
     if f"r{header.rank}" != place.rank:

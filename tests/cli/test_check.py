@@ -138,3 +138,23 @@ def test_what_is_no_directory_is_refused(tmp_path: Path) -> None:
 
 def test_an_empty_directory_is_well(tmp_path: Path) -> None:
     assert run(tmp_path).returncode == 0
+
+
+def test_fix_follows_no_link_and_waits_for_no_fifo(path: Path, tmp_path: Path) -> None:
+    letter = tmp_path / "precious" / "docs" / "letter.txt"
+    letter.parent.mkdir(parents=True)
+    letter.write_text("do not remove")
+    namespace = path / namespace_of(MANIFEST)
+    (namespace / "r1").symlink_to(letter.parent.parent)
+    (namespace / "r0" / "99").symlink_to(letter.parent)
+    fifo = namespace / "r0" / "77" / f"{'77' * 36}.kvt"
+    fifo.parent.mkdir()
+    os.mkfifo(fifo)
+    sparse = fifo.with_name(f"{'77' * 35}78.kvt")
+    sparse.touch()
+    os.truncate(sparse, 1 << 40)
+    done = run(path, "--fix")
+    assert done.returncode == 0, done.stderr
+    assert letter.read_text() == "do not remove"
+    assert not fifo.exists()
+    assert not sparse.exists()

@@ -122,7 +122,7 @@ def from_elsewhere(tmp_path: Path, manifest: str, setup: dict[str, Any]) -> Path
     ("manifest", "setup", "reason"),
     [
         ("another model", {}, "namespace differs"),
-        (MANIFEST, {"rank": 1, "world_size": 2}, "rank differs"),
+        (MANIFEST, {"rank": 1, "local_ranks": 2}, "rank differs"),
         (MANIFEST, {"group_nbytes": {0: 16384}}, "raw_nbytes differs"),
     ],
 )

@@ -20,6 +20,7 @@ from kvtier.tier import Site
 from kvtier.tiers import directory
 from kvtier.tiers.file import FileConfig, FileTier
 from kvtier.types import PAGE
+from tests.patience import until
 from tests.tiers.medium import FileMedium
 
 KEY = b"\xab" * 36
@@ -263,6 +264,56 @@ class TestForeign(FileMedium):
         tier = self.opened(SECOND, rank=0)
         assert tier.reclaim(1 << 40) > 0
         assert (self.base / FIRST).exists()
+
+    def test_a_directory_with_the_name_of_a_namespace_is_not_one(self) -> None:
+        """Web and build caches name their directories by MD5, too."""
+        tier = self.opened()
+        thesis = self.base / "d41d8cd98f00b204e9800998ecf8427e" / "thesis.tex"
+        thesis.parent.mkdir()
+        thesis.write_text("do not remove")
+        assert tier.reclaim(1 << 40) == 0
+        (thesis.parent / "manifest.json").write_text("{}")
+        assert tier.reclaim(1 << 40) == 0
+        assert thesis.exists()
+
+    def test_only_its_own_trash_is_swept(self) -> None:
+        kept = [self.base / ".trash-me-not" / "x", self.base / "precious" / "y"]
+        for path in kept:
+            path.parent.mkdir(parents=True)
+            path.write_text("do not remove")
+        (self.base / ".trash-r0-1-1").symlink_to(self.base / "precious")
+        gone = self.base / ".trash-r0-1-2"
+        gone.mkdir()
+        self.opened()
+        until(lambda: not gone.exists(), "the trash is removed")
+        assert all(path.exists() for path in kept)
+
+    def test_links_are_not_followed(self) -> None:
+        outside = self.base / "outside"
+        outside.mkdir(parents=True)
+        (outside / "bashrc").write_text("mine")
+        (self.base / "r0.lock").symlink_to(outside / "bashrc")
+        with pytest.raises(ConfigError):
+            self.make(Site("kv"))
+        (self.base / "r0.lock").unlink()
+        namespace = self.base / FIRST
+        namespace.mkdir()
+        (namespace / "r0").symlink_to(outside)
+        tier = self.make(Site("kv"))
+        with pytest.raises(TierError):
+            tier.open(FIRST, "{}")
+        assert (outside / "bashrc").read_text() == "mine"
+        tier.close()
+
+    def test_what_is_no_file_is_no_record(self) -> None:
+        tier = self.opened()
+        shard = self.base / FIRST / "r0" / KEY.hex()[:2]
+        shard.mkdir(exist_ok=True)
+        os.mkfifo(shard / f"{KEY.hex()}.kvt")
+        (shard / "aa.kvt").symlink_to("/etc/passwd")
+        (shard / "bb.kvt").mkdir()
+        assert tier.read(KEY, [pages(1)]) == 0
+        assert list(tier.scan()) == []
 
     def test_never_touches_what_is_not_ours(self) -> None:
         tier = self.opened()
