@@ -82,7 +82,8 @@ class Promotion:
         With several KV-cache groups all or nothing: a part of one group is no hit.
         """
         self.link(request)
-        missing = [key for key in wanted if not self._residency.index.resident(key)]
+        resident = self._residency.index.resident
+        missing = list(dict.fromkeys(key for key in wanted if not resident(key)))
         if self._too_dear(request, wanted, missing):
             return self._settle(request, Why.TOO_DEAR)
         why = self._make_room(missing)

@@ -99,7 +99,7 @@ class Residency:
     def rescue(self, keys: Iterable[BlockKey]) -> None:
         """Keep those of `keys` that are LEAVING: they are wanted again."""
         if self.leaving:
-            back = [key for key in keys if self.is_leaving(key)]
+            back = [key for key in dict.fromkeys(keys) if self.is_leaving(key)]
             rows = [self.index.rows[key] for key in back]
             for row in rows:
                 self.index.flags[row] &= ~LEAVING

@@ -51,7 +51,7 @@ class Space:
         """Forget all of it, and every scan: the ranks start anew."""
         self.used = 0
         self.wanted = 0  # bytes that a write was refused for
-        self._over = 0
+        self._over = max(0, -self.free)
         self._writes: dict[BlockKey, int] = {}  # under way, and the bytes reserved for each
         self._removes: dict[BlockKey, int] = {}  # under way
         self._removing = 0  # bytes of these

@@ -356,3 +356,12 @@ def test_a_load_may_wait_for_reads_beside_a_request_and_is_told_of_each() -> Non
     assert load.told == [(A[0], False), (A[1], True), (A[2], True)]
     assert made.cache._promotion.wait_for(A[1], load) is Why.BUSY, "it is there"
     made.verify()
+
+
+def test_a_key_that_is_asked_for_twice_is_read_once() -> None:
+    made = below()
+    arrive(made, "r", A)
+    assert made.cache.plan_read("r", [A[0], A[0]]) == ReadPlan(1, (A[0],))
+    made.ranks.settle()
+    assert made.cache.plan_read("r", [A[0], A[0]]) is None
+    made.verify()

@@ -253,3 +253,12 @@ def test_a_rank_that_lists_twice_orphans_nothing() -> None:
     scan.add(batch(0, keys))
     assert [key for key, _ in scan.orphans()] == [keys[2]]
     assert [key for key, _ in scan.take(9)] == keys[:2]
+
+
+def test_foreign_bytes_above_the_capacity_are_nobody_s_fault_after_a_reset() -> None:
+    made = started(THROUGH)
+    space = made.cache._state.lowers[0].space
+    assert space
+    space.found_foreign(space.capacity + RECORD)
+    made.ranks.reset()
+    made.verify()
