@@ -145,10 +145,12 @@ class Index:
                 rows[key] = row = spare.pop() if spare else self._grow()
                 parents[row] = parent
                 ends[row] = end
-            elif not ends[row]:
-                self.link(row, parent, end)
+                flags[row] = STORING
+            else:
+                if not ends[row]:
+                    self.link(row, parent, end)
+                flags[row] |= STORING
             owned[row] = slot
-            flags[row] |= STORING
 
     def flags_of(self, key: BlockKey) -> int:
         """Return the flags of a chunk, 0 where there is none."""

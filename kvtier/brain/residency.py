@@ -80,8 +80,9 @@ class Residency:
     def arrived(self, keys: Sequence[BlockKey]) -> None:
         """Make chunks whose slots are filled on every rank RESIDENT."""
         rows, flags = [self.index.rows[key] for key in keys], self.index.flags
+        arrived = ~STORING
         for row in rows:
-            flags[row] = flags[row] & ~STORING | IN_TIER0
+            flags[row] = flags[row] & arrived | IN_TIER0
         self._enter(TIER0, keys, rows)
 
     def leave(self, key: BlockKey) -> None:
