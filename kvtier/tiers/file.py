@@ -98,9 +98,9 @@ class FileTier(Tier):
             except FileNotFoundError:
                 return 0
             except OSError:
-                if _is_regular(root.fd, _name(key)):
-                    raise
-                return 0
+                if _is_odd(root.fd, _name(key)):
+                    return 0
+                raise
             try:
                 return _read(fd, bufs)
             finally:
@@ -182,10 +182,12 @@ def _name(key: bytes) -> str:
     return f"{name[:2]}/{name}{SUFFIX}"
 
 
-def _is_regular(root: int, name: str) -> bool:
+def _is_odd(root: int, name: str) -> bool:
+    """Whether what has this name is neither a file nor a directory: a link, a FIFO, a device."""
     with suppress(OSError):
-        return stat.S_ISREG(os.stat(name, dir_fd=root, follow_symlinks=False).st_mode)
-    return True
+        mode = os.stat(name, dir_fd=root, follow_symlinks=False).st_mode
+        return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+    return False
 
 
 def _remove_trees(paths: list[Path]) -> None:
@@ -195,6 +197,8 @@ def _remove_trees(paths: list[Path]) -> None:
 
 def _read(fd: int, bufs: Sequence[Bytes]) -> int:
     found = os.fstat(fd)
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(found.st_mode):
         return 0
     nbytes = found.st_size

@@ -69,7 +69,7 @@ def test_a_configuration_adds_times(tmp_path: Path) -> None:
         (["--format", "moncake"], "did you mean 'mooncake'"),
         (["--chunk-tokens", "700"], "use 1024"),
         (["--capacity-tokens", "9" * 400 + "G"], "--capacity-tokens: inf is more than anything"),
-        (["--prefill-rate", "nan"], "--prefill-rate: expected a number > 0"),
+        (["--prefill-rate", "nan"], "--prefill-rate: expected a finite number, got nan"),
         (["--prefill-knee", "0"], "--prefill-knee: "),
         (["--session-rate", "0"], "--session-rate: 0 is not more than 0"),
         (["--json", "/nowhere/rows.json"], "/nowhere/rows.json: cannot be written"),
