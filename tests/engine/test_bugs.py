@@ -15,6 +15,8 @@ ASKED_OF_LLAMA = LONG
 HOOKS = [
     ("scheduling", "arrive"),
     ("scheduling", "reading"),
+    ("scheduling", "sits_out"),
+    ("scheduling", "scheduled"),
     ("scheduling", "fetch"),
     ("scheduling", "step"),
     ("scheduling", "hear"),
