@@ -92,6 +92,11 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     read_delay_s: float = 0.0
     write_delay_s: float = 0.0
     hang: bool = False
+    key: str = ""  # in hex: of this record alone; empty: of every record
+
+    def of(self, key: bytes) -> "Faults":
+        """Return what goes wrong with a record."""
+        return self if self.key in ("", key.hex()) else Faults()
 
 
 class FaultyConfig(Faults, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -115,20 +120,20 @@ class FaultyTier(TierWrapper):
         self._sleep = sleep
 
     def read(self, key: bytes, bufs: Sequence[Bytes]) -> int:
-        faults = self._gate()
+        faults = self._gate(key)
         self._sleep(faults.read_delay_s)
         _fail("read", faults.read_errno)
         return super().read(key, bufs)
 
     def write(self, key: bytes, bufs: Sequence[Bytes]) -> int:
-        faults = self._gate()
+        faults = self._gate(key)
         self._sleep(faults.write_delay_s)
         _fail("write", faults.write_errno)
         return super().write(key, bufs)
 
-    def _gate(self) -> Faults:
-        """Return the faults of now, as soon as they hang no more."""
-        while (faults := self._current()).hang:
+    def _gate(self, key: bytes) -> Faults:
+        """Return the faults of a record now, as soon as they hang no more."""
+        while (faults := self._current().of(key)).hang:
             self._sleep(0.02)
         return faults
 

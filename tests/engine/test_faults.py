@@ -162,18 +162,14 @@ def test_a_limit_on_file_sizes(bad: Rig) -> None:
 
 
 def test_a_read_past_its_deadline_is_a_shorter_hit(bad: Rig) -> None:
-    """One record is a pipe that nobody writes to: its read hangs in the kernel, the others are quick."""
-    record = bad.stored(LONG)[9]
-    aside = record.with_suffix(".aside")
-    record.rename(aside)
-    os.mkfifo(record)
+    """The read of one record hangs, the others are quick."""
+    bad.disk.fail(hang=True, key=bad.stored(LONG)[9].stem)
     late = bad.count("load_refusals_total", reason="late")
     assert bad.cached(LONG) == 9
     assert bad.count("load_refusals_total", reason="late") == late + 1
     assert bad.count("reading") == 1
-    os.close(os.open(record, os.O_WRONLY))
+    bad.disk.fail()
     bad.settle()
-    aside.replace(record)
     bad.cool()
     assert bad.cached(LONG) == 16
 
