@@ -60,7 +60,8 @@ class Hints(NamedTuple):
         if len(given) > len(known):
             looked_at = (name for name in islice(given, _LOOKED_AT) if name not in known)
             mistakes = [f"kvtier.{str(name)[:32]!r}: unknown hint" for name in islice(looked_at, 3)]
-            mistakes += [f"{len(given) - len(known)} unknown hints in all"] * (len(mistakes) != 1)
+            if len(mistakes) != 1:
+                mistakes.append(f"{len(given) - len(known)} unknown hints in all")
         for name in list(known):
             what, good = _KINDS.get(name, ("true or false", _is_bool))
             if not good(known[name]):

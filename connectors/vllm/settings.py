@@ -54,14 +54,11 @@ def name_spec(extra: dict[str, Any]) -> None:
 
 def refuse_foreign_keys(extra: dict[str, Any]) -> None:
     """Refuse options that would not mean what they say here, and those that nobody would read."""
-    if extra.get("sync_load_budget_bytes"):
-        raise ConfigError(
-            "kv_connector_extra_config.sync_load_budget_bytes: not supported by kvtier; remove it"
-        )
-    if extra.get("canonical_layout"):
-        raise ConfigError(
-            "kv_connector_extra_config.canonical_layout: not supported by kvtier; remove it"
-        )
+    for key in ("sync_load_budget_bytes", "canonical_layout"):
+        if extra.get(key):
+            raise ConfigError(
+                f"kv_connector_extra_config.{key}: not supported by kvtier; remove it"
+            )
     for key in extra.keys() - _KNOWN_KEYS:
         raise ConfigError(
             f"kv_connector_extra_config.{key}: unknown key{nearest(key, ['kvtier'])}; what is kvtier's goes "

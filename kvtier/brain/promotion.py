@@ -253,9 +253,8 @@ class Promotion:
         fill = self.fills.get(key)
         if fill is None:
             return None
-        self._state.operations.hasten(
-            fill.operation, Priority.DEMAND
-        )  # also if a cancel may come too late
+        # a read that is being cancelled too: the cancel may come too late
+        self._state.operations.hasten(fill.operation, Priority.DEMAND)
         self._demand(fill)
         return fill
 

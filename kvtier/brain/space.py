@@ -44,14 +44,13 @@ class Space:
         self._groups = groups
         self._clock = clock
         self._reclaim_at = 0.0
-        self._over = 0  # bytes above capacity that were there before us
         self.clear()
 
     def clear(self) -> None:
         """Forget all of it, and every scan: the ranks start anew."""
         self.used = 0
         self.wanted = 0  # bytes that a write was refused for
-        self._over = max(0, -self.free)
+        self._over = max(0, -self.free)  # bytes above capacity that were there before us
         self._writes: dict[BlockKey, int] = {}  # under way, and the bytes reserved for each
         self._removes: dict[BlockKey, int] = {}  # under way
         self._removing = 0  # bytes of these

@@ -4,7 +4,7 @@ A field made by `counter` or `gauge` is a metric; the engine's metrics and docs/
 counter, add a field here and count in it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
@@ -14,6 +14,7 @@ from kvtier.brain.why import Why
 from kvtier.types import OpStatus
 
 K = TypeVar("K", bound=str)
+T = TypeVar("T", "CacheStats", "TierStats")
 
 
 class Tally(dict[K, int], Generic[K]):
@@ -90,11 +91,7 @@ class TierStats:
 
     def copy(self) -> "TierStats":
         """Keep the numbers of now."""
-        copied = TierStats(*_of_tier(self))
-        copied.refused = Tally(self.refused)
-        copied.failures = Tally(self.failures)
-        copied.codecs = Tally(self.codecs)
-        return copied
+        return _copy_tier(self)
 
     def count_read(self, nbytes: int, seconds: float) -> None:
         """Count a chunk that was read."""
@@ -145,14 +142,24 @@ class CacheStats:
 
     def copy(self) -> "CacheStats":
         """Keep the numbers of now."""
-        copied = CacheStats(*_of_cache(self))
-        copied.load_refusals = Tally(self.load_refusals)
-        copied.store_refusals = Tally(self.store_refusals)
+        return _copy_cache(self)
+
+
+def _copier(table: type[T]) -> Callable[[T], T]:
+    values = attrgetter(*(each.name for each in fields(table)))
+    tallies = [each.name for each in fields(table) if each.default_factory is Tally]
+
+    def copy(stats: T) -> T:
+        copied = table(*values(stats))
+        for name in tallies:
+            setattr(copied, name, Tally(getattr(stats, name)))
         return copied
 
+    return copy
 
-_of_tier = attrgetter(*(each.name for each in fields(TierStats)))
-_of_cache = attrgetter(*(each.name for each in fields(CacheStats)))
+
+_copy_tier = _copier(TierStats)
+_copy_cache = _copier(CacheStats)
 
 
 def _metrics(table: type[CacheStats] | type[TierStats], *labels: str) -> tuple[Metric, ...]:
