@@ -1,5 +1,6 @@
 """The I/O process as its worker sees it: started, its pipe, its end."""
 
+import select
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ _KILL_S = 0.5
 
 
 class Child:
-    """One I/O process. Nothing here blocks but the constructor, a few milliseconds, and `leave`."""
+    """One I/O process. Nothing here blocks but the constructor, a few milliseconds, `wait` and `leave`."""
 
     def __init__(self, setup: IoSetup, arena_fd: int) -> None:
         self._sock, theirs = socket.socketpair()
@@ -43,9 +44,11 @@ class Child:
         """Process id."""
         return self._process.pid
 
-    def fileno(self) -> int:
-        """The pipe's descriptor."""
-        return self._sock.fileno()
+    def wait(self, timeout_s: float) -> None:
+        """Wait until something comes in, or the pipe's end."""
+        poll = select.poll()  # select() refuses descriptors above 1023, which a worker may have
+        poll.register(self._sock, select.POLLIN)
+        poll.poll(1000 * timeout_s)
 
     def send(self) -> None:
         """Send what goes without waiting; `broken` is set when the other end is gone."""

@@ -6,7 +6,6 @@ is answered exactly once, whatever happens to the process.
 
 import logging
 import math
-import select
 import time
 from collections.abc import Callable, Sequence
 
@@ -79,7 +78,7 @@ class IoClient:
         until = self._clock() + timeout_s
         reason = f"the I/O process is not ready after {timeout_s:g} s"
         while self._child and not self.alive and self._clock() < until:
-            select.select([self._child], [], [], 0.05)
+            self._child.wait(0.05)
             self._exchange(self._child)
             if self._child.broken:
                 reason = self._refusal or "the I/O process ended while it started; its log says why"

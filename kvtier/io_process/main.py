@@ -109,18 +109,25 @@ def turn(pipe: Pipe, outbox: Outbox, service: Service, census: Census) -> bool:
     """Wait for something to do and do it; False at the end of the pipe."""
     if not pipe.unsent:
         pipe.unsent = outbox.take() + census.news()
-    pipe_fd = pipe.sock.fileno()
-    sending = [pipe_fd] if pipe.unsent else []
     # While the worker does not read, nothing that is due can be told: only the pipe or a wake-up ends the wait.
     idle = None if pipe.unsent else census.patience_s
     patience = _EXPIRE_S if service.waiting else idle
-    readable, writable, _ = select.select([pipe_fd, outbox.fileno()], sending, [], patience)
-    if outbox.fileno() in readable:
+    came = wait(pipe, outbox, patience)
+    if outbox.fileno() in came:
         outbox.hush()
     service.expire()
-    if writable:
+    of_pipe = came.get(pipe.sock.fileno(), 0)
+    if of_pipe & select.POLLOUT:
         pipe.send()
-    return pipe_fd not in readable or pipe.receive(service)
+    return not of_pipe & ~select.POLLOUT or pipe.receive(service)
+
+
+def wait(pipe: Pipe, outbox: Outbox, timeout_s: float | None) -> dict[int, int]:
+    """Wait for the outbox, for the worker, and for room to send where some is unsent; return what came, by descriptor."""
+    poll = select.poll()  # select() refuses descriptors above 1023, and the pipe's is the worker's
+    poll.register(outbox.fileno(), select.POLLIN)
+    poll.register(pipe.sock, select.POLLIN | (select.POLLOUT if pipe.unsent else 0))
+    return dict(poll.poll(None if timeout_s is None else 1000 * timeout_s))
 
 
 def open_tiers(setup: IoSetup, arena_fd: int) -> list[Records]:

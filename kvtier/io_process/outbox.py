@@ -25,7 +25,7 @@ class Outbox:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def fileno(self) -> int:
-        """The descriptor to select on."""
+        """The descriptor to wait for."""
         return self._wake
 
     def add(self, result: OpResult) -> None:

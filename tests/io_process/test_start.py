@@ -1,8 +1,11 @@
 """What the process is when it starts, and how it refuses to."""
 
 import os
+import resource
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from kvtier.errors import ConfigError
 from kvtier.io_process.client import IoClient, IoSetup
 from kvtier.memory.arena import Arena
+from kvtier.types import OpKind, OpStatus
 from tests.io_process.rig import GROUP_NBYTES, SLOT_NBYTES, file_tier, rig
 
 
@@ -56,6 +60,31 @@ def test_inherits_the_pipe_and_the_arena_only(tmp_path: Path) -> None:
             fds = [os.readlink(f) for f in Path(f"/proc/{io.client.pid}/fd").iterdir()]
     assert sum("memfd:kvtier" in fd for fd in fds) == 1
     assert not any("secret" in fd for fd in fds)
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """Hold every low descriptor, as a worker of many devices or inside a trainer may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    fds = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+    yield
+    for fd in fds:
+        os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_files")
+def test_a_worker_with_1100_open_files_starts_and_restarts_it(tmp_path: Path) -> None:
+    with rig([file_tier(tmp_path)]) as io:
+        assert io.arena.fd > 1023
+        io.fill(1)
+        assert io.one(OpKind.WRITE, 1).status is OpStatus.OK
+        assert io.client.pid
+        os.kill(io.client.pid, signal.SIGKILL)
+        io.until(lambda: not io.client.alive)
+        io.until(lambda: io.client.alive)
+        assert io.one(OpKind.READ, 1, slot=2).status is OpStatus.OK
 
 
 def test_a_node_of_its_own(tmp_path: Path) -> None:
