@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from enum import StrEnum
 
+from kvtier.types import OpKind
+
 
 class BreakerState(StrEnum):
     """What a tier may do."""
@@ -13,7 +15,11 @@ class BreakerState(StrEnum):
 
 
 class Breaker:
-    """Count failures in a row; `limit` of them open it, an OK probe closes it."""
+    """Count failures in a row of each verb; `limit` of them open it, an OK probe closes it.
+
+    The success of one verb says nothing about another. The verb that opened it is on trial after the probe: its
+    next failure opens it again, for longer, and only its own success ends the trial.
+    """
 
     def __init__(
         self,
@@ -29,7 +35,8 @@ class Breaker:
         self._limit = limit
         self._first_rest_s = self._rest_s = rest_s
         self._max_rest_s = max_rest_s
-        self._failures = 0
+        self._failures: dict[OpKind, int] = {}  # in a row
+        self._opened_by: OpKind | None = None
         self._until = 0.0
 
     @property
@@ -42,18 +49,27 @@ class Breaker:
         """Whether it has rested long enough to be probed."""
         return self.state is BreakerState.RESTING and self._clock() >= self._until
 
-    def succeeded(self) -> None:
+    def succeeded(self, verb: OpKind) -> None:
         """Note an operation that worked; ignored while the tier rests."""
-        if self.closed:
-            self._failures = 0
+        if not self.closed:
+            return
+        self._failures.pop(verb, None)
+        if verb is self._opened_by:
+            self._opened_by = None
             self._rest_s = self._first_rest_s
 
-    def failed(self) -> None:
+    def failed(self, verb: OpKind) -> None:
         """Note an operation that did not; late answers of a resting tier do not count."""
         if not self.closed:
             return
-        self._failures += 1
-        if self._failures >= self._limit:
+        self._failures[verb] = self._failures.get(verb, 0) + 1
+        if self._failures[verb] >= self._limit:
+            self.trip(verb)
+
+    def trip(self, verb: OpKind) -> None:
+        """Open it for what `verb` did, however often."""
+        if self.closed:
+            self._opened_by = verb
             self._rest()
 
     def probing(self) -> None:
@@ -70,7 +86,9 @@ class Breaker:
         """Note the probe's answer."""
         if ok:
             self.state = BreakerState.CLOSED
-            self._failures = 0
+            self._failures = {}
+            if self._opened_by is not None:
+                self._failures[self._opened_by] = self._limit - 1
         else:
             self._rest()
 

@@ -8,6 +8,7 @@ from kvtier.brain.cost import ReadCost
 from kvtier.brain.groups import Place
 from kvtier.brain.operations import Operation, Operations
 from kvtier.brain.plans import TierSpec
+from kvtier.brain.reads import Reads
 from kvtier.brain.residency import Residency
 from kvtier.brain.space import Space
 from kvtier.brain.stats import TierStats
@@ -17,6 +18,7 @@ from kvtier.types import NO_SLOT, BlockKey, OpKind, OpStatus, Priority, TierOp
 
 _GONE = (OpStatus.MISSING, OpStatus.CORRUPT)
 _NOT_ITS_FAULT = (*_GONE, OpStatus.CANCELLED)
+_TRYING = (OpKind.READ, OpKind.WRITE)  # OPEN and RESET are tried again anyhow, and so is REMOVE
 _STALLED_S = 1.0
 
 
@@ -55,6 +57,7 @@ class LowerTier:
         self.counters = TierStats(name=spec.name)
         self.phase = Phase.CLOSED
         self.ops: dict[BlockKey, Operation] = {}
+        self.reads = Reads(spec.deadline_s, clock)
         self.demotions = 0  # WRITE under way that a slot waits for, or soon will
         self.idles = 0  # WRITE under way at leisure
         self._admission = admission
@@ -98,6 +101,7 @@ class LowerTier:
     def clear(self) -> None:
         """Forget all of it: the ranks start anew."""
         self.ops.clear()
+        self.reads.clear()
         self.demotions = self.idles = 0
         if self.space:
             self.space.clear()
@@ -114,11 +118,18 @@ class LowerTier:
             return Why.NO_ROOM
         return None
 
-    def fail(self, status: OpStatus) -> None:
-        """Count a failure; only what the medium did wrong tries the breaker."""
+    def fail(self, verb: OpKind, status: OpStatus) -> None:
+        """Count a failure; only what the medium did wrong to a READ or a WRITE tries the breaker."""
         self.counters.failures[status] += 1
-        if status not in _NOT_ITS_FAULT:
-            self.breaker.failed()
+        if status not in _NOT_ITS_FAULT and verb in _TRYING:
+            self.breaker.failed(verb)
+
+    def watch(self) -> None:
+        """Let the tier rest if a read hangs; what hung before it rested is not held against it again."""
+        if not self.breaker.closed:
+            self.reads.excuse()
+        elif self.reads.hung:
+            self.breaker.trip(OpKind.READ)
 
     def write(self, key: BlockKey, place: Place, group: int, nbytes: int, idle: bool) -> None:
         """Order the record of a resident chunk; its worst case of bytes is reserved."""
@@ -142,6 +153,7 @@ class LowerTier:
         self, key: BlockKey, place: Place, slot: int, group: int, priority: Priority
     ) -> Operation:
         """Order a record into a slot."""
+        self.reads.begin(key, demanded=priority is Priority.DEMAND)
         return self._order(OpKind.READ, key, place, slot, group, priority)
 
     def remove(self, key: BlockKey) -> None:
@@ -155,10 +167,10 @@ class LowerTier:
         self.idles -= idle
         self.demotions -= not idle
         if operation.ok:
-            self.breaker.succeeded()
+            self.breaker.succeeded(OpKind.WRITE)
             self.counters.count_write(operation.nbytes, operation.seconds, operation.codec)
         else:
-            self.fail(operation.status)
+            self.fail(OpKind.WRITE, operation.status)
         if self.space:
             self.space.wrote(key, operation.nbytes if operation.ok else None)
 
@@ -168,12 +180,13 @@ class LowerTier:
         If the room of the tier is ours, the record is then removed from every rank.
         """
         self._end(key)
+        self.reads.end(key)
         if operation.ok:
-            self.breaker.succeeded()
+            self.breaker.succeeded(OpKind.READ)
             self.cost.served(operation.seconds)
             self.counters.count_read(operation.nbytes, operation.seconds)
         elif operation.status is not OpStatus.CANCELLED:
-            self.fail(operation.status)
+            self.fail(OpKind.READ, operation.status)
             if operation.status in _GONE:
                 nbytes = self._residency.erase(self.tier, key)
                 if self.space:
@@ -184,7 +197,7 @@ class LowerTier:
         assert self.space
         self._end(key)
         if not operation.ok:
-            self.fail(operation.status)
+            self.fail(OpKind.REMOVE, operation.status)
         self.space.removed(key, ok=operation.ok)
 
     def check(self, records: int) -> None:
@@ -196,6 +209,7 @@ class LowerTier:
         kinds = [operation.op.kind for operation in self.ops.values()]
         writes, removes = kinds.count(OpKind.WRITE), kinds.count(OpKind.REMOVE)
         assert self.demotions + self.idles == writes, f"{self.spec.name}: writes are miscounted"
+        assert self.reads.all == kinds.count(OpKind.READ), f"{self.spec.name}: reads are miscounted"
         if self.space:
             self.space.check(records, writes=writes, removes=removes)
         else:

@@ -13,9 +13,10 @@ from kvtier.brain.requests import Request, Waiter
 from kvtier.brain.state import State
 from kvtier.brain.why import Why
 from kvtier.hook import HookKind
-from kvtier.types import NO_SLOT, BlockKey, OpStatus, Priority
+from kvtier.types import NO_SLOT, BlockKey, OpKind, OpStatus, Priority
 
-_MAX_READS = 2048  # under way; more would not fit into the ranks' queues
+_ASKED_SHARE = 0.25  # of the slots, for the reads of all tiers whose room is not ours
+_MAX_READS = 2048  # under way from one tier; more would not fit into the ranks' queues
 _MAX_AHEAD = 512  # under way beside them
 
 _AHEAD_LEAST = 8
@@ -60,15 +61,16 @@ class Fill:
     waiters: list[Waiter] = field(default_factory=list)
     cancelled: bool = False
     ahead: bool = False  # ordered with nobody waiting
-    demanded: bool = False  # somebody waits, or did
 
 
 class Promotion:
-    """At most `read_share` of the slots are being filled at any time; what does not fit is a miss."""
+    """At most `read_share` of the slots are being filled from one tier at any time; what does not fit is a miss.
+
+    The tiers whose room is not ours have a smaller share together, and in it what is late does not count.
+    """
 
     def __init__(self, state: State, demotion: Demotion, *, read_share: float) -> None:
         self.fills: dict[BlockKey, Fill] = {}
-        self._demanded = 0  # of the fills
         self._state = state
         self._residency = state.residency
         self._lowers = state.lowers
@@ -161,7 +163,7 @@ class Promotion:
 
     def _may_read_ahead(self) -> bool:
         """Whether slots are free, and what was read ahead and not yet used holds no more than its share."""
-        ahead = len(self._state.ahead) + len(self.fills) - self._demanded
+        ahead = len(self._state.ahead) + sum(lower.reads.ahead for lower in self._lowers)
         share = max(_AHEAD_LEAST, self._residency.slots.n * _AHEAD_SHARE)
         return not self._demotion.pressed and ahead < share
 
@@ -182,7 +184,7 @@ class Promotion:
         late = {self.fills[key].lower.tier for key in reading.left}
         for lower in self._lowers:
             if lower.tier in late:
-                lower.breaker.failed()
+                lower.breaker.failed(OpKind.READ)
         self._learn(reading)
         self.abandon(reading.request)
         self._settle(reading.request, Why.LATE)
@@ -214,7 +216,6 @@ class Promotion:
         if self._resume(operation, lower, key):
             return False
         fill = self.fills.pop(key)
-        self._demanded -= fill.demanded
         lower.counters.hits += len(fill.waiters) if operation.ok else 0
         self._residency.slots.done(operation.op.slot)
         lower.answered(operation, key)
@@ -249,13 +250,15 @@ class Promotion:
             if nbytes := reading.nbytes.get(lower.tier):
                 lower.cost.arrived(nbytes, seconds)
 
-    def _join(self, key: BlockKey) -> Fill | None:
+    def _join(self, key: BlockKey) -> Fill | Why | None:
         fill = self.fills.get(key)
         if fill is None:
             return None
+        if fill.lower.reads.is_late(key):
+            return Why.LATE  # whoever waited for it does no more
         # a read that is being cancelled too: the cancel may come too late
         self._state.operations.hasten(fill.operation, Priority.DEMAND)
-        self._demand(fill)
+        fill.lower.reads.demand(key)
         return fill
 
     def _resume(self, operation: Operation, lower: LowerTier, key: BlockKey) -> bool:
@@ -270,16 +273,12 @@ class Promotion:
         fill.cancelled = False
         return True
 
-    def _demand(self, fill: Fill) -> None:
-        self._demanded += not fill.demanded
-        fill.demanded = True
-
     def _start(self, key: BlockKey, priority: Priority) -> Fill | Why:
         """Order a READ of a chunk from the first tier that has it; return why none can be read now."""
         lower = self._source(key)
         if isinstance(lower, Why):
             return lower
-        if self._budget(priority) <= 0:
+        if self._budget(lower, priority) <= 0:
             return Why.READ_BUDGET
         slot = self._residency.claim(key)
         if slot == NO_SLOT:
@@ -287,8 +286,6 @@ class Promotion:
         group = self._groups.group(key).index
         fill = Fill(lower, lower.read(key, self._place(key), slot, group, priority))
         self.fills[key] = fill
-        if priority is Priority.DEMAND:
-            self._demand(fill)
         return fill
 
     def _place(self, key: BlockKey) -> Place:
@@ -313,32 +310,56 @@ class Promotion:
                 why = refusal
         return why
 
-    def _budget(self, priority: Priority) -> int:
-        """Return how many reads more may be ordered; reads ahead never stand in a request's way."""
-        share = int(self._residency.slots.n * self._read_share)
-        if priority is Priority.DEMAND:
-            return min(share, _MAX_READS) - self._demanded
-        return min(share, _MAX_AHEAD) - len(self.fills)
+    def _budget(self, lower: LowerTier, priority: Priority) -> int:
+        """Return how many reads more may be ordered from a tier; reads ahead never stand in a request's way.
+
+        What one tier owes takes nothing from another: a late read counts against its own tier only.
+        """
+        owned, reads = lower.space is not None, lower.reads
+        share = int(self._residency.slots.n * (self._read_share if owned else _ASKED_SHARE))
+        if priority is Priority.PREFETCH:
+            return min(share, _MAX_AHEAD) - reads.all
+        taken = len(reads.demanded)
+        if not owned:
+            others = (low for low in self._lowers if not low.space and low is not lower)
+            taken += sum(low.reads.in_time for low in others)
+        return min(share, _MAX_READS) - taken
 
     def clear(self) -> None:
         """Forget every read under way."""
         self.fills.clear()
-        self._demanded = 0
 
     def _make_room(self, missing: Sequence[BlockKey]) -> Why | None:
         """Make slots free for reads; return why not all that is missing is being read or can be now."""
         slots = self._residency.slots
-        keys = [key for key in missing if key not in self.fills]
-        budget = self._budget(Priority.DEMAND)
-        lack = min(len(keys), budget) - slots.free
-        if lack > 0:
+        n, why = self._readable(missing)
+        if n > slots.free:
             self.relieve(set(missing))
-            self._demotion.make_room(lack)
-        if len(keys) > budget:
-            return Why.READ_BUDGET
-        if len(keys) > slots.free:
-            return Why.NO_SLOT
-        return next((why for why in map(self._source, keys) if isinstance(why, Why)), None)
+            self._demotion.make_room(n - slots.free)
+        return Why.NO_SLOT if n > slots.free else why
+
+    def _readable(self, missing: Sequence[BlockKey]) -> tuple[int, Why | None]:
+        """Return how many slots the reads of `missing` take, up to one that cannot be read now, and why not."""
+        left: dict[
+            LowerTier | None, int
+        ] = {}  # of each budget; the tiers that are not ours have one
+        n = 0
+        for key in missing:
+            if fill := self.fills.get(key):
+                if fill.lower.reads.is_late(key):
+                    return n, Why.LATE
+                continue
+            lower = self._source(key)
+            if isinstance(lower, Why):
+                return n, lower
+            budget = lower if lower.space else None
+            if budget not in left:
+                left[budget] = self._budget(lower, Priority.DEMAND)
+            if left[budget] <= 0:
+                return n, Why.READ_BUDGET
+            left[budget] -= 1
+            n += 1
+        return n, None
 
     def _cancel(self, fill: Fill) -> None:
         if not fill.cancelled:

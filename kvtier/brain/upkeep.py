@@ -61,6 +61,7 @@ class Upkeep:
     def tick(self) -> None:
         """Do what is due; called once per step."""
         lower = self.lower
+        lower.watch()
         if lower.phase is Phase.CLOSED and self._begun and self._clock() >= self._retry_at:
             self._begin(self._start.kind, self._start.text)
         if lower.phase is Phase.OPEN and lower.breaker.due:
@@ -83,7 +84,7 @@ class Upkeep:
             self._open_if_ready()
         else:
             self.lower.phase = Phase.CLOSED
-            self.lower.fail(operation.status)
+            self.lower.fail(self._start.kind, operation.status)
             self._retry_at = self._clock() + self._retry_s
             self._retry_s = min(2 * self._retry_s, _MAX_RETRY_S)
 

@@ -59,12 +59,12 @@ class Shape(NamedTuple):
     medium: Medium | None = None  # of the lower tiers
     hooks: HookSet = HookSet()
     below_admission: str = ""  # of the lower tiers; as `admission` if empty
-    asked: bool = False  # the room of the last lower tier is not ours
+    asked: int = 0  # the room of so many lower tiers, the last ones, is not ours
 
     @property
     def owned(self) -> int:
         """How many lower tiers have a room that is ours."""
-        return len(self.modes) - (self.asked and bool(self.modes))
+        return max(0, len(self.modes) - self.asked)
 
 
 class Never(AdmissionPolicy):
@@ -400,15 +400,18 @@ def tier_of(made: Engine) -> TierStats:
 def rest(cache: TieredCache, tier: int = 1) -> None:
     """Let a tier fail until it rests."""
     while cache.view.serving(tier):
-        cache._state.lowers[tier - 1].breaker.failed()
+        cache._state.lowers[tier - 1].breaker.failed(OpKind.READ)
 
 
-def put(made: Engine, keys: list[BlockKey]) -> None:
-    """Let the first lower tier hold records that no scan and no write made known."""
-    space = made.cache._state.lowers[0].space
-    assert space
+def put(made: Engine, keys: list[BlockKey], tier: int = 1) -> None:
+    """Let a lower tier hold records that no scan and no write made known."""
+    space = made.cache._state.lowers[tier - 1].space
     for key in keys:
-        space.reserve(key, RECORD)
-        space.wrote(key, RECORD)
+        if space:
+            space.reserve(key, RECORD)
+            space.wrote(key, RECORD)
+        for rank in made.ranks.ranks:
+            rank.records[tier][key] = Content(key, made.ranks.epoch)
     places = [made.cache._state.groups.at([key], 0, 0) for key in keys]
-    made.cache._residency.record(1, [(k, p, RECORD) for k, p in zip(keys, places, strict=True)])
+    records = [(k, p, RECORD) for k, p in zip(keys, places, strict=True)]
+    made.cache._residency.record(tier, records)

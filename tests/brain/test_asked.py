@@ -6,8 +6,8 @@ from kvtier.types import OpKind, OpStatus, WriteMode
 from tests.brain.fake_engine import Engine, Shape, arrive, below, sent, started, stored, tier_of
 from tests.brain.fake_ranks import chain
 
-ASKED = Shape(slots=6, modes=(WriteMode.THROUGH,), watermark=0.0, asked=True)
-A, B = chain("a", 3), chain("b", 6)
+ASKED = Shape(slots=12, modes=(WriteMode.THROUGH,), watermark=0.0, asked=True)
+A, B = chain("a", 3), chain("b", 12)
 
 
 def with_a_in_it() -> Engine:

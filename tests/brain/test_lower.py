@@ -1,8 +1,21 @@
 """A tier below: its bytes and its health."""
 
+import pytest
+
+from kvtier.brain import ReadPlan, Why
 from kvtier.brain.breaker import Breaker, BreakerState
 from kvtier.types import OpKind, OpResult, OpStatus, WriteMode
-from tests.brain.fake_engine import Engine, Shape, arrive, below, sent, started, stored, tier_of
+from tests.brain.fake_engine import (
+    Engine,
+    Shape,
+    arrive,
+    below,
+    put,
+    sent,
+    started,
+    stored,
+    tier_of,
+)
 from tests.brain.fake_ranks import RECORD, Clock, chain
 
 A, B = chain("a", 8), chain("b", 8)
@@ -112,11 +125,11 @@ def test_a_breaker_opens_after_failures_in_a_row_and_rests_longer_each_time() ->
     clock = Clock()
     breaker = Breaker(clock, limit=3, rest_s=1.0, max_rest_s=4.0)
     for _ in range(2):
-        breaker.failed()
-    breaker.succeeded()
+        breaker.failed(OpKind.READ)
+    breaker.succeeded(OpKind.READ)
     for _ in range(3):
         assert breaker.closed
-        breaker.failed()
+        breaker.failed(OpKind.READ)
     rests = []
     for _ in range(4):
         started_at = clock.now
@@ -124,8 +137,8 @@ def test_a_breaker_opens_after_failures_in_a_row_and_rests_longer_each_time() ->
             clock.now += 0.5
         rests.append(clock.now - started_at)
         breaker.probing()
-        breaker.failed()
-        breaker.succeeded()
+        breaker.failed(OpKind.READ)
+        breaker.succeeded(OpKind.READ)
         assert breaker.state is BreakerState.PROBING
         breaker.probed(ok=False)
     assert rests == [1.0, 2.0, 4.0, 4.0]
@@ -173,5 +186,111 @@ def test_missed_deadlines_tire_the_tier() -> None:
         made.ranks.drain()
         made.clock.now += 2.1
         assert made.cache.ready(f"r{i}")
+        made.ranks.drain()
+        made.ranks.answer_all(OpStatus.CANCELLED, [OpKind.READ])
+    assert tier_of(made).breaker is BreakerState.RESTING
+
+
+def test_a_success_of_one_verb_says_nothing_about_another() -> None:
+    """A store whose names are found while its data is not."""
+    breaker = Breaker(Clock(), limit=3)
+    for _ in range(3):
+        assert breaker.closed
+        breaker.succeeded(OpKind.WRITE)
+        breaker.failed(OpKind.READ)
+    assert breaker.state is BreakerState.RESTING
+
+
+def test_what_opened_a_breaker_is_on_trial_after_the_probe() -> None:
+    clock = Clock()
+    breaker = Breaker(clock, limit=3, rest_s=1.0)
+    rests: list[float] = []
+    for _ in range(3):
+        for _ in range(3 if not rests else 1):
+            assert breaker.closed
+            breaker.failed(OpKind.READ)
+        opened_at = clock.now
+        while not breaker.due:
+            clock.now += 0.5
+        rests.append(clock.now - opened_at)
+        breaker.probing()
+        breaker.probed(ok=True)
+        breaker.succeeded(OpKind.WRITE)
+    assert rests == [1.0, 2.0, 4.0], "no read came through in between"
+    breaker.succeeded(OpKind.READ)
+    for _ in range(2):
+        breaker.failed(OpKind.READ)
+    assert breaker.closed
+
+
+def test_a_read_that_hangs_rests_the_tier_once_and_is_waited_for_by_nobody_else() -> None:
+    made = started(THROUGH._replace(capacity=20, found=tuple(("a", i) for i in range(8))))
+    arrive(made, "r", A)
+    made.cache.plan_read("r", A[:1])
+    (hung,) = [op.op for op in made.ranks.drain() if op.kind is OpKind.READ]
+    made.clock.now += 2.1
+    assert made.cache.ready("r")
+    arrive(made, "late", A)
+    assert made.cache.plan_read("late", A[:1]) == ReadPlan(0)
+    assert made.cache.stats().load_refusals == {Why.LATE: 2}
+    made.clock.now += 2.1
     made.ranks.drain()
     assert tier_of(made).breaker is BreakerState.RESTING
+    made.clock.now += 1.1
+    made.ranks.drain()
+    made.ranks.answer_all(kinds=[OpKind.PROBE])
+    for i in range(1, 8):
+        made.clock.now += 5
+        arrive(made, f"r{i}", A)
+        assert made.cache.plan_read(f"r{i}", A[i : i + 1]) == ReadPlan(1, (A[i],))
+        made.ranks.drain()
+        for op in [op for op in made.ranks.pending if op != hung]:
+            made.ranks.answer(op, 0)
+        assert made.cache.ready(f"r{i}")
+    assert tier_of(made).trips == 1, "not again for the same read"
+    made.ranks.answer(hung, 0)
+    made.verify()
+
+
+def test_a_hung_tier_takes_no_reads_from_another() -> None:
+    shape = Shape(slots=16, capacity=40, modes=(WriteMode.IDLE,) * 2, watermark=0.0)
+    made = started(shape)
+    put(made, A)
+    put(made, B, tier=2)
+    arrive(made, "a", A)
+    assert made.cache.plan_read("a", A) == ReadPlan(8, tuple(A))
+    for i, wait in enumerate((0.0, 2.5, 30.0)):
+        made.clock.now += wait
+        assert made.cache.ready("a") == (wait > 0)
+        made.ranks.drain()
+        arrive(made, "b", B)
+        keys = B[2 * i : 2 * i + 2]
+        plan = made.cache.plan_read("b", keys)
+        assert plan == ReadPlan(2, tuple(keys)), "half of the slots, whatever the other tier owes"
+        made.ranks.drain()
+        for op in [op for op, each in made.ranks.pending.items() if each.tier == 2]:
+            made.ranks.answer(op, 0)
+        assert made.cache.plan_read("b", keys) is None
+        made.cache.depart("b")
+        made.verify()
+
+
+@pytest.mark.parametrize("asked", [1, 2])
+def test_tiers_that_are_not_ours_share_a_quarter_of_the_slots_and_only_what_is_in_time(
+    asked: int,
+) -> None:
+    """The first of them hangs; what it owes counts against itself for as long as it owes it."""
+    made = started(Shape(slots=16, modes=(WriteMode.IDLE,) * 2, watermark=0.0, asked=2))
+    put(made, A, tier=1)
+    put(made, B, tier=2)
+    arrive(made, "a", A)
+    assert made.cache.plan_read("a", A[:6]) == ReadPlan(4, tuple(A[:4]))
+    arrive(made, "b", B)
+    assert made.cache.plan_read("b", B[:6]) == ReadPlan(0)
+    made.clock.now += 2.1
+    assert made.cache.ready("a")
+    keys = (A[4:], B)[asked - 1]
+    arrive(made, "c", keys)
+    assert made.cache.plan_read("c", keys[:2]) == (
+        ReadPlan(0) if asked == 1 else ReadPlan(2, tuple(keys[:2]))
+    )
