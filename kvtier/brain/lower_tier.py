@@ -20,6 +20,7 @@ _GONE = (OpStatus.MISSING, OpStatus.CORRUPT)
 _NOT_ITS_FAULT = (*_GONE, OpStatus.CANCELLED)
 _TRYING = (OpKind.READ, OpKind.WRITE)  # OPEN and RESET are tried again anyhow, and so is REMOVE
 _STALLED_S = 1.0
+_MAX_SUSPECTS = 1024  # the oldest are forgotten
 
 
 class Phase(StrEnum):
@@ -58,6 +59,7 @@ class LowerTier:
         self.phase = Phase.CLOSED
         self.ops: dict[BlockKey, Operation] = {}
         self.reads = Reads(spec.deadline_s, clock)
+        self._suspects: dict[BlockKey, int] = {}  # failed once; chunks read before that
         self.demotions = 0  # WRITE under way that a slot waits for, or soon will
         self.idles = 0  # WRITE under way at leisure
         self._admission = admission
@@ -102,6 +104,7 @@ class LowerTier:
         """Forget all of it: the ranks start anew."""
         self.ops.clear()
         self.reads.clear()
+        self._suspects.clear()
         self.demotions = self.idles = 0
         if self.space:
             self.space.clear()
@@ -168,6 +171,7 @@ class LowerTier:
         self.demotions -= not idle
         if operation.ok:
             self.breaker.succeeded(OpKind.WRITE)
+            self._suspects.pop(key, None)
             self.counters.count_write(operation.nbytes, operation.seconds, operation.codec)
         else:
             self.fail(OpKind.WRITE, operation.status)
@@ -177,7 +181,8 @@ class LowerTier:
     def answered(self, operation: Operation, key: BlockKey) -> None:
         """Take the answer to READ. A record that is missing or bad on any rank is forgotten.
 
-        If the room of the tier is ours, the record is then removed from every rank.
+        So is one that cannot be read, twice, while others can. If the room of the tier is ours, the record is
+        then removed from every rank.
         """
         self._end(key)
         self.reads.end(key)
@@ -185,9 +190,11 @@ class LowerTier:
             self.breaker.succeeded(OpKind.READ)
             self.cost.served(operation.seconds)
             self.counters.count_read(operation.nbytes, operation.seconds)
+            self._suspects.pop(key, None)
         elif operation.status is not OpStatus.CANCELLED:
             self.fail(OpKind.READ, operation.status)
-            if operation.status in _GONE:
+            failed = operation.status is OpStatus.ERROR
+            if operation.status in _GONE or (failed and self._is_bad(key)):
                 nbytes = self._residency.erase(self.tier, key)
                 if self.space:
                     self.space.doom(key, nbytes)
@@ -214,6 +221,18 @@ class LowerTier:
             self.space.check(records, writes=writes, removes=removes)
         else:
             assert not removes, f"{self.spec.name}: removes what is not ours"
+
+    def _is_bad(self, key: BlockKey) -> bool:
+        """Whether a record that cannot be read failed before, and others were read since."""
+        if key in self._suspects:
+            bad = self.counters.reads > self._suspects[key]
+            if bad:
+                del self._suspects[key]
+            return bad
+        if len(self._suspects) == _MAX_SUSPECTS:
+            del self._suspects[next(iter(self._suspects))]
+        self._suspects[key] = self.counters.reads
+        return False
 
     def _order(
         self, kind: OpKind, key: BlockKey, place: Place, slot: int, group: int, priority: Priority

@@ -1,16 +1,14 @@
 """The room of a tier whose bytes are ours: what is used, what was found at start, what must go."""
 
 from collections.abc import Callable
-from itertools import islice
 
 from kvtier.brain.groups import Groups, Place
 from kvtier.brain.index import Index
 from kvtier.brain.plans import TierSpec
+from kvtier.brain.removals import Removals
 from kvtier.brain.scan import Scan
 from kvtier.types import PAGE, BlockKey, ScanBatch
 
-_MAX_REMOVES = 128  # under way
-_RETRY_S = 1.0  # until what could not be removed is tried again
 _RECLAIM_S = 60.0  # until foreign bytes that stayed are asked for again
 _AWAKE_S = 1.0
 
@@ -52,10 +50,7 @@ class Space:
         self.wanted = 0  # bytes that a write was refused for
         self._over = max(0, -self.free)  # bytes above capacity that were there before us
         self._writes: dict[BlockKey, int] = {}  # under way, and the bytes reserved for each
-        self._removes: dict[BlockKey, int] = {}  # under way
-        self._removing = 0  # bytes of these
-        self._doomed: dict[BlockKey, int] = {}  # to be removed
-        self._remove_at = 0.0
+        self._removals = Removals(self._clock)
         self._reclaiming: tuple[int, int] | None = None  # foreign bytes when asked, bytes asked
         self._scan: Scan | None = None
         self._listed = 0  # bytes found by the scan and not taken in yet
@@ -72,11 +67,11 @@ class Space:
     @property
     def doomed(self) -> int:
         """How many records wait to be removed."""
-        return len(self._doomed)
+        return len(self._removals)
 
     def is_doomed(self, key: BlockKey) -> bool:
         """Whether a record waits to be removed."""
-        return key in self._doomed
+        return key in self._removals
 
     def has_room(self, nbytes: int) -> bool:
         """Whether so many bytes may be reserved now; if not, room is made for a later write."""
@@ -96,49 +91,36 @@ class Space:
         """Account a write that ended: a record of `nbytes` on every rank, or with None perhaps one on some."""
         reserved = self._writes.pop(key)
         if nbytes is None:
-            self._doomed[key] = reserved
+            self._removals.doom(key, reserved)
         else:
             self._resize(nbytes - reserved)
 
     def doom(self, key: BlockKey, nbytes: int) -> None:
         """Let a record that is not in the index any more go, from every rank."""
-        self._doomed[key] = nbytes
+        self._removals.doom(key, nbytes)
 
     def take_doomed(self) -> list[BlockKey]:
         """Take the records to order off every rank now."""
-        n = self.removals_left
-        if not self._doomed or n <= 0 or self._clock() < self._remove_at:
-            return []
-        keys = list(islice(self._doomed, n))
-        for key in keys:
-            self.remove(key, self._doomed.pop(key))
-        return keys
+        return self._removals.take()
 
     @property
     def removals_left(self) -> int:
         """How many removals more may be under way."""
-        return _MAX_REMOVES - len(self._removes)
+        return self._removals.left
 
     def remove(self, key: BlockKey, nbytes: int) -> None:
         """Account a removal that is ordered: its bytes stay used until every rank has answered."""
-        self._removes[key] = nbytes
-        self._removing += nbytes
+        self._removals.begin(key, nbytes)
 
     def removed(self, key: BlockKey, *, ok: bool) -> None:
         """Account a removal that ended: its bytes are free, or it is tried again later."""
-        nbytes = self._removes.pop(key)
-        self._removing -= nbytes
-        if ok:
-            self._resize(-nbytes)
-        else:
-            self._doomed[key] = nbytes
-            self._remove_at = self._clock() + _RETRY_S
+        self._resize(-self._removals.end(key, ok=ok))
 
     # room
 
     def lacking(self) -> int:
         """Return the bytes to make room for now; 0 while foreign ones are being reclaimed."""
-        need = max(self._headroom, self.wanted) - self.free - self._removing
+        need = max(self._headroom, self.wanted) - self.free - self._removals.nbytes_under_way
         self.wanted = 0
         return 0 if self._reclaiming else max(0, need)
 
@@ -192,7 +174,7 @@ class Space:
             return
         for key, nbytes in scan.orphans():
             if key not in self._written:
-                self._doomed[key] = nbytes
+                self._removals.doom(key, nbytes)
                 self._resize(nbytes)
 
     def take_found(self, n: int) -> list[tuple[BlockKey, Place, int]]:
@@ -221,12 +203,11 @@ class Space:
         Raises:
             AssertionError: they do not, or `writes` and `removes` under way are others than are accounted.
         """
-        under_way = sum(self._writes.values()) + self._removing
-        parts = records + under_way + sum(self._doomed.values()) + self._listed
+        parts = records + sum(self._writes.values()) + self._removals.nbytes + self._listed
         assert self.used == parts, f"{self.used} bytes used, {parts} known"
-        assert self._removing == sum(self._removes.values()), "removals are miscounted"
-        assert (len(self._writes), len(self._removes)) == (writes, removes), "a lost reservation"
-        assert not self._doomed.keys() & {*self._writes, *self._removes}, "a doomed record in use"
+        assert len(self._writes) == writes, "a lost reservation"
+        assert not any(key in self._removals for key in self._writes), "a doomed record in use"
+        self._removals.check(removes)
         assert -self.free <= self._over, "over its capacity"
 
     def _resize(self, nbytes: int) -> None:

@@ -178,8 +178,11 @@ class Records:
         try:
             nbytes = self._fill(op, session)
         except CorruptBlock as exc:
-            logger.warning("record %s is corrupt and removed: %s", op.key.hex(), exc)
-            self._tier.remove(op.key)
+            logger.warning("record %s is corrupt and goes: %s", op.key.hex(), exc)
+            try:
+                self._tier.remove(op.key)
+            except TierError as stays:
+                logger.warning("record %s cannot be removed: %s", op.key.hex(), stays)
             return Served(OpStatus.CORRUPT, error=str(exc))
         return Served(OpStatus.OK if nbytes else OpStatus.MISSING, nbytes)
 

@@ -89,6 +89,7 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     read_errno: str = ""
     write_errno: str = ""
+    remove_errno: str = ""
     read_delay_s: float = 0.0
     write_delay_s: float = 0.0
     hang: bool = False
@@ -106,7 +107,7 @@ class FaultyConfig(Faults, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class FaultyTier(TierWrapper):
-    """Fail, delay or hang reads and writes, as its configuration or its control file says."""
+    """Fail, delay or hang reads and writes, or refuse removals, as its configuration or its control file says."""
 
     Config = FaultyConfig
 
@@ -130,6 +131,10 @@ class FaultyTier(TierWrapper):
         self._sleep(faults.write_delay_s)
         _fail("write", faults.write_errno)
         return super().write(key, bufs)
+
+    def remove(self, key: bytes) -> bool:
+        _fail("remove", self._current().of(key).remove_errno)
+        return super().remove(key)
 
     def _gate(self, key: bytes) -> Faults:
         """Return the faults of a record now, as soon as they hang no more."""

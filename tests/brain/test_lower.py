@@ -1,10 +1,12 @@
 """A tier below: its bytes and its health."""
 
+from collections.abc import Container, Sequence
+
 import pytest
 
 from kvtier.brain import ReadPlan, Why
 from kvtier.brain.breaker import Breaker, BreakerState
-from kvtier.types import OpKind, OpResult, OpStatus, WriteMode
+from kvtier.types import BlockKey, OpKind, OpResult, OpStatus, WriteMode
 from tests.brain.fake_engine import (
     Engine,
     Shape,
@@ -294,3 +296,87 @@ def test_tiers_that_are_not_ours_share_a_quarter_of_the_slots_and_only_what_is_i
     assert made.cache.plan_read("c", keys[:2]) == (
         ReadPlan(0) if asked == 1 else ReadPlan(2, tuple(keys[:2]))
     )
+
+
+def read_all(made: Engine, keys: list[BlockKey], failing: Sequence[BlockKey]) -> int:
+    """Let a request read what it hits, some of it in vain; return how many of its chunks it asks for."""
+    arrive(made, "r", keys)
+    n = next((i for i, key in enumerate(keys) if not made.cache.lookup("r", key)), len(keys))
+    if n:
+        made.cache.plan_read("r", keys[:n])
+    made.ranks.drain()
+    for number, op in list(made.ranks.pending.items()):
+        if op.kind is OpKind.READ:
+            made.ranks.answer(number, 0, OpStatus.ERROR if op.key in failing else OpStatus.OK)
+    made.cache.depart("r")
+    made.cache._demotion.make_room(20)
+    return n
+
+
+def test_a_record_that_fails_twice_while_others_are_read_is_forgotten_and_removed() -> None:
+    made = started(THROUGH._replace(capacity=40, found=tuple(("a", i) for i in range(8))))
+    assert [read_all(made, A, [A[2]]) for _ in range(4)] == [8, 8, 2, 2]
+    assert [op.key for op in sent(made, OpKind.REMOVE)] == [A[2]]
+    made.ranks.settle()
+    stored(made, A)
+    made.ranks.settle()
+    made.cache._demotion.make_room(20)
+    assert read_all(made, A, []) == 8, "computed, written and read again"
+    assert tier_of(made).trips == 0
+    made.verify()
+
+
+def test_records_that_fail_together_are_kept() -> None:
+    made = started(THROUGH._replace(capacity=40, found=tuple(("a", i) for i in range(8))))
+    for _ in range(3):
+        assert read_all(made, A, A) == 8
+        assert tier_of(made).breaker is BreakerState.RESTING
+        made.clock.now += 100
+        made.step()
+    assert read_all(made, A, []) == 8
+    assert not sent(made, OpKind.REMOVE)
+
+
+def removals(made: Engine, seconds: int, refused: Container[bytes]) -> int:
+    """Let time pass in steps of a second, with some removals in vain; return how many removals were ordered."""
+    before = len(sent(made, OpKind.REMOVE))
+    for _ in range(seconds):
+        made.clock.now += 1
+        made.ranks.drain()
+        for number, op in list(made.ranks.pending.items()):
+            vain = op.kind is OpKind.REMOVE and op.key in refused
+            made.ranks.answer(number, 0, OpStatus.ERROR if vain else OpStatus.OK)
+        made.verify()
+    return len(sent(made, OpKind.REMOVE)) - before
+
+
+def test_a_record_that_cannot_be_removed_rests_nothing_and_is_tried_ever_less() -> None:
+    made = started(THROUGH._replace(capacity=40, found=tuple(("a", i) for i in range(8))))
+    arrive(made, "r", A)
+    made.cache.plan_read("r", A[:1])
+    made.ranks.drain()
+    made.ranks.answer_all(OpStatus.CORRUPT)
+    assert removals(made, 600, A) == 14  # after 1, 3, 7, ... 63 seconds, then once a minute
+    assert tier_of(made).trips == 0
+    assert tier_of(made).used == 8 * RECORD
+    stored(made, B[:1])
+    made.ranks.settle()
+    assert below(made, B[:1]) == [True]
+    assert removals(made, 61, ()) == 1
+    assert tier_of(made).used == 8 * RECORD
+
+
+def test_room_is_not_made_at_the_cost_of_what_cannot_be_removed() -> None:
+    """On a medium that removes nothing the tier forgets a few records, not all."""
+    found = tuple((name, i) for name in "abc" for i in range(8))
+    made = started(THROUGH._replace(capacity=24, found=found))
+    keys = chain("a", 8) + chain("b", 8) + chain("c", 8)
+    for i in range(20):
+        stored(made, chain(f"new{i}", 1))
+        removals(made, 5, keys)
+    assert sum(below(made, keys)) >= 12
+    assert tier_of(made).trips == 0
+    removals(made, 120, ())
+    stored(made, chain("last", 1))
+    made.ranks.settle()
+    assert below(made, chain("last", 1)) == [True]

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from kvtier.brain import TieredCache, TierSpec, Why
 from kvtier.facts import TierFacts
 from kvtier.policies.eviction.lru import LruPolicy
@@ -139,3 +141,45 @@ def test_a_hung_tier_takes_no_hit_from_the_one_beside_it(tmp_path: Path) -> None
         made.until(lambda: not made.brain.view.pending())
         assert made.hit(far) == 16
         assert made.hit(near) == 8
+
+
+def spoil(made: Whole, key: BlockKey, *, directory: bool) -> None:
+    """Put a directory in the place of a record, or damage its payload."""
+    (record,) = made.io.path.rglob(f"{key.hex()}.kvt")
+    if directory:
+        record.unlink()
+        record.mkdir()
+    else:
+        data = bytearray(record.read_bytes())
+        data[5000] ^= 1
+        record.write_bytes(data)
+
+
+@pytest.mark.parametrize("directory", [True, False])
+def test_a_bad_record_that_cannot_be_removed_is_read_no_more(
+    tmp_path: Path, directory: bool
+) -> None:
+    """A directory under its name; or damage on a medium that removes nothing."""
+    keys = prefix(100, 6)
+    with whole(tmp_path, ["disk"]) as made:
+        made.store(keys)
+        made.empty()
+        spoil(made, keys[2], directory=directory)
+        rewrite(tmp_path / "disk.json", {"remove_errno": "EPERM", "key": keys[2].hex()})
+        for _ in range(3 if directory else 1):  # failures count if others are read between them
+            assert made.hit(keys) == 2
+            made.empty()
+        assert not made.brain.lookup("nobody", keys[2])
+        made.until(lambda: any("remove" in result.error for result in made.told))
+        before = len(made.told)
+        for _ in range(50):
+            made.step()
+        assert len(made.told) - before <= 2, "it waits for its turn, a second and more"
+        stats = made.brain.stats().tiers[1]
+        assert (stats.trips, stats.chunks) == (0, 5)
+        if not directory:
+            rewrite(tmp_path / "disk.json", {})
+            made.until(lambda: not made.brain.view.pending())
+            made.store(keys)
+            made.empty()
+            assert made.hit(keys) == 6
