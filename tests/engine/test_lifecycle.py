@@ -43,9 +43,10 @@ def idle(engine: Engine) -> dict[str, int]:
 
 
 def fill(engine: Engine, reference: Reference) -> None:
-    """Bring LONG below the device."""
+    """Bring LONG below the device; the first tokens say whether what was there is right."""
     for prompt in LONG:
-        assert engine.generate([prompt], TOKENS) == reference.of([prompt])
+        (tokens,) = engine.generate([prompt], 2)
+        assert tokens == reference.of([prompt])[0][:2]
 
 
 def test_abort_at_every_step_of_a_load(kvtier: Engine, reference: Reference) -> None:
