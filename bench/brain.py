@@ -174,7 +174,7 @@ def restart() -> None:
         n = min(8192, CHUNKS - i)
         keys: list[bytes] = [rng.randbytes(32) + GROUP for _ in range(n)]
         times = [float(i + j) for j in range(n)]
-        batch = ScanBatch(0, 1, "ns", keys, [NBYTES] * n, times, i + n == CHUNKS)
+        batch = ScanBatch(0, 1, opens[0].op, keys, [NBYTES] * n, times, i + n == CHUNKS)
         start = time.perf_counter()
         cache.scanned(batch)
         steps.append(time.perf_counter() - start)

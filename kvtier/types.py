@@ -103,7 +103,7 @@ class ScanBatch(NamedTuple):
 
     rank: int
     tier: int
-    namespace: str  # whose records these are: a batch of another epoch is ignored
+    op: int  # the OPEN that asked for the list: a batch of another one is ignored
     keys: list[bytes]
     nbytes: list[int]  # of each record, as the tier accounts it
     mtimes: list[float]  # seconds since the Unix epoch

@@ -98,7 +98,7 @@ class LowerTier:
     @property
     def could_take(self) -> bool:
         """Whether what was refused for room would have it now."""
-        return not self.space or self.space.wanted <= self.space.free
+        return not self.space or self.space.takes
 
     def clear(self) -> None:
         """Forget all of it: the ranks start anew."""

@@ -26,12 +26,19 @@ class Bucket:
 
 
 class Scan:
-    """Collect batches until every rank is done, then hand out what all of them have."""
+    """Collect batches until every rank is done, then hand out what all of them have.
 
-    def __init__(self, ranks: int) -> None:
+    A rank whose process died on the way lists again from the start: what it lists twice counts once.
+    """
+
+    def __init__(self, opening: int, ranks: int) -> None:
+        """Take the batches of the OPEN of this number only."""
+        self.nbytes = 0  # of the records that all ranks have
+        self._opening = opening
         self._all = (1 << ranks) - 1
         self._done = 0
         self._partial: dict[BlockKey, tuple[int, int]] = {}  # ranks that have it, bytes
+        self._whole: set[BlockKey] = set()  # what all ranks have
         self._buckets: dict[int, Bucket] = {}
         self._found: Iterator[tuple[BlockKey, int]] | None = None
 
@@ -40,31 +47,30 @@ class Scan:
         """Whether every rank has finished its list."""
         return self._done == self._all
 
-    def add(self, batch: ScanBatch) -> int:
-        """Take one batch; return the bytes of the records that it completed."""
+    def add(self, batch: ScanBatch) -> bool:
+        """Take one batch, unless it belongs to no list that is awaited; return whether it was taken."""
+        if batch.op != self._opening or self.listed:
+            return False
         bit = 1 << batch.rank
-        total = 0
         for raw, size, mtime in zip(batch.keys, batch.nbytes, batch.mtimes, strict=True):
             key = BlockKey(raw)
+            if key in self._whole:
+                continue
             ranks, nbytes = self._partial.pop(key, (0, 0))
             ranks |= bit
             nbytes = max(nbytes, size)
             if ranks == self._all:
-                total += nbytes
                 self._complete(key, nbytes, mtime)
             else:
                 self._partial[key] = (ranks, nbytes)
         if batch.done:
             self._done |= bit
-        return total
+        return True
 
     def orphans(self) -> list[tuple[BlockKey, int]]:
-        """Take the records that only some ranks have, with their bytes."""
+        """Take the records that only some ranks have, with their bytes; nothing is listed any more."""
         some, self._partial = self._partial, {}
-        if some:  # a rank that had to list twice lists again what was complete
-            for bucket in self._buckets.values():
-                for key in bucket.keys:
-                    some.pop(key, None)
+        self._whole.clear()
         return [(key, nbytes) for key, (_, nbytes) in some.items()]
 
     def take(self, n: int) -> list[tuple[BlockKey, int]]:
@@ -78,6 +84,8 @@ class Scan:
         bucket = self._buckets.get(minute)
         if bucket is None:
             bucket = self._buckets[minute] = Bucket()
+        self._whole.add(key)
+        self.nbytes += nbytes
         bucket.keys.append(key)
         bucket.nbytes.append(nbytes)
         bucket.mtimes.append(mtime)

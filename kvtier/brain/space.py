@@ -53,6 +53,7 @@ class Space:
         self._removals = Removals(self._clock)
         self._reclaiming: tuple[int, int] | None = None  # foreign bytes when asked, bytes asked
         self._scan: Scan | None = None
+        self._blind = False  # what the medium holds is not known yet
         self._listed = 0  # bytes found by the scan and not taken in yet
         self._written: set[BlockKey] = set()  # since the scan began, while it lasts
         self._moved = self._clock()
@@ -74,11 +75,19 @@ class Space:
         return key in self._removals
 
     def has_room(self, nbytes: int) -> bool:
-        """Whether so many bytes may be reserved now; if not, room is made for a later write."""
-        if self.free < nbytes:
+        """Whether so many bytes may be reserved now; if not, room is made for a later write.
+
+        There is none before all that the medium holds is known.
+        """
+        if self._blind or self.free < nbytes:
             self.wanted = max(self.wanted, nbytes)
             return False
         return True
+
+    @property
+    def takes(self) -> bool:
+        """Whether what was refused for room would have it now."""
+        return not self._blind and self.wanted <= self.free
 
     def reserve(self, key: BlockKey, nbytes: int) -> None:
         """Account a write that was ordered, at its worst case."""
@@ -142,6 +151,7 @@ class Space:
 
     def found_foreign(self, nbytes: int) -> None:
         """Note the bytes of other namespaces on the same medium."""
+        self._moved = self._clock()
         self.foreign = nbytes
         self._over = max(0, -self.free)
 
@@ -157,25 +167,20 @@ class Space:
         """Whether records found at start are coming in, and came within the last second."""
         return self._scan is not None and self._clock() - self._moved <= _AWAKE_S
 
-    def expect_list(self) -> None:
-        """Expect every rank's list of what it has."""
-        self._scan = Scan(self._ranks)
+    def expect_list(self, opening: int) -> None:
+        """Expect every rank's list of what it has, as the OPEN of this number asks for it."""
+        self._scan = Scan(opening, self._ranks)
+        self._blind = True
+        self._moved = self._clock()
+
+    def late(self, seconds: float) -> bool:
+        """Whether a list has not moved for so long."""
+        return self._blind and self._clock() - self._moved > seconds
 
     def scanned(self, batch: ScanBatch) -> None:
-        """Take a batch of such a list; after a reset batches are of an old namespace."""
-        scan = self._scan
-        if scan is None or scan.listed:
-            return
-        self._moved = self._clock()
-        found = scan.add(batch)
-        self._listed += found
-        self._resize(found)
-        if not scan.listed:
-            return
-        for key, nbytes in scan.orphans():
-            if key not in self._written:
-                self._removals.doom(key, nbytes)
-                self._resize(nbytes)
+        """Take a batch of such a list; one of another OPEN, or of before a reset, is ignored."""
+        if self._scan is not None and self._scan.add(batch):
+            self._moved = self._clock()
 
     def take_found(self, n: int) -> list[tuple[BlockKey, Place, int]]:
         """Take up to `n` records that every rank has listed, but for what changed since: that wins."""
@@ -183,6 +188,8 @@ class Space:
         if scan is None or not scan.listed:
             return []
         self._moved = self._clock()
+        if self._blind:
+            self._account(scan)
         found = scan.take(n)
         fresh = []
         for key, nbytes in found:
@@ -196,6 +203,15 @@ class Space:
             self._scan = None
             self._written.clear()
         return fresh
+
+    def _account(self, scan: Scan) -> None:
+        """Count what the ranks have listed; what some of them lack is to be removed."""
+        self._blind = False
+        self._listed = scan.nbytes
+        self._resize(scan.nbytes)
+        for key, nbytes in scan.orphans():
+            self._removals.doom(key, nbytes)
+            self._resize(nbytes)
 
     def check(self, records: int, *, writes: int, removes: int) -> None:
         """Assert that the bytes add up, `records` being those of what the index says is here.

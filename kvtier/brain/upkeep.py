@@ -9,6 +9,8 @@ from kvtier.types import OpKind, Priority, TierOp
 _SCAN_SLICE = 1024  # records found at start that are taken in per step: a few milliseconds
 _RETRY_S = 1.0
 _MAX_RETRY_S = 60.0
+_LIST_S = 10.0  # until a list that does not move is asked for again; then twice as long
+_MAX_LIST_S = 600.0
 
 
 class Upkeep:
@@ -26,11 +28,10 @@ class Upkeep:
         self._lingering = 0  # operations of ended epochs under way
         self._retry_at = 0.0
         self._retry_s = _RETRY_S
+        self._list_s = _LIST_S
 
     def open(self, manifest: str) -> None:
         """Order its start, and expect the list of what it holds."""
-        if self.lower.space:
-            self.lower.space.expect_list()
         self._begin(OpKind.OPEN, manifest)
 
     def reset(self, manifest: str, lingering: int) -> None:
@@ -64,6 +65,9 @@ class Upkeep:
         lower.watch()
         if lower.phase is Phase.CLOSED and self._begun and self._clock() >= self._retry_at:
             self._begin(self._start.kind, self._start.text)
+        if lower.phase is Phase.OPEN and lower.space and lower.space.late(self._list_s):
+            self._list_s = min(2 * self._list_s, _MAX_LIST_S)
+            self._begin(self._start.kind, self._start.text)
         if lower.phase is Phase.OPEN and lower.breaker.due:
             lower.breaker.probing()
             self._order(TierOp(0, OpKind.PROBE, priority=Priority.WRITE))
@@ -93,10 +97,14 @@ class Upkeep:
         self._begun = True
         self._started = False
         self.lower.phase = Phase.OPENING
-        self._order(self._start)
+        number = self._order(self._start)
+        if kind is OpKind.OPEN and self.lower.space:
+            self.lower.space.expect_list(number)
 
-    def _order(self, op: TierOp) -> None:
-        self._operations.order(op._replace(op=self._operations.number(), tier=self.lower.tier))
+    def _order(self, op: TierOp) -> int:
+        number = self._operations.number()
+        self._operations.order(op._replace(op=number, tier=self.lower.tier))
+        return number
 
     def _open_if_ready(self) -> None:
         if self._started and not self._lingering:

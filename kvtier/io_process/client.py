@@ -46,7 +46,8 @@ class IoClient:
         self._doomed: dict[int, TierOp] = {}  # what the process that is dying still had
         self._answers: list[OpResult | ScanBatch] = []
         self._replay = Namespaces()
-        self._unscanned: set[int] = set()  # tiers whose records were not all reported yet
+        # By tier, the OPEN whose list is awaited: its number for the brain, and for the process as last told.
+        self._lists: dict[int, tuple[int, int]] = {}
         self.placed: list[Placed] = []  # where its memory is, as it last said
         self._refusal = ""
         self._ready_at = math.inf
@@ -131,8 +132,9 @@ class IoClient:
             self._pending[op.op] = op
             if changes:
                 self._replay.record(op)
+                self._lists.pop(op.tier, None)
             if op.kind is OpKind.OPEN:
-                self._unscanned.add(op.tier)
+                self._lists[op.tier] = (op.op, op.op)
             return self.alive
         return False
 
@@ -167,11 +169,12 @@ class IoClient:
             self._answers.append(result)
 
     def _take_scan(self, batch: ScanBatch) -> bool:
-        if batch.tier not in self._unscanned:
-            return False  # the brain knows these: they were scanned before the process died
+        awaited, told = self._lists.get(batch.tier, (None, None))
+        if awaited is None or batch.op != told:
+            return False  # the brain knows these, or asked again since
         if batch.done:
-            self._unscanned.discard(batch.tier)
-        self._answers.append(batch)
+            del self._lists[batch.tier]
+        self._answers.append(batch._replace(op=awaited))
         return True
 
     def _greet(self, error: str) -> None:
@@ -182,7 +185,11 @@ class IoClient:
             self._child.broken = True
             return
         self._ready_at = self._clock()
-        if told := self._replay.ops(self._pending):
+        told = self._replay.ops(self._pending)
+        for op in told:
+            if op.kind is OpKind.OPEN and op.tier in self._lists:
+                self._lists[op.tier] = (self._lists[op.tier][0], op.op)
+        if told:
             self._child.unsent += wire.frame(FrameKind.OPS, told)
             self._child.send()
 

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Protocol
 
 from kvtier.errors import TierError
-from kvtier.io_process.records import Records, Served
+from kvtier.io_process.records import Records, Served, Session
 from kvtier.tier import Entry
 from kvtier.types import OpKind, OpStatus, ScanBatch, TierOp
 
@@ -73,14 +73,14 @@ class TierControl:
             return self._change(op, epoch)
         if op.kind is OpKind.RECLAIM:
             return Served(OpStatus.OK, self.lower.reclaim(op.nbytes))
-        opened = self.lower.probe()
-        if opened is not None:
-            self._start_scan(opened)
+        opening = self.lower.probe()
+        if opening is not None:
+            self._start_scan(opening)
         return Served(OpStatus.OK)
 
     def _change(self, op: TierOp, epoch: int) -> Served:
         try:
-            self.lower.change(op.kind, op.text, epoch)
+            self.lower.change(op, epoch)
         finally:
             self._speaker.opened(self._index, epoch)
         if op.kind is OpKind.RESET:
@@ -90,25 +90,32 @@ class TierControl:
             foreign = self.lower.reclaim(0)
         except TierError as exc:
             logger.warning("foreign namespaces are not counted: %s", exc)
-        self._start_scan(epoch)
+        self._start_scan(op.op)
         return Served(OpStatus.OK, foreign)
 
-    def _start_scan(self, epoch: int) -> None:
-        threading.Thread(target=self._scan, args=(epoch, self.lower.namespace), daemon=True).start()
+    def _start_scan(self, opening: int) -> None:
+        args = (opening, self.lower.session)
+        threading.Thread(target=self._scan, args=args, daemon=True).start()
 
-    def _scan(self, epoch: int, namespace: str) -> None:
-        entries = self._entries(epoch)
+    def _scan(self, opening: int, session: Session | None) -> None:
+        """List what was there when `session` began, for the OPEN `opening`.
+
+        A list that is cut short says nothing of its end: whoever opened the tier anew lists it anew.
+        """
+        entries = self._entries(session)
         while True:
             some = list(islice(entries, SCAN_BATCH))
+            if self.lower.session is not session:
+                return
             done = len(some) < SCAN_BATCH
             keys, nbytes, mtimes = [list(column) for column in zip(*some, strict=True)] or ([],) * 3
-            batch = ScanBatch(self._rank, self._index, namespace, keys, nbytes, mtimes, done)
+            batch = ScanBatch(self._rank, self._index, opening, keys, nbytes, mtimes, done)
             if not self._speaker.report(batch) or done:
                 return
 
-    def _entries(self, epoch: int) -> Iterator[Entry]:
+    def _entries(self, session: Session | None) -> Iterator[Entry]:
         try:
-            yield from self.lower.scan(epoch)
+            yield from self.lower.scan(session)
         except TierError as exc:
             logger.warning("the scan ends early: %s", exc)
 

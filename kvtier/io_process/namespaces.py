@@ -18,8 +18,11 @@ class Namespaces:
         self._last_id = 0
 
     def record(self, op: TierOp) -> None:
-        """Note an OPEN or RESET as it is submitted."""
-        self._changes.setdefault(op.tier, []).append(op)
+        """Note an OPEN or RESET as it is submitted; an OPEN takes the place of one that was not answered OK."""
+        changes = self._changes.setdefault(op.tier, [])
+        if op.kind is OpKind.OPEN and changes and changes[-1].kind is OpKind.OPEN:
+            del changes[-1]
+        changes.append(op)
 
     def acknowledge(self, op_id: int) -> None:
         """Note that an operation was answered OK; others than changes are ignored."""

@@ -37,10 +37,9 @@ class Served(NamedTuple):
 
 
 class _Change(NamedTuple):
-    """An OPEN or a RESET that is not done yet."""
+    """An OPEN or a RESET, and the epoch that it begins."""
 
-    kind: OpKind
-    manifest: str
+    op: TierOp
     epoch: int
 
 
@@ -53,8 +52,8 @@ class _Encoding(NamedTuple):
     pieces: list[Bytes]
 
 
-class _Session(NamedTuple):
-    """What is open, and by which change."""
+class Session(NamedTuple):
+    """What is open, and by which change; another one after each change, also of the same namespace."""
 
     namespace: str
     shelf: TierShelf
@@ -89,24 +88,24 @@ class Records:
         self._unscored: set[int] = set()  # groups of which it was said that they cannot be
         self._facts = {group: setup.facts(group) for group in setup.group_nbytes}
         self._scratch = ThreadBuffers(padded(max(setup.group_nbytes.values()) + MARGIN))
-        self._session: _Session | None = None
+        self._session: Session | None = None
         self._pending: _Change | None = None
 
     @property
-    def namespace(self) -> str:
-        """The namespace that is open, or nothing."""
-        return self._session.namespace if self._session else ""
+    def session(self) -> Session | None:
+        """What is open now."""
+        return self._session
 
-    def change(self, kind: OpKind, manifest: str, epoch: int) -> None:
+    def change(self, op: TierOp, epoch: int) -> None:
         """OPEN or RESET; where it fails nothing is served until `probe` or another change succeeds."""
-        if self._pending and self._pending.kind is OpKind.RESET:
-            kind = OpKind.RESET  # what that one should have made unreachable still has to go
+        if self._pending and self._pending.op.kind is OpKind.RESET:
+            op = op._replace(kind=OpKind.RESET)  # what that one should have removed still has to go
         self._session = None
-        self._pending = change = _Change(kind, manifest, epoch)
-        namespace = record.namespace_of(manifest)
-        (self._tier.reset if kind is OpKind.RESET else self._tier.open)(namespace, manifest)
+        self._pending = change = _Change(op, epoch)
+        namespace = record.namespace_of(op.text)
+        (self._tier.reset if op.kind is OpKind.RESET else self._tier.open)(namespace, op.text)
         shelf = TierShelf(self._tier, namespace, self._rank)
-        self._session = _Session(namespace, shelf, change)
+        self._session = Session(namespace, shelf, change)
         self._pending = None
 
     def serve(self, op: TierOp, epoch: int, waiting: int = 0) -> Served:
@@ -138,7 +137,7 @@ class Records:
         """Write, read back and drop a small record, after opening again what is not open or not there.
 
         Returns:
-            The epoch to scan, where a namespace had to be opened.
+            The operation that a namespace had to be opened for, and whose list begins anew; else None.
 
         Raises:
             TierError: the tier is still not well.
@@ -149,16 +148,16 @@ class Records:
                 return None
         change, session = self._pending, self._session
         if change is None and session is not None:  # somebody removed its directory
-            change = session.change._replace(kind=OpKind.OPEN)
+            change = _Change(session.change.op._replace(kind=OpKind.OPEN), session.change.epoch)
         if change is not None:
             self.change(*change)
         self._write_and_read()
-        return change.epoch if change else None
+        return change.op.op if change else None
 
-    def scan(self, epoch: int) -> Iterator[Entry]:
-        """List the records until the tier is reset."""
+    def scan(self, session: Session | None) -> Iterator[Entry]:
+        """List the records until `session` ends."""
         for entry in self._tier.scan():
-            if self._session is None or self._session.change.epoch != epoch:
+            if self._session is not session:
                 return
             if entry.key == PROBE_KEY:
                 self._tier.remove(PROBE_KEY)
@@ -174,7 +173,7 @@ class Records:
         self._session = None
         self._tier.close()
 
-    def _read(self, op: TierOp, session: _Session) -> Served:
+    def _read(self, op: TierOp, session: Session) -> Served:
         try:
             nbytes = self._fill(op, session)
         except CorruptBlock as exc:
@@ -186,7 +185,7 @@ class Records:
             return Served(OpStatus.CORRUPT, error=str(exc))
         return Served(OpStatus.OK if nbytes else OpStatus.MISSING, nbytes)
 
-    def _write(self, op: TierOp, session: _Session, waiting: int) -> Served:
+    def _write(self, op: TierOp, session: Session, waiting: int) -> Served:
         chunk = self._slots.view(op.slot)[: self._group_nbytes[op.group]]
         facts = self._facts_of(session, op.group, op.end_token)
         encoding = self._encode(chunk, facts, waiting)
@@ -227,7 +226,7 @@ class Records:
         if found != PAGE or not np.array_equal(pages.header, pages.tail):
             raise TierError(self.name, "probe", "what was written did not come back")
 
-    def _fill(self, op: TierOp, session: _Session) -> int:
+    def _fill(self, op: TierOp, session: Session) -> int:
         """Fill the slot with the verified chunk and return the record's length; 0 where there is none."""
         slot = self._slots.view(op.slot)
         raw_nbytes = self._group_nbytes[op.group]
@@ -257,7 +256,7 @@ class Records:
             payload = bounce
         self._decoders.of(header.codec).decode(payload, chunk, facts)
 
-    def _facts_of(self, session: _Session, group: int, end_token: int) -> ChunkFacts:
+    def _facts_of(self, session: Session, group: int, end_token: int) -> ChunkFacts:
         return self._facts[group]._replace(end_token=end_token, shelf=session.shelf)
 
     def _encode(self, chunk: Bytes, facts: ChunkFacts, waiting: int) -> _Encoding:

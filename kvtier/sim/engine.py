@@ -155,7 +155,7 @@ class _Engine:
         assert all(op.kind is OpKind.OPEN for op in opens)
         self._cache.complete([OpResult(0, op.op, OpStatus.OK) for op in opens])
         for op in opens:
-            self._cache.scanned(ScanBatch(0, op.tier, "", [], [], [], True))
+            self._cache.scanned(ScanBatch(0, op.tier, op.op, [], [], [], True))
 
     def _step_soon(self) -> None:
         if not self._stepping:

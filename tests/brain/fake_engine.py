@@ -120,6 +120,7 @@ class Engine:
         )
         self.ranks = Ranks(self.cache, shape.ranks, shape.slots, len(shape.modes), shape.owned)
         self.to_list: dict[tuple[int, int], list[bytes]] = {}
+        self._listing: dict[int, int] = {}  # by tier: the OPEN whose list it is
         self._count = 0
         self._populate(shape.found)
         self.cache.open(shape.slots, "manifest")
@@ -130,7 +131,6 @@ class Engine:
             for n, rank in enumerate(self.ranks.ranks):
                 keys = sorted({chain(name, i + 1)[i] for name, i in found[: len(found) - n]})
                 rank.records[tier] = {key: Content(key, 0) for key in keys}
-                self.to_list[tier, n] = list(keys)
 
     # requests
 
@@ -241,6 +241,8 @@ class Engine:
         n = rank % len(self.ranks.ranks)
         for op in [op for op, left in self.ranks.left.items() if n in left]:
             self.ranks.answer(op, n, OpStatus.DIED)
+        for tier in [tier for tier, rank in self.to_list if rank == n]:
+            self._list(tier, n)  # its next process begins anew
 
     def answer_nothing(self, op: int, rank: int) -> None:
         """Answer an operation that is over."""
@@ -248,6 +250,12 @@ class Engine:
             self.cache.complete([OpResult(rank, op, OpStatus.OK)])
 
     def scan(self, n: int, size: int) -> None:
+        """List some more of what a rank has, for the OPEN that was ordered last."""
+        for tier, opening in self.ranks.openings.items():
+            if tier <= self.owned and self._listing.get(tier) != opening:
+                self._listing[tier] = opening
+                for rank in range(len(self.ranks.ranks)):
+                    self._list(tier, rank)
         if not self.to_list:
             return
         where = list(self.to_list)[n % len(self.to_list)]
@@ -255,11 +263,24 @@ class Engine:
         keys, left = self.to_list[where][:size], self.to_list[where][size:]
         mtimes = [float(100 * i) for i in range(len(keys))]
         sizes = [RECORD] * len(keys)
-        self.cache.scanned(ScanBatch(rank, tier, "ns", keys, sizes, mtimes, not left))
+        opening = self._listing[tier]
+        self.cache.scanned(
+            ScanBatch(rank, tier, opening - 1, [b"late".ljust(36)], [1], [0.0], True)
+        )
+        self.cache.scanned(ScanBatch(rank, tier, opening, keys, sizes, mtimes, not left))
         if left:
             self.to_list[where] = left
         else:
             del self.to_list[where]
+
+    def _list(self, tier: int, rank: int) -> None:
+        self.to_list[tier, rank] = sorted(self.ranks.ranks[rank].records[tier])
+
+    def list_all(self) -> None:
+        """List all that is still to be listed."""
+        self.scan(0, 100)
+        while self.to_list:
+            self.scan(0, 100)
 
     def lose(self, tier: int, rank: int, n: int) -> None:
         """Remove a record behind the brain's back."""
@@ -308,9 +329,9 @@ class Engine:
             self.cache.depart(name)
         for plan_id in list(self.ranks.copies):
             self.ranks.finish(plan_id)
-        while self.to_list:
-            self.scan(0, 100)
         for _ in range(3):
+            self.ranks.settle()
+            self.list_all()
             self.ranks.settle()
             self.clock.now += 100
         self.ranks.check_known()
@@ -350,8 +371,7 @@ def started(shape: Shape) -> Engine:
     """Make an engine whose tiers are open and whose scans are over."""
     engine = Engine(shape)
     engine.step()
-    while engine.to_list:
-        engine.scan(0, 100)
+    engine.list_all()
     engine.step()
     engine.ranks.sent.clear()
     return engine

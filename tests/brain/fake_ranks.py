@@ -89,6 +89,7 @@ class Ranks:
         self.pending: dict[int, TierOp] = {}
         self.left: dict[int, set[int]] = {}
         self.born: dict[int, int] = {}  # the epoch that an operation was ordered in
+        self.openings: dict[int, int] = {}  # by tier: the OPEN that was ordered last
         self.copies: dict[int, Copy] = {}
         self.cancelled: set[int] = set()
         self.sent: list[TierOp] = []
@@ -106,6 +107,8 @@ class Ranks:
                 self.cancelled.add(op.target)
                 continue
             self._check_use(op)
+            if op.kind is OpKind.OPEN:
+                self.openings[op.tier] = op.op
             self.pending[op.op] = op
             self.left[op.op] = set(range(len(self.ranks)))
             self.born[op.op] = self.epoch
@@ -234,7 +237,8 @@ class Ranks:
         keys = list(self.ranks[rank].records[tier])
         n = len(keys)
         mtimes = [float(i) for i in range(n)]
-        self.cache.scanned(ScanBatch(rank, tier, "ns", keys, [RECORD] * n, mtimes, done))
+        opening = self.openings[tier]
+        self.cache.scanned(ScanBatch(rank, tier, opening, keys, [RECORD] * n, mtimes, done))
 
     def reset(self, stale: Sequence[str] | None = None) -> None:
         """Begin a new epoch."""

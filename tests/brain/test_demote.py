@@ -74,8 +74,8 @@ def test_on_evict_writes_below_the_low_watermark_and_frees_on_the_last_answer() 
 def test_a_slot_that_is_being_written_is_not_reused_before_every_rank_answered() -> None:
     made = Engine(SHAPE._replace(ranks=2, slots=2))
     made.step()
-    while made.to_list:
-        made.scan(0, 9)
+    made.list_all()
+    made.step()
     stored(made, A[:2])
     arrive(made, "b", B)
     assert made.cache.plan_store("b", B[:1]).keys == ()
@@ -198,8 +198,7 @@ def test_what_a_tier_does_not_admit_is_dropped() -> None:
 def test_a_write_that_failed_on_any_rank_is_removed_on_all() -> None:
     made = Engine(SHAPE._replace(ranks=2, modes=(WriteMode.THROUGH,)))
     made.step()
-    while made.to_list:
-        made.scan(0, 9)
+    made.list_all()
     made.step()
     stored(made, A[:1])
     made.ranks.drain()

@@ -83,6 +83,8 @@ def test_foreign_bytes_go_before_our_own() -> None:
         made.cache.complete([OpResult(rank, opens[0].op, OpStatus.OK, nbytes)])
     made.ranks.pending.clear()
     assert tier_of(made).foreign == 3 * RECORD, "of the fullest rank"
+    made.list_all()
+    made.ranks.drain()
     stored(made, A[:2])
     made.step()
     made.ranks.drain()
@@ -99,6 +101,7 @@ def test_foreign_bytes_that_stay_are_asked_for_again_only_later() -> None:
     (op,) = [op for op in made.ranks.drain() if op.kind is OpKind.OPEN]
     made.cache.complete([OpResult(0, op.op, OpStatus.OK, 4 * RECORD)])
     made.ranks.pending.clear()
+    made.list_all()
     for _ in range(5):
         for reclaim in [op for op in made.ranks.drain() if op.kind is OpKind.RECLAIM]:
             made.cache.complete([OpResult(0, reclaim.op, OpStatus.OK, 4 * RECORD)])

@@ -212,6 +212,7 @@ def test_nothing_sinks_onto_a_tier_that_rests() -> None:
     made, ranks, _ = two_tiers(8, Later)
     ranks.settle()
     ranks.list_all(1, 0)
+    ranks.drain()
     made.arrive("r", [A])
     ranks.finish(ranks.stored(made.plan_store("r", A)).plan_id)
     assert made._demotion._save(A[0], {})

@@ -16,10 +16,8 @@ def below(slots: int = 16, ranks: int = 1, medium: Medium | None = None) -> Engi
     made = Engine(BELOW._replace(slots=slots, ranks=ranks, medium=medium))
     for rank in made.ranks.ranks[1:]:
         rank.records[1] = dict(made.ranks.ranks[0].records[1])
-    made.to_list = {(1, n): list(made.ranks.ranks[0].records[1]) for n in range(ranks)}
     made.step()
-    while made.to_list:
-        made.scan(0, 100)
+    made.list_all()
     made.step()
     made.ranks.sent.clear()
     return made

@@ -1,5 +1,8 @@
 """A tier below: how it starts, what it finds, how it is reset."""
 
+import pytest
+
+from kvtier.brain import upkeep
 from kvtier.brain.breaker import BreakerState
 from kvtier.brain.scan import Scan
 from kvtier.policies.eviction.lru import LruPolicy
@@ -31,13 +34,52 @@ def test_every_lower_tier_is_opened_with_the_manifest() -> None:
     assert made.cache.awake()
 
 
-def test_nothing_is_written_before_the_tier_is_open() -> None:
-    made = Engine(THROUGH)
-    stored(made, A[:1])
+def test_nothing_is_written_before_the_tier_is_open_and_all_that_it_holds_is_known() -> None:
+    made = Engine(THROUGH._replace(found=tuple(("a", i) for i in range(4))))
+    stored(made, B[:1])
     made.ranks.drain()
     assert not sent(made, OpKind.WRITE)
     made.ranks.answer_all()
-    assert len(sent(made, OpKind.WRITE)) == 1
+    assert not sent(made, OpKind.WRITE), "it may be full already"
+    made.scan(0, 3)
+    assert not sent(made, OpKind.WRITE)
+    made.list_all()
+    for _ in range(3):
+        made.step()
+        made.verify()
+        assert tier_of(made).used <= 4 * RECORD
+    assert below(made, B[:1]) == [True]
+
+
+def test_a_list_of_an_open_that_failed_is_forgotten() -> None:
+    made = scanning(ranks=1)
+    put(made, 0, A[:3])
+    made.cache._upkeeps[0]._begin(OpKind.OPEN, "manifest")
+    first = made.ranks.openings[1]
+    made.cache.scanned(batch(0, [*A[:2], *B[:2]], first))
+    made.step()
+    made.cache.scanned(batch(0, B[:2], first))
+    listed(made, 0, A[:3])
+    made.step()
+    assert [*below(made, A[:3]), *below(made, B[:2])] == [True] * 3 + [False] * 2
+    assert tier_of(made).used == 3 * RECORD
+    made.verify()
+
+
+def test_a_list_that_does_not_move_is_asked_for_again_later_and_later() -> None:
+    made = scanning(ranks=1)
+    opens = len(sent(made, OpKind.OPEN))
+    for seconds in (10, 20, 40):
+        made.clock.now += seconds - 0.1
+        assert len(sent(made, OpKind.OPEN)) == opens
+        made.clock.now += 0.2
+        opens += 1
+        assert len(sent(made, OpKind.OPEN)) == opens
+        made.step()
+    listed(made, 0, A[:1])
+    made.step()
+    made.clock.now += 1000
+    assert len(sent(made, OpKind.OPEN)) == opens
 
 
 def test_a_start_that_failed_is_tried_again() -> None:
@@ -52,14 +94,22 @@ def test_a_start_that_failed_is_tried_again() -> None:
 
 def scanning(ranks: int = 2) -> Engine:
     made = Engine(THROUGH._replace(ranks=ranks, capacity=20))
-    made.to_list.clear()
     made.step()
     return made
 
 
-def batch(rank: int, keys: list[BlockKey], *, done: bool = True, at: float = 0.0) -> ScanBatch:
+def listed(
+    made: Engine, rank: int, keys: list[BlockKey], *, done: bool = True, at: float = 0.0
+) -> None:
+    """Let a rank list so much for the OPEN that was ordered last."""
+    made.cache.scanned(batch(rank, keys, made.ranks.openings[1], done=done, at=at))
+
+
+def batch(
+    rank: int, keys: list[BlockKey], opening: int, *, done: bool = True, at: float = 0.0
+) -> ScanBatch:
     mtimes = [at + 100.0 * i for i in range(len(keys))]
-    return ScanBatch(rank, 1, "ns", list(keys), [RECORD] * len(keys), mtimes, done)
+    return ScanBatch(rank, 1, opening, list(keys), [RECORD] * len(keys), mtimes, done)
 
 
 def put(made: Engine, rank: int, keys: list[BlockKey]) -> None:
@@ -70,11 +120,11 @@ def test_a_record_is_present_when_every_rank_listed_it_and_finished() -> None:
     made = scanning()
     put(made, 0, A[:3])
     put(made, 1, A[:2])
-    made.cache.scanned(batch(0, A[:3]))
-    made.cache.scanned(batch(1, A[:2], done=False))
+    listed(made, 0, A[:3])
+    listed(made, 1, A[:2], done=False)
     made.ranks.drain()
     assert below(made, A[:3]) == [False] * 3
-    made.cache.scanned(batch(1, []))
+    listed(made, 1, [])
     made.ranks.drain()
     assert below(made, A[:3]) == [True, True, False]
 
@@ -82,8 +132,9 @@ def test_a_record_is_present_when_every_rank_listed_it_and_finished() -> None:
 def test_a_record_that_some_ranks_lack_is_removed() -> None:
     made = scanning()
     put(made, 0, A[:3])
-    made.cache.scanned(batch(0, A[:3]))
-    made.cache.scanned(batch(1, []))
+    listed(made, 0, A[:3])
+    listed(made, 1, [])
+    made.ranks.drain()
     assert tier_of(made).used == 3 * RECORD
     made.step()
     made.step()
@@ -91,25 +142,28 @@ def test_a_record_that_some_ranks_lack_is_removed() -> None:
     assert made.ranks.ranks[0].records[1] == {}
 
 
-def test_what_changed_meanwhile_wins_over_the_scan() -> None:
+def test_what_changed_meanwhile_wins_over_the_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "_SCAN_SLICE", 1)
     made = scanning(ranks=1)
+    listed(made, 0, [*B[:2], A[0]])
+    made.ranks.drain()
     stored(made, A[:1])
     made.step()
     assert below(made, A[:1]) == [True]
     space = made.cache._state.lowers[0].space
     assert space
     space.doom(A[0], made.cache._residency.erase(1, A[0]))
-    made.step()
-    made.cache.scanned(batch(0, A[:1]))
-    made.step()
+    for _ in range(4):
+        made.step()
+        made.cache.check()
     assert below(made, A[:1]) == [False]
-    assert tier_of(made).used == 0
+    assert tier_of(made).used == 2 * RECORD
 
 
 def test_scanned_records_are_as_old_as_their_files() -> None:
     made = scanning(ranks=1)
-    made.cache.scanned(batch(0, [*A[:3]], done=False, at=1e6))
-    made.cache.scanned(batch(0, [*B[:3]], done=True, at=1e3))
+    listed(made, 0, [*A[:3]], done=False, at=1e6)
+    listed(made, 0, [*B[:3]], done=True, at=1e3)
     made.ranks.drain()
     policy = made.cache.view.policy(1)
     assert policy.victims(9, lambda key: False) == [*B[:3], *A[:3]]
@@ -118,7 +172,7 @@ def test_scanned_records_are_as_old_as_their_files() -> None:
 def test_a_request_shows_the_parents_of_scanned_records() -> None:
     made = scanning(ranks=1)
     put(made, 0, A[:3])
-    made.cache.scanned(batch(0, A[:3]))
+    listed(made, 0, A[:3])
     made.ranks.drain()
     assert made.cache.view.unlinked == 3
     arrive(made, "r", A)
@@ -132,7 +186,7 @@ def test_a_record_that_is_found_after_its_request_has_a_place_when_it_comes_up()
     made = scanning(ranks=1)
     put(made, 0, A[:3])
     arrive(made, "r", A)
-    made.cache.scanned(batch(0, A[:3]))
+    listed(made, 0, A[:3])
     made.ranks.drain()
     made.cache.plan_read("r", A[:3])
     made.ranks.settle()
@@ -144,11 +198,11 @@ def test_a_record_that_is_found_after_its_request_has_a_place_when_it_comes_up()
 
 def test_a_scan_keeps_the_engine_awake_while_it_moves() -> None:
     made = scanning(ranks=1)
-    made.cache.scanned(batch(0, A[:3], done=False))
+    listed(made, 0, A[:3], done=False)
     assert made.cache.awake()
     made.clock.now += 1.1
     assert not made.cache.awake()
-    made.cache.scanned(batch(0, []))
+    listed(made, 0, [])
     assert made.cache.awake()
     made.ranks.drain()
     assert not made.cache.awake()
@@ -158,7 +212,7 @@ def test_a_scan_larger_than_the_capacity_is_cut_down_oldest_first() -> None:
     made = scanning(ranks=1)
     keys = [key for name in "abcd" for key in chain(name, 8)]
     put(made, 0, keys)
-    made.cache.scanned(batch(0, keys))
+    listed(made, 0, keys)
     for _ in range(8):
         made.step()
         made.verify()
@@ -210,7 +264,7 @@ def test_operations_that_were_not_sent_before_a_reset_never_are() -> None:
 def test_batches_of_a_scan_that_a_reset_overtook_are_ignored() -> None:
     made = scanning(ranks=1)
     made.ranks.reset()
-    made.cache.scanned(batch(0, A[:3]))
+    listed(made, 0, A[:3])
     made.step()
     made.step()
     assert below(made, A[:3]) == [False] * 3
@@ -246,13 +300,26 @@ def test_a_probe_that_a_reset_overtook_is_repeated() -> None:
 
 
 def test_a_rank_that_lists_twice_orphans_nothing() -> None:
-    scan = Scan(2)
+    scan = Scan(7, 2)
     keys = [BlockKey(bytes([i]) * 32 + bytes(4)) for i in range(3)]
-    scan.add(batch(0, keys, done=False))
-    scan.add(batch(1, keys[:2]))
-    scan.add(batch(0, keys))
+    scan.add(batch(0, keys, 7, done=False))
+    scan.add(batch(1, keys[:2], 7))
+    scan.add(batch(0, keys, 7))
     assert [key for key, _ in scan.orphans()] == [keys[2]]
     assert [key for key, _ in scan.take(9)] == keys[:2]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_list_that_began_twice_counts_once(ranks: int) -> None:
+    made = scanning(ranks)
+    for rank in range(ranks):
+        put(made, rank, A[:5])
+        listed(made, rank, A[:4], done=False)
+        listed(made, rank, A[:5])
+    made.step()
+    assert tier_of(made).chunks == 5
+    assert tier_of(made).used == 5 * RECORD
+    made.verify()
 
 
 def test_foreign_bytes_above_the_capacity_are_nobody_s_fault_after_a_reset() -> None:
