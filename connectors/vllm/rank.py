@@ -54,6 +54,7 @@ class Rank:
         self._base = base
         self._one_group = len(kv_cache_config.kv_cache_groups) == 1
         self._said_broken = False
+        self._failed_loads: set[int] = set()  # and not collected by vLLM yet
         self._hello: Hello | None = None
         self._placed: list[Placed] = []
         self._look_at = 0.0
@@ -124,11 +125,16 @@ class Rank:
             self.worker.submit_ops(meta.ops)
 
     def failed_requests(self, loads: dict[int, str], received: Iterable[str]) -> set[str]:
-        """Name the requests that must start again, where block ids cannot say which blocks are bad."""
-        failed = self.worker.take_failed_loads()
+        """Name the requests that must start again, where block ids cannot say which blocks are bad.
+
+        `loads` are those that were in flight until vLLM collected, just now, some of them. A load that a reset
+        failed is remembered until it is collected: its copies may take longer than the step.
+        """
+        failed = self._failed_loads | self.worker.take_failed_loads()
+        self._failed_loads = failed & self.loads.keys()
         if self._one_group:
             return set()
-        return {loads[job] for job in failed if job in loads} & set(received)
+        return {loads[job] for job in failed - self._failed_loads if job in loads} & set(received)
 
     def invalid_blocks(self) -> set[int]:
         """Name the device blocks that did not get their KV, where there is one group to name them in."""

@@ -12,13 +12,18 @@ from kvtier.codec import MARGIN, NO_FACTS, Bytes, ChunkFacts, Codec
 from kvtier.codecs.scratch import Scratch
 from kvtier.config import Plugin
 from kvtier.config.codecs import MAX_STAGES
-from kvtier.decoders import Decoders
+from kvtier.decoders import CODEC_NAMES, Decoders
 from kvtier.errors import CorruptBlock
 
 # offset  bytes  field
 #      0      1  number of stages
 #      1      6  of each, in the order of encoding: its id (2), the length of what it was given (4)
 _STAGE = struct.Struct("<HI")
+
+_NO_STAGES = (
+    "pipeline",
+    "budget",
+)  # what decodes by other codecs: a payload could nest them without end
 
 
 class PipelineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -95,8 +100,9 @@ def _read_head(buf: Bytes, nbytes: int) -> list[tuple[int, int]]:
     if not 1 <= n <= MAX_STAGES or len(buf) < _head_nbytes(n):
         raise CorruptBlock("not a pipeline's payload")
     stages = [_STAGE.unpack_from(buf, 1 + i * _STAGE.size) for i in range(n)]
-    if any(codec_id == PipelineCodec.id for codec_id, _ in stages):
-        raise CorruptBlock("a pipeline within a pipeline")
+    for codec_id, _ in stages:
+        if (name := CODEC_NAMES.get(codec_id)) in _NO_STAGES:
+            raise CorruptBlock(f"a {name} within a pipeline")
     if stages[0][1] != nbytes or any(given > nbytes + n * MARGIN for _, given in stages):
         raise CorruptBlock(f"a pipeline of {stages[0][1]} bytes for a chunk of {nbytes}")
     return stages

@@ -1,5 +1,8 @@
 """Decoders are made when a record first needs them, and two threads may need one at once."""
 
+import struct
+
+import numpy as np
 import pytest
 
 from kvtier import registry
@@ -34,3 +37,19 @@ def test_a_codec_that_is_made_meanwhile_is_kept(monkeypatch: pytest.MonkeyPatch)
     assert decoders.of(1) is made[1]
     assert decoders.of(1) is made[1]
     assert len(made) == 2
+
+
+def nested(depth: int, nbytes: int) -> bytes:
+    """A payload that says it is a choice of a pipeline of a choice of a pipeline, and so on."""
+    payload = b""
+    for _ in range(depth):
+        pipeline = struct.pack("<BHI", 1, 6, nbytes) + payload
+        payload = struct.pack("<H", 3) + pipeline
+    return payload
+
+
+@pytest.mark.parametrize("depth", [2, 5000])
+def test_codecs_that_are_nested_without_end_are_a_corrupt_record(depth: int) -> None:
+    payload = np.frombuffer(nested(depth, 4096), np.uint8)
+    with pytest.raises(CorruptBlock, match="a budget within a pipeline"):
+        Decoders().of(6).decode(payload, np.empty(4096, np.uint8))

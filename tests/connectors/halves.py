@@ -68,7 +68,8 @@ def worker(engine: object) -> KVTierWorker:
 def rank(of: KVTierWorker) -> Rank:
     """The worker's half."""
     made = Rank.__new__(Rank)
-    made._base = SimpleNamespace(worker=of)
+    made._base = SimpleNamespace(worker=of, _load_jobs={})
+    made._one_group, made._failed_loads = True, set()
     made.guard, made._said_broken, made._placed = of.guard, False, []
     made._look_at, made._timed = 0.0, 0
     return made
