@@ -1,5 +1,6 @@
 """Tier 0 to the tiers below: who leaves, what is written first, what is written behind."""
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Sequence
 
@@ -14,6 +15,7 @@ from kvtier.hook import HookKind
 from kvtier.types import TIER0, BlockKey, OpKind, WriteMode
 
 _BATCH = 64  # victims per step in the background
+_PATIENCE_S = 1.0  # after a search in the background that found too few
 _ON_STORE = (WriteMode.THROUGH, WriteMode.IDLE)
 
 
@@ -28,7 +30,8 @@ class Demotion:
         self._counters = state.counters
         self._low_watermark = low_watermark
         self._backlog: dict[int, deque[BlockKey]] = {}  # writes to come, per tier
-        self._spared: tuple[int, ...] | None = None  # when the last search found too few
+        self._vain = -1  # the residency's news when the last search for room found too few
+        self._search_at = 0.0  # the next one in the background
 
     def open(self) -> None:
         """Size what depends on the number of slots; the oldest write falls out of a full queue."""
@@ -58,27 +61,40 @@ class Demotion:
         """Free up to `n` slots. Victims that go down first are free at a later step only, and expected then."""
         if not any(lower.stalled for lower in self._owned):
             n -= self._residency.leaving
-        if n <= 0:
-            return
+        if n <= 0 or self._vain == self._residency.news:
+            return  # a search that finds nothing looks at every chunk
         victims = self._state.victims.choose(TIER0, n, self._residency.pins)
+        self._vain = self._residency.news if len(victims) < n else -1
         if not self._lowers:
             self._drop(victims)
             return
         for key in victims:
             self._evict(key, needed=True)
 
-    def sink(self, keys: Sequence[BlockKey]) -> None:
+    def sink(self, keys: Sequence[BlockKey]) -> bool:
         """Send chunks of one prefix down, tail first, up to one that is needed; what no tier takes stays.
 
-        What a live request has in its prefix is needed.
+        What a live request has in its prefix is needed. Returns whether none was.
         """
         residency = self._residency
-        live = [request.places for request in self._state.requests.values()]
-        for key in reversed(keys):
-            if key in residency.pins or any(key in places for places in live):
-                return
+        needed = self._needed(keys)
+        for key in reversed(keys[needed:]):
+            if key in residency.pins:
+                return False
             if residency.index.resident(key) and not residency.is_leaving(key):
                 self._sink(key)
+        return not needed
+
+    def _needed(self, keys: Sequence[BlockKey]) -> int:
+        """Return how many chunks from the start of a prefix live requests have: whoever has one has those before it."""
+        needed = 0
+        for request in self._state.requests.values():
+            places = request.places
+            if needed == len(keys):
+                break
+            if keys[needed] in places:  # it has more than those before
+                needed = bisect_left(keys, True, needed, key=lambda key: key not in places)
+        return needed
 
     def _sink(self, key: BlockKey) -> None:
         flags = self._residency.index.flags_of(key)
@@ -237,11 +253,10 @@ class Demotion:
     def _to_watermark(self) -> None:
         residency = self._residency
         n = min(self._target() - residency.slots.free - residency.leaving, _BATCH)
-        held, awaited = residency.chunks[TIER0], self._state.victims.awaited
-        spared = (held, len(awaited), len(residency.pins), residency.leaving)
-        if n <= 0 or spared == self._spared:
-            return  # a search among chunks that are all spared looks at every one
+        if n <= 0 or self._state.clock() < self._search_at:
+            return
         victims = self._state.victims.choose(TIER0, n, residency.pins, needed=False)
-        self._spared = spared if len(victims) < n else None
+        if len(victims) < n:  # it has looked at every chunk that is spared
+            self._search_at = self._state.clock() + _PATIENCE_S
         for key in victims:
             self._evict(key, needed=False)

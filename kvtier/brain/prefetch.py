@@ -13,6 +13,7 @@ from kvtier.types import BlockKey
 
 _MAX_MOVES = 4096  # of more, the half that is due last is forgotten
 _MAX_DUE = 64  # in one step
+_MAX_KEYS = 512  # of all of these, in one step
 
 
 class Agenda:
@@ -34,11 +35,13 @@ class Agenda:
             self._heap = heapq.nsmallest(_MAX_MOVES // 2, self._heap)
 
     def due(self) -> list[Move]:
-        """Take what is due, in order of time, a few; the rest at the next call."""
+        """Take what is due, in order of time, a few moves; the rest at the next call."""
         now = self._clock()
         found: list[Move] = []
-        while self._heap and self._heap[0][0] <= now and len(found) < _MAX_DUE:
+        left = _MAX_KEYS
+        while self._heap and self._heap[0][0] <= now and len(found) < _MAX_DUE and left > 0:
             found.append(heapq.heappop(self._heap)[2])
+            left -= len(found[-1].keys)
         return found
 
     def clear(self) -> None:
@@ -66,17 +69,24 @@ class Prefetch:
             self._wait(Move(rest, self._clock(), still=lambda: not request.started))
 
     def tick(self) -> None:
-        """Move what is due."""
+        """Move what is due, as much as one step may cost."""
+        left = _MAX_KEYS
         for move in self._agenda.due():
-            self._move(move)
+            self._move(move, left)
+            left -= len(move.keys)
 
-    def _move(self, move: Move) -> None:
+    def _move(self, move: Move, most: int) -> None:
+        """Move up to `most` chunks, upwards the first ones, downwards the last; the others follow in the next step."""
         if move.still is not None and not move.still():
             return
+        keys, others = move.keys, max(0, len(move.keys) - most)
         if not move.up:
-            self._demotion.sink(move.keys)
-        elif rest := self._promotion.bring_up(move.keys):
-            self._wait(move._replace(keys=rest))
+            if self._demotion.sink(keys[others:]) and others:
+                self._agenda.add((move._replace(keys=keys[:others]),))
+        elif rest := self._promotion.bring_up(keys[:most]):
+            self._wait(move._replace(keys=keys[len(keys) - others - len(rest) :]))
+        elif others and self._promotion.is_coming(keys[most - 1]):
+            self._agenda.add((move._replace(keys=keys[most:]),))
 
     def _wait(self, move: Move) -> None:
         """Go on with a move when there is room, for a while."""

@@ -150,7 +150,7 @@ class Promotion:
     def bring_up(self, keys: Sequence[BlockKey]) -> Sequence[BlockKey]:
         """Read ahead, into free slots only, up to the first key that is nowhere; return what lacked room."""
         for i, key in enumerate(keys):
-            if key in self.fills or self._residency.index.resident(key):
+            if self.is_coming(key):
                 continue
             if isinstance(self._source(key), Why):
                 break
@@ -160,6 +160,10 @@ class Promotion:
             fill.ahead = True
             self._state.counters.prefetches += 1
         return ()
+
+    def is_coming(self, key: BlockKey) -> bool:
+        """Whether a chunk is in tier 0, or being read into it."""
+        return key in self.fills or self._residency.index.resident(key)
 
     def _may_read_ahead(self) -> bool:
         """Whether slots are free, and what was read ahead and not yet used holds no more than its share."""

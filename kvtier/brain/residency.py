@@ -40,6 +40,7 @@ class Residency:
         self.pins: dict[BlockKey, int] = {}
         self.leaving = 0  # chunks
         self.chunks = [0] * len(names)
+        self.news = 0  # grows with whatever may give tier 0 a victim that it had not
         self._names = names
         self._events: deque[CacheEvent] = deque(maxlen=_MAX_EVENTS)
 
@@ -105,6 +106,7 @@ class Residency:
             for row in rows:
                 self.index.flags[row] &= ~LEAVING
             self.leaving -= len(back)
+            self.news += 1
             self._track(TIER0, back, rows)
 
     def expel(self, key: BlockKey) -> None:
@@ -156,12 +158,14 @@ class Residency:
     def unpin(self, keys: Iterable[BlockKey]) -> None:
         """Undo one `pin`."""
         pins = self.pins
+        before = len(pins)
         for key in keys:
             left = pins[key] - 1
             if left:
                 pins[key] = left
             else:
                 del pins[key]
+        self.news += len(pins) < before
 
     # use
 
@@ -263,6 +267,7 @@ class Residency:
 
     def _enter(self, tier: int, keys: Sequence[BlockKey], rows: Sequence[int]) -> None:
         self._track(tier, keys, rows)
+        self.news += 1
         self.chunks[tier] += len(keys)
         if keys:
             self._events.append(CacheEvent(tier, self._names[tier], tuple(keys), False))

@@ -1,6 +1,6 @@
 """Whom to evict: the policies choose, what is needed or vetoed is spared."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 
 from kvtier.brain.hooks import Hooks
 from kvtier.brain.index import TIERS, Index
@@ -10,11 +10,14 @@ from kvtier.hook import HookKind
 from kvtier.policy import EvictionPolicy
 from kvtier.types import BlockKey
 
+_MAX_LOOKS = 1024
+
 
 class Victims:
     """Asks the policy of a tier, again where what it chose is needed by a waiting request or a hook objects.
 
-    What requests that wait in the queue will ask for is spared as long as there are other victims. The brain does
+    What requests that wait in the queue will ask for is spared as long as others are found in reasonable time: a
+    queue that awaits all of a large tier must not cost a search through all of it with every store. The brain does
     this, not a policy, so that it holds under each of them. One chunk per request, tier and prefix is enough: a
     policy spares the ancestors of what is pinned. It is no pin: a queue that needs more than the tier holds must
     not keep running requests from storing.
@@ -53,7 +56,7 @@ class Victims:
         hooked = self._hooks.watches(HookKind.EVICT)
         if not awaited and not hooked:
             return policy.victims(n, pinned.__contains__)
-        chosen = policy.victims(n, lambda key: key in pinned or key in awaited)
+        chosen = policy.victims(n, self._spared(pinned, _MAX_LOOKS + n if needed else None))
         if hooked:
             chosen = self._unless_vetoed(tier, n, pinned, chosen)
         if needed and len(chosen) < n:
@@ -61,6 +64,22 @@ class Victims:
             more = policy.victims(n, pinned.__contains__)
             chosen += [key for key in more if key not in first][: n - len(chosen)]
         return chosen
+
+    def _spared(self, pinned: Container[BlockKey], looks: int | None) -> Callable[[BlockKey], bool]:
+        """Return what tells whom to spare; after so many looks at what is not pinned, the pinned only."""
+        awaited = self.awaited
+        if looks is None:
+            return lambda key: key in pinned or key in awaited
+        left = looks
+
+        def spared(key: BlockKey) -> bool:
+            nonlocal left
+            if key in pinned:
+                return True
+            left -= 1
+            return left >= 0 and key in awaited
+
+        return spared
 
     def _unless_vetoed(
         self, tier: int, n: int, pinned: Container[BlockKey], chosen: list[BlockKey]

@@ -1,0 +1,97 @@
+"""What one step costs does not grow with the queue, with how many conversations are idle, or with the arena."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from kvtier.brain import TieredCache
+from kvtier.facts import RequestFacts
+from kvtier.policies.eviction.lru import LruPolicy
+from kvtier.policy import Move, PrefetchPolicy
+from kvtier.types import BlockKey, WriteMode
+from tests.brain.fake_engine import Engine, Shape, stored
+from tests.brain.fake_ranks import FULL, Clock, chain
+
+
+class Sinking(PrefetchPolicy):
+    """Takes each prefix down when its request leaves."""
+
+    def arrived(self, request: RequestFacts) -> Sequence[Move]:
+        return ()
+
+    def departed(self, request: RequestFacts) -> Sequence[Move]:
+        return [Move(tuple(request.keys), self.facts.clock() + 1, up=False)]
+
+
+@pytest.mark.parametrize("n", [40, 2000])
+def test_conversations_that_are_idle_together_go_down_a_few_chunks_a_step(
+    n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.brain.fake_engine.ArrivalPolicy", Sinking)
+    shape = Shape(slots=2000, capacity=3000, modes=(WriteMode.THROUGH,), watermark=0.0)
+    made = Engine(shape._replace(prefetch=True))
+    made.ranks.settle()
+    made.scan(0, 1)
+    prefixes = [chain(f"p{i}", n) for i in range(2000 // n)]
+    for keys in prefixes:
+        stored(made, keys)
+    made.ranks.settle(2000)
+    made.clock.now += 2
+    left = [2000]
+    while left[-1]:
+        made.step()
+        left.append(made.cache.stats().tiers[0].chunks)
+        assert left[-2] - left[-1] <= 600
+    assert len(left) >= 4
+    made.cache.check()
+
+
+class Counting(LruPolicy):
+    """Counts how many chunks its searches look at."""
+
+    looks = 0
+    searches = 0
+
+    def victims(self, n: int, pinned: Callable[[BlockKey], bool]) -> list[BlockKey]:
+        def counted(key: BlockKey) -> bool:
+            Counting.looks += 1
+            return pinned(key)
+
+        Counting.searches += 1
+        return super().victims(n, counted)
+
+
+def full(slots: int, prefixes: int) -> tuple[TieredCache, list[list[BlockKey]]]:
+    """Fill tier 0 with prefixes that waiting requests have."""
+    made = TieredCache(groups=[FULL], ranks=1, tier0=Counting, lower=[], clock=Clock())
+    made.open(slots, "{}")
+    chains = [chain(f"p{i}", slots // prefixes) for i in range(prefixes)]
+    for i, keys in enumerate(chains):
+        made.arrive(f"p{i}", [keys])
+        made.finish(made.plan_store(f"p{i}", keys).plan_id)
+        made.depart(f"p{i}")
+    for i, keys in enumerate(chains):
+        made.arrive(f"waits{i}", [keys])
+    Counting.looks = Counting.searches = 0
+    return made, chains
+
+
+def test_a_store_into_a_tier_that_a_long_queue_awaits_does_not_search_all_of_it() -> None:
+    made, _ = full(8192, 32)
+    made.arrive("new", [chain("new", 4)])
+    assert len(made.plan_store("new", chain("new", 4)).keys) == 4
+    assert Counting.looks < 2000
+    made.check()
+
+
+def test_where_everything_is_pinned_it_is_searched_once() -> None:
+    made, chains = full(256, 8)
+    for i, keys in enumerate(chains):
+        assert made.plan_read(f"waits{i}", keys) is None
+    for i in range(5):
+        made.arrive(f"new{i}", [chain(f"new{i}", 2)])
+        assert not made.plan_store(f"new{i}", chain(f"new{i}", 2)).keys
+    assert Counting.searches <= 2
+    made.cancel("waits3")
+    assert len(made.plan_store("new0", chain("new0", 2)).keys) == 2, "as soon as one is free"
+    made.check()
