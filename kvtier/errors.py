@@ -1,5 +1,10 @@
 """What kvtier raises. Absence is never an error: it is None, False or a status."""
 
+import errno
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says where a medium, its inodes or a quota are used up."""
+
 
 class KvtierError(Exception):
     """Base of everything kvtier raises on purpose."""
@@ -16,6 +21,16 @@ class TierError(KvtierError):
         super().__init__(f"{tier}: {operation}: {reason}")
         self.tier = tier
         self.operation = operation
+
+    @property
+    def full(self) -> bool:
+        """Whether room is all that lacks."""
+        return isinstance(self.__cause__, OSError) and self.__cause__.errno in FULL
+
+    @property
+    def quota(self) -> bool:
+        """Whether a quota is used up: what the medium has free does not count then."""
+        return isinstance(self.__cause__, OSError) and self.__cause__.errno == errno.EDQUOT
 
 
 class CorruptBlock(KvtierError):

@@ -62,6 +62,16 @@ class Tier(ABC):
         """
         return 0
 
+    def free(self, nbytes: int) -> int | None:
+        """Return how many bytes of records of `nbytes` each the medium still takes; None: nobody can say.
+
+        The answer is this rank's share. It may be asked before `open`.
+
+        Raises:
+            TierError: the medium failed.
+        """
+        return None
+
     def located(self) -> list[tuple[int, int]]:
         """Return NUMA nodes and the bytes on each that its records' memory has now, for metrics; cheap."""
         return []
@@ -86,7 +96,8 @@ class Tier(ABC):
         """Store `bufs` as the record, replacing any, and return the bytes it occupies.
 
         Raises:
-            TierError: it is not stored, and nothing of it is left behind.
+            TierError: it is not stored, and nothing of it is left behind. Where room is all that lacks, the cause is
+                an OSError of ENOSPC or EDQUOT: the engine then takes less for the tier's capacity.
         """
 
     @abstractmethod

@@ -29,12 +29,13 @@ class OpKind(IntEnum):
     READ = 1  # record of `key` in `tier` -> verified and decoded into `slot`
     WRITE = 2  # `slot` -> encoded record of `key` in `tier`
     REMOVE = 3  # drop the record of `key` in `tier`; an absent record is a success
-    PROBE = 4  # write, read back and drop a small record: is `tier` well again?
+    PROBE = 4  # is `tier` well again? MISSING: it is, but what it held was removed
     CANCEL = 5  # drop queued operation `target`, answered CANCELLED unless it already runs; itself always OK
     RESET = 6  # text: the new manifest of `tier`; when answered no record of before can be reached
     RECLAIM = 7  # drop unlocked foreign namespaces, oldest first, until `nbytes` of `tier` are free
     HASTEN = 8  # raise queued operation `target` to `priority`; never answered
     SCORE = 9  # sample the keys in slot `target`; MISSING: how they lie there is not known
+    ROOM = 10  # how much the medium of `tier` still takes, in records of `nbytes` each
 
 
 class Priority(IntEnum):
@@ -53,6 +54,7 @@ class OpStatus(StrEnum):
     MISSING = "missing"  # no such record
     CORRUPT = "corrupt"  # not the record it should be: removed
     ERROR = "error"  # the operating system or the store said no
+    NO_ROOM = "no_room"  # the medium is full, or a quota is used up; nothing is wrong with it
     DEADLINE = "deadline"  # still queued when its deadline passed
     CANCELLED = "cancelled"
     DIED = "died"  # the I/O process went away; nothing of it runs any more
@@ -81,7 +83,7 @@ class TierOp(NamedTuple):
     priority: Priority = Priority.DEMAND
     deadline_s: float = math.inf  # seconds from its receipt after which a queued READ fails
     target: int = 0  # CANCEL, HASTEN: the other operation's `op`; SCORE: a slot, not held for it
-    nbytes: int = 0  # RECLAIM: bytes wanted
+    nbytes: int = 0  # RECLAIM: bytes wanted; ROOM: of one record
     text: str = ""  # OPEN, RESET: the namespace manifest
 
 
@@ -96,6 +98,7 @@ class OpResult(NamedTuple):
     error: str = ""  # for people
     codec: str = ""  # WRITE: what the record is encoded with
     score: float = 0.0  # SCORE: the mean L2 norm of the sampled keys
+    free: int = -1  # NO_ROOM, ROOM: bytes that the medium still takes; -1: nobody can say
 
 
 class ScanBatch(NamedTuple):

@@ -128,9 +128,9 @@ class Demotion:
     def tick(self) -> None:
         """Once per step: queued writes, then victims down to the low watermark of free slots."""
         for lower in self._lowers:
-            if lower.tier in self._backlog and lower.serving:
+            if lower.tier in self._backlog and lower.writable:
                 self._write_behind(lower)
-        if any(lower.serving and not self._full(lower, idle=False) for lower in self._lowers):
+        if any(lower.writable and not self._full(lower, idle=False) for lower in self._lowers):
             self._to_watermark()
 
     def wrote(self, operation: Operation, lower: LowerTier, key: BlockKey) -> None:
@@ -196,7 +196,7 @@ class Demotion:
     def _would_write(self, key: BlockKey) -> bool:
         return any(
             self._writing(lower, key)
-            or (self._wanted(lower, key) and lower.serving and not self._full(lower, idle=False))
+            or (self._wanted(lower, key) and lower.writable and not self._full(lower, idle=False))
             for lower in self._owned
         )
 
@@ -240,7 +240,7 @@ class Demotion:
 
     def _takes(self, lower: LowerTier) -> bool:
         idle = lower.spec.write is WriteMode.IDLE
-        return lower.serving and lower.could_take and not self._full(lower, idle=idle)
+        return lower.writable and lower.could_take and not self._full(lower, idle=idle)
 
     def _full(self, lower: LowerTier, *, idle: bool) -> bool:
         if idle:

@@ -17,7 +17,7 @@ from kvtier.policy import AdmissionPolicy
 from kvtier.types import NO_SLOT, BlockKey, OpKind, OpStatus, Priority, TierOp
 
 _GONE = (OpStatus.MISSING, OpStatus.CORRUPT)
-_NOT_ITS_FAULT = (*_GONE, OpStatus.CANCELLED)
+_NOT_ITS_FAULT = (*_GONE, OpStatus.CANCELLED, OpStatus.NO_ROOM)
 _TRYING = (OpKind.READ, OpKind.WRITE)  # OPEN and RESET are tried again anyhow, and so is REMOVE
 _STALLED_S = 1.0
 _MAX_SUSPECTS = 1024  # the oldest are forgotten
@@ -74,6 +74,11 @@ class LowerTier:
         return self.phase is Phase.OPEN and self.breaker.closed
 
     @property
+    def writable(self) -> bool:
+        """Whether it serves, and its medium takes writes."""
+        return self.serving and (self.space is None or self.space.room.writable)
+
+    @property
     def stalled(self) -> bool:
         """Whether operations are under way and none was answered for a while."""
         return bool(self.ops) and self._clock() - self._moved > _STALLED_S
@@ -115,6 +120,8 @@ class LowerTier:
             return why
         if key in self.ops or (self.space and self.space.is_doomed(key)):
             return Why.BUSY
+        if not self.writable:
+            return Why.FULL
         if self._admission is not None and not self._admission.admits(key, end):
             return Why.NOT_ADMITTED
         if self.space and not self.space.has_room(nbytes):
@@ -176,7 +183,7 @@ class LowerTier:
         else:
             self.fail(OpKind.WRITE, operation.status)
         if self.space:
-            self.space.wrote(key, operation.nbytes if operation.ok else None)
+            self.space.wrote(key, operation.nbytes if operation.ok else None, operation.free)
 
     def answered(self, operation: Operation, key: BlockKey) -> None:
         """Take the answer to READ. A record that is missing or bad on any rank is forgotten.
@@ -189,6 +196,8 @@ class LowerTier:
         if operation.ok:
             self.breaker.succeeded(OpKind.READ)
             self.cost.served(operation.seconds)
+            if self.space:
+                self.space.room.read(key)
             self.counters.count_read(operation.nbytes, operation.seconds)
             self._suspects.pop(key, None)
         elif operation.status is not OpStatus.CANCELLED:

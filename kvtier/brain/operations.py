@@ -7,12 +7,14 @@ from kvtier.types import OpKind, OpResult, OpStatus, Priority, TierOp
 
 _AWAKE_S = 1.0
 _STARTS = (OpKind.OPEN, OpKind.RESET)
+_IN_NO_HURRY = (OpKind.PROBE, OpKind.ROOM)
 
 _SEVERITY = {
     status: i
     for i, status in enumerate(
         (
             OpStatus.OK,
+            OpStatus.NO_ROOM,
             OpStatus.CANCELLED,
             OpStatus.DEADLINE,
             OpStatus.DIED,
@@ -37,6 +39,9 @@ class Operation:
     seconds: float = 0.0
     codec: str = ""  # WRITE: of the record
     score: float = 0.0
+    free: int | None = (
+        None  # what the fullest medium still takes, -1: nobody can say; None: no rank was full
+    )
 
     @property
     def ok(self) -> bool:
@@ -105,6 +110,9 @@ class Operations:
         operation.seconds = max(operation.seconds, result.seconds)
         operation.codec = result.codec or operation.codec
         operation.score = max(result.score, operation.score)  # a NaN stays one
+        if result.status is OpStatus.NO_ROOM or operation.op.kind is OpKind.ROOM:
+            known = result.free if operation.free is None else operation.free
+            operation.free = min(known, result.free)
         if _SEVERITY[result.status] > _SEVERITY[operation.status]:
             operation.status = result.status
         if _keeps_awake(operation):
@@ -147,4 +155,4 @@ class Operations:
 
 
 def _keeps_awake(operation: Operation) -> bool:
-    return operation.priority is not Priority.IDLE and operation.op.kind is not OpKind.PROBE
+    return operation.priority is not Priority.IDLE and operation.op.kind not in _IN_NO_HURRY

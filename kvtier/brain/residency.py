@@ -220,7 +220,7 @@ class Residency:
         """Forget every chunk and pin; slots still in use stay in quarantine."""
         for tier, policy in enumerate(self.policies):
             policy.clear()
-            if held := self._held(tier):
+            if held := self.held(tier):
                 self._events.append(CacheEvent(tier, self._names[tier], held, True))
         self.slots.disown()
         self.index.clear()
@@ -245,7 +245,8 @@ class Residency:
         self._events.clear()
         return merged
 
-    def _held(self, tier: int) -> tuple[BlockKey, ...]:
+    def held(self, tier: int) -> tuple[BlockKey, ...]:
+        """List the chunks that a tier holds, in a pass over everything."""
         rows, flags = self.index.rows, self.index.flags
         if self.chunks[tier] == len(rows):
             return tuple(rows)

@@ -38,7 +38,8 @@ def _arena(state: State) -> TierStats:
 def _lower(state: State, lower: LowerTier) -> TierStats:
     stats = lower.counters.copy()
     if lower.space:
-        stats.capacity = lower.space.capacity
+        stats.capacity = lower.space.room.capacity
+        stats.short = lower.space.room.short
         stats.used = lower.space.used
         stats.foreign = lower.space.foreign
     stats.chunks = state.residency.chunks[lower.tier]

@@ -6,6 +6,7 @@ from kvtier.brain.groups import Groups, Place
 from kvtier.brain.index import Index
 from kvtier.brain.plans import TierSpec
 from kvtier.brain.removals import Removals
+from kvtier.brain.room import Room
 from kvtier.brain.scan import Scan
 from kvtier.types import PAGE, BlockKey, ScanBatch
 
@@ -23,20 +24,18 @@ class Space:
     def __init__(
         self,
         tier: int,
-        capacity: int,
+        room: Room,
         *,
-        headroom: int,
         ranks: int,
         index: Index,
         groups: Groups,
         clock: Callable[[], float],
     ) -> None:
-        """Account `capacity` bytes, of which `headroom` are kept free for the writes to come."""
-        self.capacity = capacity
+        """Account the bytes that `room` says there are."""
+        self.room = room
         self.used = 0
         self.foreign = 0  # bytes of other namespaces on the same medium
         self._tier = tier
-        self._headroom = headroom
         self._ranks = ranks
         self._index = index
         self._groups = groups
@@ -49,8 +48,11 @@ class Space:
         self.used = 0
         self.wanted = 0  # bytes that a write was refused for
         self._over = max(0, -self.free)  # bytes above capacity that were there before us
+        self.room.forget()
         self._writes: dict[BlockKey, int] = {}  # under way, and the bytes reserved for each
+        self._writing = 0  # bytes of these
         self._removals = Removals(self._clock)
+        self._victims: set[BlockKey] = set()  # removals under way that are for room
         self._reclaiming: tuple[int, int] | None = None  # foreign bytes when asked, bytes asked
         self._scan: Scan | None = None
         self._blind = False  # what the medium holds is not known yet
@@ -61,7 +63,7 @@ class Space:
     @property
     def free(self) -> int:
         """Bytes that a write may reserve."""
-        return self.capacity - self.used - self.foreign
+        return self.room.capacity - self.used - self.foreign
 
     # records
 
@@ -92,17 +94,29 @@ class Space:
     def reserve(self, key: BlockKey, nbytes: int) -> None:
         """Account a write that was ordered, at its worst case."""
         self._writes[key] = nbytes
+        self._writing += nbytes
         self.used += nbytes
         if self._scan is not None:
             self._written.add(key)
 
-    def wrote(self, key: BlockKey, nbytes: int | None) -> None:
-        """Account a write that ended: a record of `nbytes` on every rank, or with None perhaps one on some."""
+    def wrote(self, key: BlockKey, nbytes: int | None, free: int | None = None) -> None:
+        """Account a write that ended: a record of `nbytes` on every rank, or with None perhaps one on some.
+
+        `free` is what a rank that found no room says is left on its medium, -1 if nobody can say.
+        """
+        known = self._known
         reserved = self._writes.pop(key)
-        if nbytes is None:
-            self._removals.doom(key, reserved)
-        else:
+        self._writing -= reserved
+        if nbytes is not None:
             self._resize(nbytes - reserved)
+            self.room.wrote(key)
+            return
+        self._removals.doom(key, reserved)
+        if free is None:
+            self.room.failed(key)
+        else:
+            self.room.refused(key, known, free, self._writes)
+            self._refit()
 
     def doom(self, key: BlockKey, nbytes: int) -> None:
         """Let a record that is not in the index any more go, from every rank."""
@@ -117,21 +131,36 @@ class Space:
         """How many removals more may be under way."""
         return self._removals.left
 
-    def remove(self, key: BlockKey, nbytes: int) -> None:
-        """Account a removal that is ordered: its bytes stay used until every rank has answered."""
+    def evict(self, key: BlockKey, nbytes: int) -> None:
+        """Account a removal for room that is ordered: its bytes stay used until every rank has answered."""
+        self.room.evicted(key)
+        self._victims.add(key)
         self._removals.begin(key, nbytes)
 
     def removed(self, key: BlockKey, *, ok: bool) -> None:
         """Account a removal that ended: its bytes are free, or it is tried again later."""
-        self._resize(-self._removals.end(key, ok=ok))
+        nbytes = self._removals.end(key, ok=ok)
+        self._resize(-nbytes)
+        if key in self._victims:
+            self._victims.discard(key)
+            self.room.removed(nbytes)
 
     # room
 
+    def ask(self) -> bool:
+        """Whether to ask the ranks now how much their media still take."""
+        return self.room.ask()
+
+    def measured(self, free: int | None) -> None:
+        """Take how much the fullest medium still takes; None: no answer."""
+        self.room.measured(self._known, free)
+        self._refit()
+
     def lacking(self) -> int:
         """Return the bytes to make room for now; 0 while foreign ones are being reclaimed."""
-        need = max(self._headroom, self.wanted) - self.free - self._removals.nbytes_under_way
+        need = max(self.room.headroom, self.wanted) - self.free - self._removals.nbytes_under_way
         self.wanted = 0
-        return 0 if self._reclaiming else max(0, need)
+        return max(0, need) if self.room.evicts and not self._reclaiming else 0
 
     def reclaim(self, nbytes: int) -> bool:
         """Whether `nbytes` are to be reclaimed from other namespaces, which go before our own records."""
@@ -145,6 +174,7 @@ class Space:
         before, asked = self._reclaiming or (0, 0)
         self._reclaiming = None
         left = before if left is None else left
+        self.room.removed(max(0, before - left))
         if before - left < asked:
             self._reclaim_at = self._clock() + _RECLAIM_S
         self.found_foreign(left)
@@ -153,7 +183,7 @@ class Space:
         """Note the bytes of other namespaces on the same medium."""
         self._moved = self._clock()
         self.foreign = nbytes
-        self._over = max(0, -self.free)
+        self._refit()
 
     # what was there at start
 
@@ -219,12 +249,22 @@ class Space:
         Raises:
             AssertionError: they do not, or `writes` and `removes` under way are others than are accounted.
         """
-        parts = records + sum(self._writes.values()) + self._removals.nbytes + self._listed
+        assert self._writing == sum(self._writes.values()), "writes are miscounted"
+        parts = records + self._writing + self._removals.nbytes + self._listed
         assert self.used == parts, f"{self.used} bytes used, {parts} known"
         assert len(self._writes) == writes, "a lost reservation"
         assert not any(key in self._removals for key in self._writes), "a doomed record in use"
+        assert len(self._victims) <= removes, "a victim is not on its way"
         self._removals.check(removes)
         assert -self.free <= self._over, "over its capacity"
+
+    @property
+    def _known(self) -> int:
+        """Bytes that are surely on the medium, but for writes that are about to be answered."""
+        return self.used - self._writing + self.foreign
+
+    def _refit(self) -> None:
+        self._over = max(0, -self.free)
 
     def _resize(self, nbytes: int) -> None:
         """Account bytes that were not reserved: they may exceed the capacity."""
@@ -245,12 +285,9 @@ def make_space(
     """Account a tier of records of at most `largest` bytes; None where its room is not ours."""
     if spec.capacity is None:
         return None
-    some = max(spec.capacity // 16, min(largest, spec.capacity // 2))
-    headroom = min(spec.max_writes * largest, some)
     return Space(
         tier,
-        spec.capacity,
-        headroom=headroom,
+        Room(spec.capacity, largest, spec.max_writes, clock),
         ranks=ranks,
         index=index,
         groups=groups,

@@ -79,7 +79,12 @@ class TierStats:
     codecs: Tally[str] = counter(
         "tier_codec_writes", "Chunks written to the tier, by how they were encoded.", by="codec"
     )
-    capacity: int = gauge("tier_capacity_bytes", "Capacity of the tier, per rank.")
+    capacity: int = gauge(
+        "tier_capacity_bytes", "Capacity of the tier, per rank, as far as its medium has it."
+    )
+    short: int = gauge(
+        "tier_short_bytes", "Bytes of the configured capacity that the medium has not, per rank."
+    )
     used: int = gauge(
         "tier_used_bytes", "Bytes in use, per rank, with what is being written and removed."
     )

@@ -1,16 +1,22 @@
 """Keeps one lower tier going: opens it, resets it, probes it, takes in what it holds, makes room in it."""
 
+from collections.abc import Iterator
+from itertools import islice
+
 from kvtier.brain.lower_tier import LowerTier, Phase
 from kvtier.brain.operations import Operation
 from kvtier.brain.space import Space
 from kvtier.brain.state import State
-from kvtier.types import OpKind, Priority, TierOp
+from kvtier.types import BlockKey, OpKind, OpStatus, Priority, TierOp
 
-_SCAN_SLICE = 1024  # records found at start that are taken in per step: a few milliseconds
+_SCAN_SLICE = (
+    1024  # records found at start, or lost, that are taken in per step: a few milliseconds
+)
 _RETRY_S = 1.0
 _MAX_RETRY_S = 60.0
 _LIST_S = 10.0  # until a list that does not move is asked for again; then twice as long
 _MAX_LIST_S = 600.0
+_WELL = (OpStatus.OK, OpStatus.MISSING)  # of a probe; MISSING: and nothing of before is there
 
 
 class Upkeep:
@@ -23,6 +29,7 @@ class Upkeep:
         self._operations = state.operations
         self._clock = state.clock
         self._start = TierOp(0, OpKind.OPEN)  # what opens it: OPEN, after a reset RESET
+        self._ghosts: Iterator[BlockKey] = iter(())  # records that were removed behind our back
         self._begun = False
         self._started = False
         self._lingering = 0  # operations of ended epochs under way
@@ -41,6 +48,7 @@ class Upkeep:
         """
         self.lower.clear()
         self.lower.breaker.forget_probe()
+        self._ghosts = iter(())
         self._lingering = lingering
         self._begin(OpKind.RESET, manifest)
 
@@ -57,7 +65,11 @@ class Upkeep:
             case OpKind.RECLAIM if self.lower.space:
                 self.lower.space.reclaimed(operation.nbytes if operation.ok else None)
             case OpKind.PROBE:
-                self.lower.breaker.probed(ok=operation.ok)
+                self.lower.breaker.probed(ok=operation.status in _WELL)
+                if self.lower.space and operation.status is OpStatus.MISSING:
+                    self._ghosts = iter(self._residency.held(self.lower.tier))
+            case OpKind.ROOM if self.lower.space:
+                self.lower.space.measured(operation.free if operation.ok else None)
 
     def tick(self) -> None:
         """Do what is due; called once per step."""
@@ -74,8 +86,11 @@ class Upkeep:
         if lower.serving and lower.space:
             if found := lower.space.take_found(_SCAN_SLICE):
                 self._residency.record(lower.tier, found)
+            self._lay_ghosts(lower.space)
             for key in lower.space.take_doomed():
                 lower.remove(key)
+            if lower.space.ask():
+                self._order(TierOp(0, OpKind.ROOM, nbytes=lower.space.room.largest))
             self._make_room(lower.space)
 
     def _opened(self, operation: Operation) -> None:
@@ -110,6 +125,13 @@ class Upkeep:
         if self._started and not self._lingering:
             self.lower.phase = Phase.OPEN
 
+    def _lay_ghosts(self, space: Space) -> None:
+        """Forget records that a rank has lost as a whole; other ranks may have theirs still."""
+        tier = self.lower.tier
+        for key in islice(self._ghosts, _SCAN_SLICE):
+            if self._residency.index.flags_of(key) >> tier & 1 and key not in self.lower.ops:
+                space.doom(key, self._residency.erase(tier, key))
+
     def _make_room(self, space: Space) -> None:
         """Foreign bytes go before our own."""
         need = space.lacking()
@@ -128,6 +150,6 @@ class Upkeep:
             nbytes = self._residency.erase(tier, key)
             self._residency.policies[tier].evicted(key)
             self.lower.counters.evictions += 1
-            space.remove(key, nbytes)
+            space.evict(key, nbytes)
             self.lower.remove(key)
             need -= nbytes

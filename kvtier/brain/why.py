@@ -31,6 +31,7 @@ class Why(StrEnum):
     NOT_ADMITTED = "not_admitted", "the admission policy refused it"
     VETOED = "vetoed", "a hook refused it"
     NO_ROOM = "no_room", "there is no room, and none could be made at once"
+    FULL = "full", "the tier's medium is full, and writes into it wait"
     ORPHAN = "orphan", "its parent is in no tier"
     STALE = "stale", "its KV is of before a reset"
     BUSY = "busy", "another operation on it is under way, or as many as may be"

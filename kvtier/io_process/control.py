@@ -1,4 +1,4 @@
-"""One tier's own thread: what must not overlap (OPEN, RESET, RECLAIM, PROBE), and its scans beside it."""
+"""One tier's own thread: what must not overlap (OPEN, RESET, RECLAIM, PROBE, ROOM), and its scans beside it."""
 
 import logging
 import queue
@@ -11,7 +11,7 @@ from typing import Protocol
 from kvtier.errors import TierError
 from kvtier.io_process.records import Records, Served, Session
 from kvtier.tier import Entry
-from kvtier.types import OpKind, OpStatus, ScanBatch, TierOp
+from kvtier.types import PAGE, OpKind, OpStatus, ScanBatch, TierOp
 
 logger = logging.getLogger(__name__)
 
@@ -73,10 +73,14 @@ class TierControl:
             return self._change(op, epoch)
         if op.kind is OpKind.RECLAIM:
             return Served(OpStatus.OK, self.lower.reclaim(op.nbytes))
+        if op.kind is OpKind.ROOM:
+            return Served(OpStatus.OK, free=self.lower.free(op.nbytes))
         opening = self.lower.probe()
-        if opening is not None:
-            self._start_scan(opening)
-        return Served(OpStatus.OK)
+        if opening is None:
+            return Served(OpStatus.OK)
+        self._start_scan(opening, 0)
+        gone = next(self.lower.scan(self.lower.session), None) is None
+        return Served(OpStatus.MISSING if gone else OpStatus.OK)
 
     def _change(self, op: TierOp, epoch: int) -> Served:
         try:
@@ -90,28 +94,36 @@ class TierControl:
             foreign = self.lower.reclaim(0)
         except TierError as exc:
             logger.warning("foreign namespaces are not counted: %s", exc)
-        self._start_scan(op.op)
+        self._start_scan(op.op, foreign)
         return Served(OpStatus.OK, foreign)
 
-    def _start_scan(self, opening: int) -> None:
-        args = (opening, self.lower.session)
+    def _start_scan(self, opening: int, foreign: int) -> None:
+        args = (opening, self.lower.session, foreign)
         threading.Thread(target=self._scan, args=args, daemon=True).start()
 
-    def _scan(self, opening: int, session: Session | None) -> None:
-        """List what was there when `session` began, for the OPEN `opening`.
+    def _scan(self, opening: int, session: Session | None, held: int) -> None:
+        """List what was there when `session` began, for the OPEN `opening`; `held` are bytes of others.
 
         A list that is cut short says nothing of its end: whoever opened the tier anew lists it anew.
         """
-        entries = self._entries(session)
+        entries, free = self._entries(session), self._free()
         while True:
             some = list(islice(entries, SCAN_BATCH))
             if self.lower.session is not session:
                 return
             done = len(some) < SCAN_BATCH
+            held += sum(entry.nbytes for entry in some)
             keys, nbytes, mtimes = [list(column) for column in zip(*some, strict=True)] or ([],) * 3
             batch = ScanBatch(self._rank, self._index, opening, keys, nbytes, mtimes, done)
             if not self._speaker.report(batch) or done:
+                self.lower.judge_room(free, held)
                 return
+
+    def _free(self) -> int:
+        try:
+            return self.lower.free(PAGE)
+        except TierError:
+            return -1
 
     def _entries(self, session: Session | None) -> Iterator[Entry]:
         try:
@@ -126,7 +138,7 @@ def guarded(op: TierOp, run: Callable[[], Served]) -> Served:
         return run()
     except TierError as exc:
         logger.warning("%s of %s failed: %s", op.kind.name, op.key.hex() or "tier", exc)
-        return Served(OpStatus.ERROR, error=str(exc))
+        return Served(OpStatus.NO_ROOM if exc.full else OpStatus.ERROR, error=str(exc))
     except Exception as exc:
         logger.exception("%s of %s failed", op.kind.name, op.key.hex() or "tier")
         return Served(OpStatus.ERROR, error=repr(exc))

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
@@ -19,10 +20,12 @@ from kvtier.io_process.shelf import TierShelf
 from kvtier.io_process.wire import IoSetup
 from kvtier.tier import Bytes, Entry, Site, Tier
 from kvtier.types import PAGE, OpKind, OpStatus, TierOp
+from kvtier.units import format_nbytes
 
 logger = logging.getLogger(__name__)
 
 PROBE_KEY = b"\0kvtier probe"
+_SAY_S = 60.0  # between two lines about a medium that is full
 WORTH_IT = 0.97  # an encoding larger than this share of the chunk is not kept
 
 
@@ -34,6 +37,7 @@ class Served(NamedTuple):
     error: str = ""
     codec: str = ""  # WRITE: what the record is encoded with
     score: float = 0.0
+    free: int = -1  # NO_ROOM: bytes that the medium still takes; -1: nobody can say
 
 
 class _Change(NamedTuple):
@@ -81,6 +85,7 @@ class Records:
         self._tier = tier
         self._codec = codec
         self._decoders = Decoders(*(codec.among if isinstance(codec, CodecChoice) else (codec,)))
+        self._site = site
         self._rank = site.rank
         self._slots = slots
         self._group_nbytes = setup.group_nbytes
@@ -90,6 +95,8 @@ class Records:
         self._scratch = ThreadBuffers(padded(max(setup.group_nbytes.values()) + MARGIN))
         self._session: Session | None = None
         self._pending: _Change | None = None
+        self._say_full_at = 0.0
+        self._judged = False
 
     @property
     def session(self) -> Session | None:
@@ -133,8 +140,13 @@ class Records:
         """Remove foreign namespaces until `nbytes` are free and return the foreign bytes left."""
         return self._tier.reclaim(nbytes)
 
+    def free(self, nbytes: int) -> int:
+        """Return how many bytes of records of `nbytes` each the medium still takes; -1: nobody can say."""
+        free = self._tier.free(nbytes)
+        return -1 if free is None else free
+
     def probe(self) -> int | None:
-        """Write, read back and drop a small record, after opening again what is not open or not there.
+        """Try the tier out, after opening again what is not open or not there.
 
         Returns:
             The operation that a namespace had to be opened for, and whose list begins anew; else None.
@@ -144,14 +156,14 @@ class Records:
         """
         if self._pending is None:
             with suppress(TierError):
-                self._write_and_read()
+                self._try_out()
                 return None
         change, session = self._pending, self._session
         if change is None and session is not None:  # somebody removed its directory
             change = _Change(session.change.op._replace(kind=OpKind.OPEN), session.change.epoch)
         if change is not None:
             self.change(*change)
-        self._write_and_read()
+        self._try_out()
         return change.op.op if change else None
 
     def scan(self, session: Session | None) -> Iterator[Entry]:
@@ -163,6 +175,21 @@ class Records:
                 self._tier.remove(PROBE_KEY)
             elif not entry.key.startswith(shelf.PREFIX):
                 yield entry
+
+    def judge_room(self, free: int, held: int) -> None:
+        """Warn once if the medium, which has so much free beside what is held there, is too small for the tier."""
+        site = self._site
+        if self._judged or free < 0 or site.rank % site.local_ranks:
+            return
+        self._judged = True
+        if free + held < site.capacity:
+            logger.warning(
+                "tier %r: a capacity of %s per rank, and its medium has room for %s: it will hold no more than that; "
+                "is the disk mounted? else lower tiers[].capacity",
+                self.name,
+                format_nbytes(site.capacity),
+                format_nbytes(free + held),
+            )
 
     def located(self) -> list[tuple[int, int]]:
         """Return NUMA nodes and the bytes on each that the tier's memory has now."""
@@ -203,8 +230,24 @@ class Records:
         )
         page = self._scratch.header
         record.pack(header, page)
-        nbytes = self._tier.write(op.key, [page, *encoding.pieces])
+        pieces = [page, *encoding.pieces]
+        try:
+            nbytes = self._tier.write(op.key, pieces)
+        except TierError as exc:
+            if not exc.full:
+                raise
+            self._say_full(exc)
+            free = -1 if exc.quota else self.free(sum(map(len, pieces)))
+            return Served(OpStatus.NO_ROOM, error=str(exc), free=free)
         return Served(OpStatus.OK, nbytes, codec=encoding.label)
+
+    def _say_full(self, exc: TierError) -> None:
+        """Log it, now and then."""
+        now = time.monotonic()
+        if now >= self._say_full_at:
+            self._say_full_at = now + _SAY_S
+            said = "tier %r has no room: %s; it goes on with what it has, and takes that for its capacity"
+            logger.warning(said, self.name, exc)
 
     def _score(self, op: TierOp) -> Served:
         layout = self._layouts.get(op.group, "nobody said")
@@ -216,6 +259,15 @@ class Records:
             return Served(OpStatus.MISSING, error=why)
         chunk = self._slots.view(op.target)[: self._group_nbytes[op.group]]
         return Served(OpStatus.OK, score=key_norm(chunk, layout))
+
+    def _try_out(self) -> None:
+        """Write, read back and drop a small record; a medium that is only full is well."""
+        try:
+            self._write_and_read()
+        except TierError as exc:
+            if not exc.full:
+                raise
+            self._tier.read(PROBE_KEY, [self._scratch.tail])
 
     def _write_and_read(self) -> None:
         pages = self._scratch

@@ -88,12 +88,19 @@ class Service:
 
     def answer(self, op: TierOp, served: Served, seconds: float = 0.0) -> None:
         """Answer one operation; any thread."""
-        result = OpResult(
-            self._rank, op.op, served.status, served.nbytes, seconds, served.error, served.codec
+        self._outbox.add(
+            OpResult(
+                self._rank,
+                op.op,
+                served.status,
+                served.nbytes,
+                seconds,
+                served.error,
+                served.codec,
+                served.score,
+                served.free,
+            )
         )
-        if op.kind is OpKind.SCORE:
-            result = result._replace(score=served.score)
-        self._outbox.add(result)
 
     def report(self, batch: ScanBatch) -> bool:
         """Pass a scan batch on, waiting for room; any thread."""

@@ -14,6 +14,7 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 import time
 import weakref
 from collections.abc import Iterable, Iterator
@@ -87,23 +88,30 @@ def lock_rank(base: Path, site: Site, timeout_s: float) -> int:
     Raises:
         ConfigError: somebody else still holds it.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-    fd = os.open(base / f"r{site.rank}.lock", flags, 0o600)
-    try:
-        for _ in range(max(1, round(timeout_s / _RETRY_S))):
-            if _try_lock(fd):
-                os.ftruncate(fd, 0)
-                os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    holder = ""
+    for _ in range(max(1, round(timeout_s / _RETRY_S))):
+        fd = os.open(_lock_of(base, site), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            if _try_lock(fd) and has_lock(fd, base, site):
+                with suppress(OSError):  # for people only, and the disk may be full
+                    os.ftruncate(fd, 0)
+                    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
                 return fd
-            time.sleep(_RETRY_S)
-        holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
-        raise ConfigError(
-            f"tier {site.name!r}: {base} is in use by another engine (rank {site.rank}, pid {holder}); "
-            "stop it, or give this engine a path of its own"
-        )
-    except BaseException:
+            holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
+        except BaseException:
+            os.close(fd)
+            raise
         os.close(fd)
-        raise
+        time.sleep(_RETRY_S)
+    raise ConfigError(
+        f"tier {site.name!r}: {base} is in use by another engine (rank {site.rank}, pid {holder or 'unknown'}); "
+        "stop it, or give this engine a path of its own"
+    )
+
+
+def has_lock(fd: int, base: Path, site: Site) -> bool:
+    """Whether `fd` is what others would have to lock for this rank's place: nobody has removed the file since."""
+    return _is_at(fd, _lock_of(base, site))
 
 
 def locked_ranks(base: Path) -> list[str]:
@@ -218,6 +226,10 @@ def _is_own_dir(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
+def _lock_of(base: Path, site: Site) -> Path:
+    return base / f"r{site.rank}.lock"
+
+
 def _locks(base: Path) -> list[Path]:
     return sorted(p for p in base.glob("r*.lock") if p.is_file() and not p.is_symlink())
 
@@ -253,6 +265,13 @@ def _is_at(fd: int, path: Path) -> bool:
 
 
 def _describe(namespace: Path, manifest: str) -> None:
+    """Write the manifest; where it is there already nothing is written, so that a full disk can be read."""
+    file = namespace / MANIFEST
+    with suppress(OSError, ValueError):
+        if stat.S_ISREG(file.lstat().st_mode) and file.read_text() == manifest:
+            with suppress(OSError):
+                os.utime(file)
+            return
     with replacement(namespace / MANIFEST) as partial:
         partial.touch(0o600)
         partial.write_text(manifest)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from kvtier.errors import ConfigError, TierError
+from kvtier.errors import FULL, ConfigError, TierError
 from kvtier.tier import Bytes, Entry, Site, Tier
 from kvtier.tiers import directory
 from kvtier.tiers.directory import PARTIAL, SUFFIX, Root
@@ -28,6 +28,17 @@ from kvtier.types import PAGE
 logger = logging.getLogger(__name__)
 
 _LOCK_TIMEOUT_S = 10.0
+_FOR_GOOD = (
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EINVAL,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EPERM,
+)  # what no retry cures: the path is wrong, or not for this user
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO must not take a thread for ever
 
 
@@ -38,7 +49,11 @@ class FileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class FileTier(Tier):
-    """Store records as files. Any thread; operations share nothing but the open directory."""
+    """Store records as files. Any thread; operations share nothing but the open directory.
+
+    Where the medium is ill when this is made (full, read-only, stale), `open` tries again; only a path that
+    cannot be used, or that another engine uses, is a ConfigError.
+    """
 
     Config = FileConfig
     persistent = True
@@ -52,29 +67,28 @@ class FileTier(Tier):
         self._serial = itertools.count()
         self._root: Root | None = None
         self._tried: Path | None = None  # what was opened last, well or badly
+        self._lock = -1
+        self._direct: int | None = None  # the flag of O_DIRECT or 0; None: not known yet
         try:
-            self._base.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = directory.lock_rank(self._base, site, lock_timeout_s)
+            self._settle(lock_timeout_s)
         except OSError as exc:
-            raise ConfigError(f"tier {site.name!r}: {config.path}: {exc.strerror}") from exc
-        try:
-            refused = refuses_direct(self._base)
-        except OSError as exc:
-            self.close()
-            raise ConfigError(f"tier {site.name!r}: {config.path}: {exc.strerror}") from exc
-        if refused:
-            said = "tier %r: %s takes no O_DIRECT (%s); using the page cache"
-            logger.warning(said, site.name, self._base, refused)
-        self._direct = 0 if refused else os.O_DIRECT
-        self._sweep(
-            [trash for base in directory.bases(self._path) for trash in directory.trash_in(base)]
-        )
+            if exc.errno in _FOR_GOOD:
+                self.close()
+                raise ConfigError(f"tier {site.name!r}: {config.path}: {exc.strerror}") from exc
+            said = "tier %r is closed, and is tried again: %s: %s"
+            logger.warning(said, site.name, config.path, exc.strerror)
 
     def open(self, namespace: str, manifest: str) -> None:
         self._root = None
         self._tried = self._base / namespace / f"r{self._site.rank}"
         with self._medium("open"):
-            self._root = Root(self._base / namespace, self._site.rank, manifest)
+            self._settle()
+            try:
+                self._root = Root(self._base / namespace, self._site.rank, manifest)
+            except OSError as exc:
+                if exc.errno not in FULL or not self._make_way(namespace):
+                    raise
+                self._root = Root(self._base / namespace, self._site.rank, manifest)
 
     def reclaim(self, nbytes: int) -> int:
         own = self._opened("reclaim").path.parent.name
@@ -90,11 +104,21 @@ class FileTier(Tier):
                     left += namespace.nbytes
         return -(-left // self._site.local_ranks)
 
+    def free(self, nbytes: int) -> int | None:
+        with self._medium("free"):
+            if self._direct is None and self._lock >= 0:  # the medium was full when it was opened
+                self._direct = self._find_direct()
+            found = os.statvfs(self._base)
+        free = found.f_bavail * found.f_frsize
+        if found.f_files:  # 0 where inodes are made as they are needed
+            free = min(free, found.f_favail * nbytes)
+        return free // (self._site.local_ranks * self._site.engines)
+
     def read(self, key: bytes, bufs: Sequence[Bytes]) -> int:
         root = self._opened("read")
         with self._medium("read"):
             try:
-                fd = os.open(_name(key), _READ | self._direct, dir_fd=root.fd)
+                fd = os.open(_name(key), _READ | (self._direct or 0), dir_fd=root.fd)
             except FileNotFoundError:
                 return 0
             except OSError:
@@ -109,7 +133,7 @@ class FileTier(Tier):
     def write(self, key: bytes, bufs: Sequence[Bytes]) -> int:
         root = self._opened("write")
         partial = f"{PARTIAL}/{key.hex()}.{next(self._serial)}.partial"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | self._direct
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | (self._direct or 0)
         try:
             fd = os.open(partial, flags, 0o600, dir_fd=root.fd)
             try:
@@ -136,6 +160,8 @@ class FileTier(Tier):
             yield from _scan(root.fd)
 
     def reset(self, namespace: str, manifest: str) -> None:
+        with self._medium("reset"):
+            self._settle()  # what is there now may be another engine's
         if self._tried is not None:  # also where it could not be opened
             self._abandon(self._tried)
         # An earlier engine may have come this far too, with other weights.
@@ -144,6 +170,45 @@ class FileTier(Tier):
 
     def close(self) -> None:
         self._root = None
+        self._unlock()
+
+    def _settle(self, lock_timeout_s: float = 0.0) -> None:
+        """Make the directory, lock it and find out how it is read; again where somebody has removed it.
+
+        Raises:
+            ConfigError: another engine uses it.
+            OSError: the medium says no.
+        """
+        self._base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._lock < 0 or not directory.has_lock(self._lock, self._base, self._site):
+            lock = directory.lock_rank(self._base, self._site, lock_timeout_s)
+            self._unlock()
+            self._lock = lock
+            self._direct = None
+            bases = directory.bases(self._path)
+            self._sweep([trash for base in bases for trash in directory.trash_in(base)])
+        if self._direct is None:
+            self._direct = self._find_direct()
+
+    def _find_direct(self) -> int | None:
+        try:
+            refused = refuses_direct(self._base)
+        except OSError as exc:
+            if exc.errno not in FULL:
+                raise
+            return None  # what is there can be read all the same; the next `open` tries again
+        if refused:
+            said = "tier %r: %s takes no O_DIRECT (%s); using the page cache"
+            logger.warning(said, self._site.name, self._base, refused)
+        return 0 if refused else os.O_DIRECT
+
+    def _make_way(self, own: str) -> bool:
+        """Remove the oldest namespace that nobody uses: a new one has no room on a full medium."""
+        if self._site.rank % self._site.local_ranks:
+            return False  # one of the ranks does it
+        return any(directory.discard(each.path) for each in directory.foreign(self._base, own))
+
+    def _unlock(self) -> None:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -159,7 +224,7 @@ class FileTier(Tier):
         """Say of a failure of the medium which tier and operation it met."""
         try:
             yield
-        except OSError as exc:
+        except (OSError, ConfigError) as exc:
             raise TierError(self._site.name, operation, str(exc)) from exc
 
     def _abandon(self, path: Path) -> None:
@@ -279,7 +344,7 @@ def refuses_direct(folder: Path) -> str:
     """Write and read a page with O_DIRECT; return why that failed, or nothing.
 
     Raises:
-        OSError: not even a file can be written there.
+        OSError: not even a file can be written there, or there is no room for one.
     """
     page = mmap.mmap(-1, PAGE)
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".kvtier-probe-") as file:
@@ -292,5 +357,7 @@ def refuses_direct(folder: Path) -> str:
             finally:
                 os.close(fd)
         except OSError as exc:
+            if exc.errno in FULL:
+                raise
             return exc.strerror or str(exc)
     return ""

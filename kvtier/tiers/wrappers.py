@@ -24,6 +24,9 @@ class TierWrapper(Tier):
     def reclaim(self, nbytes: int) -> int:
         return self._inner.reclaim(nbytes)
 
+    def free(self, nbytes: int) -> int | None:
+        return self._inner.free(nbytes)
+
     def located(self) -> list[tuple[int, int]]:
         return self._inner.located()
 

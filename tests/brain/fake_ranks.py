@@ -95,6 +95,13 @@ class Ranks:
         self.sent: list[TierOp] = []
         self.epoch = 0
         self.lost: set[tuple[int, int, bytes]] = set()  # removed behind the brain's back
+        self.free = 0  # what a rank says that has no room; -1: nobody can say
+        self.medium: int | None = (
+            None  # bytes that a rank's tiers have together; None: no end of them
+        )
+        self.others = 0  # bytes of it that somebody else has
+        self.kept = 0  # bytes of it that stay although they were removed
+        self.snapshot = False  # removed bytes stay
 
     # from the brain
 
@@ -178,11 +185,19 @@ class Ranks:
     ) -> None:
         """Let one rank carry out and answer one operation."""
         op = self.pending[op_id]
+        if self.medium is not None:
+            self.free = max(0, self.medium - self.occupied(rank) - self.others - self.kept)
+            if op.kind is OpKind.WRITE and status is OpStatus.OK and self.free < RECORD:
+                status = OpStatus.NO_ROOM
         status, nbytes = self._execute(op, rank, status)
         self.left[op_id].discard(rank)
         if not self.left[op_id]:
             del self.pending[op_id], self.left[op_id]
-        self.cache.complete([OpResult(rank, op_id, status, nbytes, seconds)])
+        self.cache.complete([OpResult(rank, op_id, status, nbytes, seconds, free=self.free)])
+
+    def occupied(self, rank: int) -> int:
+        """Bytes of a rank's records."""
+        return RECORD * sum(map(len, self.ranks[rank].records.values()))
 
     def answer_all(self, status: OpStatus = OpStatus.OK, kinds: Sequence[OpKind] = TRACKED) -> None:
         """Let every rank answer everything of these kinds, in order."""
@@ -215,6 +230,7 @@ class Ranks:
                 assert rank.slots[op.slot] == Content(op.key, self.born[op.op]), "wrote other bytes"
             return status, RECORD
         if op.kind is OpKind.REMOVE and status is OpStatus.OK:
+            self.kept += RECORD * (self.snapshot and op.key in records)
             records.pop(op.key, None)
         if op.kind is OpKind.RESET and status in (OpStatus.OK, OpStatus.DIED):
             records.clear()

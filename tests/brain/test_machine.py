@@ -12,6 +12,7 @@ from kvtier.hook import HookSet
 from kvtier.registry import ADMISSION, EVICTION
 from kvtier.types import Medium, OpStatus, WriteMode
 from tests.brain.fake_engine import Engine, Shape
+from tests.brain.fake_ranks import RECORD
 
 NAMES = "abcde"
 PICK = st.integers(0, 30)
@@ -21,8 +22,10 @@ FAULTS = [
     OpStatus.ERROR,
     OpStatus.DEADLINE,
     OpStatus.CANCELLED,
+    OpStatus.NO_ROOM,
 ]
 STATUSES = [*[OpStatus.OK] * 14, *FAULTS]
+FREE = [-1, 0, 0, RECORD, 8 * RECORD, 1 << 40]
 WAITS = [0.1, 0.1, 1.1, 2.5, 70.0]
 
 
@@ -110,6 +113,10 @@ class Machine(RuleBasedStateMachine):
     def answer(self, n: int, rank: int, status: OpStatus) -> None:
         self.engine.answer(n, rank, status)
 
+    @rule(free=st.sampled_from(FREE))
+    def fill(self, free: int) -> None:
+        self.engine.ranks.free = free
+
     @rule(rank=PICK)
     def die(self, rank: int) -> None:
         self.engine.die(rank)
@@ -189,6 +196,7 @@ def random_calls(engine: Engine, rng: random.Random) -> list[tuple[int, Callable
         (16, lambda: engine.ranks.drain()),
         (6, lambda: engine.step()),
         (40, lambda: engine.answer(pick(), pick(), rng.choice(STATUSES))),
+        (2, lambda: setattr(engine.ranks, "free", rng.choice(FREE))),
         (1, lambda: engine.die(pick())),
         (1, lambda: engine.answer_nothing(rng.randrange(400), rng.randrange(4))),
         (10, lambda: engine.scan(pick(), rng.randint(1, 3))),

@@ -326,6 +326,6 @@ def test_foreign_bytes_above_the_capacity_are_nobody_s_fault_after_a_reset() -> 
     made = started(THROUGH)
     space = made.cache._state.lowers[0].space
     assert space
-    space.found_foreign(space.capacity + RECORD)
+    space.found_foreign(space.room.capacity + RECORD)
     made.ranks.reset()
     made.verify()

@@ -21,6 +21,7 @@ BELOW = Shape(
     found=tuple(("a", i) for i in range(8)),
 )
 EVICT = Shape(slots=2, modes=(WriteMode.ON_EVICT,), watermark=0.0)
+FULL = EVICT._replace(modes=(WriteMode.THROUGH,), capacity=20)
 NEVER = "tests.brain.fake_engine:Never"
 
 FROM_OUTSIDE = {Why.OFF, Why.HINT, Why.TIER_FILTER}
@@ -168,6 +169,14 @@ def driven_out_unopened() -> Engine:
     return made
 
 
+def driven_out_while_it_is_full(made: Engine) -> None:
+    stored(made, A[:1])
+    made.ranks.medium = 0
+    made.step()
+    made.step()
+    driven_out(made)
+
+
 def driven_out_beside_many(made: Engine) -> None:
     """Three writes may be under way, five slots are wanted."""
     stored(made, A[:5])
@@ -215,6 +224,7 @@ CASES = [
     Case(Why.NOT_ADMITTED, driven_out, EVICT._replace(below_admission=NEVER), "tier", 2),
     Case(Why.VETOED, driven_out, EVICT._replace(hooks=refuse("tier1")), "tier", 2),
     Case(Why.NO_ROOM, driven_out, EVICT._replace(capacity=1), "tier", 1),
+    Case(Why.FULL, driven_out_while_it_is_full, FULL, "tier", 2),
     Case(Why.BUSY, driven_out_beside_many, EVICT._replace(slots=5, capacity=20), "tier", 2),
     Case(Why.FAILED, driven_out_onto_errors, EVICT, "tier", 2),
 ]

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from kvtier.demo.process import session
 from kvtier.types import PAGE
 from tests.engine import damage
@@ -49,6 +51,18 @@ class Disk:
         new = self.control.with_suffix(".new")
         new.write_text(json.dumps(faults))
         new.replace(self.control)
+
+    def fill(self, left: int) -> None:
+        """Leave so many bytes free; where it is no file system of its own the test is skipped."""
+        if not self.mounted:
+            pytest.skip("mounting a small file system is not allowed here")
+        with (self.path / "ballast").open("wb") as file:
+            found = os.statvfs(self.path)
+            os.posix_fallocate(file.fileno(), 0, found.f_bavail * found.f_frsize - left)
+
+    def free(self) -> None:
+        """Take that away."""
+        (self.path / "ballast").unlink(missing_ok=True)
 
     def records(self) -> set[Path]:
         """Every record."""

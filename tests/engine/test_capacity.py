@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 
 import pytest
 
 from tests.engine.conftest import EngineFactory
+from tests.engine.faults import FILLER
 from tests.engine.rig import ASKED, EVERY, RECORD, SHARED, Disk, Rig, config, rig
 from tests.engine.scenarios import Reference
+from tests.patience import until
 
 ASKED_OF_LLAMA = EVERY
 SLOTS = 4
@@ -65,6 +68,15 @@ def test_more_requests_than_slots_wait_for_nobody(small: Rig) -> None:
     assert small.count("store_refusals_total", reason="no_room") > 0
 
 
+@pytest.fixture
+def beyond(engine: EngineFactory, llama: Path, disk: Disk, reference: Reference) -> Iterator[Rig]:
+    """A disk with room for 80 records, and a capacity of 2000."""
+    disk.fail()
+    disk.fill(left=80 * RECORD)
+    yield Rig(engine(config(llama, disk, slots=32)), disk, reference)
+    disk.free()
+
+
 def test_slots_that_wait_for_a_hung_disk_are_waited_for_by_nobody(small: Rig) -> None:
     small.disk.fail(hang=True)
     small.ask(*ASKED[6:10])
@@ -74,3 +86,20 @@ def test_slots_that_wait_for_a_hung_disk_are_waited_for_by_nobody(small: Rig) ->
     small.disk.fail()
     small.settle()
     assert small.ask(ASKED[0])
+
+
+def test_a_capacity_above_what_the_disk_has(beyond: Rig) -> None:
+    """128 chunks for 80 places: what is there is read, nothing trips, and no answer is another's."""
+    step = partial(beyond.engine.generate, [FILLER], 1)
+    for prompt in ASKED:
+        beyond.ask(prompt)
+        step()
+    until(lambda: beyond.failures("no_room") > 0, "a write finds no room", step)
+    assert beyond.count("tier_short_bytes") > 1 << 29
+    assert beyond.engine.reset()
+    hits = [beyond.cached(prompt) for prompt in ASKED]
+    assert sum(hits) >= 60, hits
+    assert (beyond.count("tier_trips_total"), beyond.failures("error")) == (0, 0)
+    assert beyond.disk.partial() == []
+    beyond.disk.assert_whole()
+    beyond.engine.call("tests.engine.faults:check_brain")

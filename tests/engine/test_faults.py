@@ -5,6 +5,7 @@ import os
 import resource
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from kvtier.demo.process import session
 from tests.engine import damage
 from tests.engine.conftest import EngineFactory
 from tests.engine.damage import DAMAGES
+from tests.engine.faults import FILLER
 from tests.engine.rig import (
     ASKED,
     CHUNK,
@@ -28,6 +30,7 @@ from tests.engine.rig import (
     rig,
 )
 from tests.engine.scenarios import TOKENS, Reference
+from tests.patience import until
 
 ASKED_OF_LLAMA = EVERY
 
@@ -127,20 +130,19 @@ def test_failing_writes_leave_dram_at_work(bad: Rig) -> None:
 
 
 def test_a_full_disk(bad: Rig) -> None:
-    if not bad.disk.mounted:
-        pytest.skip("mounting a small file system is not allowed here")
-    ballast = bad.disk.path / "ballast"
-    with ballast.open("wb") as file:
-        stat = os.statvfs(bad.disk.path)
-        os.posix_fallocate(file.fileno(), 0, stat.f_bavail * stat.f_frsize - SLOT)
+    trips, failed = bad.count("tier_trips_total"), bad.failures("no_room")
+    bad.disk.fill(left=SLOT)
     try:
-        trips = writes_fail_and_dram_goes_on(bad, ASKED[3])
+        assert bad.cached(ASKED[3]) == 0
+        step = partial(bad.engine.generate, [FILLER], 1)
+        until(lambda: bad.failures("no_room") > failed, "a write finds no room", step)
         assert bad.disk.partial() == []
-        bad.engine.generate([ASKED[1]], 1)
+        assert bad.engine.reset()
+        assert bad.cached(ASKED[3]) == 8, "from DRAM"
     finally:
-        ballast.unlink()
-    rests_and_recovers(bad, trips)
-    assert len(bad.stored(ASKED[3])) == 8
+        bad.disk.free()
+    assert bad.count("tier_short_bytes") > 0
+    assert bad.count("tier_trips_total") == trips, "nothing is wrong with the disk"
 
 
 def test_a_limit_on_file_sizes(bad: Rig) -> None:

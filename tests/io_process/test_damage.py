@@ -159,5 +159,5 @@ def test_the_whole_namespace_deleted_is_errors_until_a_probe(io: Rig) -> None:
     shutil.rmtree(io.path / namespace_of(MANIFEST))
     assert io.one(OpKind.READ, 0, slot=40).status is OpStatus.MISSING
     assert io.one(OpKind.WRITE, 0).status is OpStatus.ERROR
-    assert io.one(OpKind.PROBE).status is OpStatus.OK
+    assert io.one(OpKind.PROBE).status is OpStatus.MISSING, "well again, and all is gone"
     assert io.one(OpKind.WRITE, 0).status is OpStatus.OK

@@ -1,13 +1,9 @@
-"""A full disk, a file that may not grow, a signal: errors of the real kernel, one operation each."""
+"""A file that may not grow, no descriptors, a signal: errors of the real kernel, one operation each."""
 
 import os
 import resource
 import signal
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from kvtier.types import OpKind, OpStatus
 from tests.interrupts import heeded
@@ -16,38 +12,6 @@ from tests.io_process.rig import file_tier, rig
 
 def leftovers(path: Path) -> list[Path]:
     return list(path.rglob("*.partial"))
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "small"
-    path.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=160k,mode=700", "none", str(path)],
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        pytest.skip(f"mount was refused: {done.stderr.strip()}")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
-
-
-def test_a_full_disk_refuses_writes_and_serves_reads(small_disk: Path) -> None:
-    with rig([file_tier(small_disk)]) as io:
-        for i in range(12):
-            io.fill(i)
-        results = io.run(*[io.op(OpKind.WRITE, i) for i in range(12)])
-        well = [i for i, result in enumerate(results) if result.status is OpStatus.OK]
-        full = [result for result in results if result.status is not OpStatus.OK]
-        assert well
-        assert full
-        assert all("No space left" in result.error for result in full)
-        assert not leftovers(small_disk)
-        assert len(list(small_disk.rglob("*.kvt"))) == len(well)
-        assert io.one(OpKind.READ, well[0], slot=40).status is OpStatus.OK
-        io.run(*[io.op(OpKind.REMOVE, i) for i in well])
-        assert io.one(OpKind.WRITE, 0).status is OpStatus.OK
 
 
 def test_a_file_size_limit_is_an_error(tmp_path: Path) -> None:
