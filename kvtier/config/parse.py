@@ -1,6 +1,9 @@
 """From decoded YAML to the structs: units, plugins, defaults that depend on the kind of a tier."""
 
+from errno import ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
 from os import path as os_path
+from os import stat
+from stat import S_ISDIR
 
 import msgspec
 
@@ -188,6 +191,14 @@ def _lower(tier: dict[str, object], kind: str, given: dict[str, object], path: s
         tier["write"] = WriteMode.IDLE
 
 
+def _is_no_directory(path: str) -> bool:
+    """Whether that is certain: a disk that is ill, or does not answer, may have it."""
+    try:
+        return not S_ISDIR(stat(path).st_mode)
+    except OSError as exc:
+        return exc.errno in (ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG)
+
+
 def _directory(options: object, path: str, here: bool) -> None:
     """Refuse a directory that cannot be made; the tier itself finds out whether it may write there."""
     directory = options.get("path") if isinstance(options, dict) else None
@@ -205,12 +216,12 @@ def _directory(options: object, path: str, here: bool) -> None:
         raise mistake(path, f"{directory!r} is the root of all; give a directory of its own in it")
     if not here:
         return
-    if not os_path.isdir(parent):
+    if _is_no_directory(parent):
         raise mistake(path, f"there is no directory {parent!r} to make {directory!r} in")
-    if os_path.islink(directory) and not os_path.exists(directory):
-        raise mistake(path, f"{directory!r} is a link to nothing")
     if os_path.exists(directory) and not os_path.isdir(directory):
         raise mistake(path, f"{directory!r} is not a directory")
+    if os_path.islink(directory) and _is_no_directory(directory):
+        raise mistake(path, f"{directory!r} is a link to nothing")
 
 
 def _plugins(raw: dict[str, object], key: str, kind: str, path: str) -> None:

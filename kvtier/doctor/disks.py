@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from kvtier.config import Config
 from kvtier.doctor.finding import Finding, Level, Patient
+from kvtier.errors import FULL
 from kvtier.tiers.directory import SUFFIX
 from kvtier.tiers.file import refuses_direct
 from kvtier.units import format_nbytes
@@ -48,7 +49,10 @@ def look(path: Path, root: Path = Path("/")) -> Iterator[Finding]:
         return
     if read_only:
         said = f"{there} is on a read-only file system"
-        yield Finding(area, Level.FAIL, said, "mount it writable, or choose another path")
+        advice = (
+            "mount it writable, or choose another path; until then engines start without the tier"
+        )
+        yield Finding(area, Level.FAIL, said, advice)
         return
     if not os.access(there, os.W_OK | os.X_OK):
         yield Finding(area, Level.FAIL, f"{there} is not writable", "chown it to the engine's user")
@@ -58,7 +62,11 @@ def look(path: Path, root: Path = Path("/")) -> Iterator[Finding]:
     try:
         refused = refuses_direct(there)
     except OSError as exc:
-        refused = exc.strerror or str(exc)
+        full = exc.errno in FULL
+        advice = "make room there, or choose another path; until then engines write nothing into the tier"
+        said = f"nothing can be written: {exc.strerror or exc}"
+        yield Finding(area, Level.WARN if full else Level.FAIL, said, advice)
+        refused = ""
     if refused:
         advice = "records go through the page cache; ext4 and xfs take O_DIRECT"
         yield Finding(area, Level.WARN, f"no O_DIRECT: {refused}", advice)
@@ -85,7 +93,7 @@ def rooms(config: Config) -> Iterator[Finding]:
         capacity = sum(capacities.values())
         said = f"{format_nbytes(free)} free, {format_nbytes(held)} of records, for {format_nbytes(capacity)}"
         if free + held < capacity:
-            advice = "writes will fail when it is full: lower capacity"
+            advice = "the tier will hold what there is room for, and no more: lower capacity"
             yield Finding(area, Level.WARN, said, advice)
         else:
             yield Finding(area, Level.OK, said)

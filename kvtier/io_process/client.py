@@ -73,20 +73,23 @@ class IoClient:
     def wait_ready(self, timeout_s: float = _START_S) -> None:
         """Wait until the process has its tiers; blocks, so for the start of the engine only.
 
+        A process that hangs, as on a disk that does not answer, takes its operations when it is ready: until then its
+        tiers are closed.
+
         Raises:
             ConfigError: it cannot work, in its own words.
         """
         until = self._clock() + timeout_s
-        reason = f"the I/O process is not ready after {timeout_s:g} s"
         while self._child and not self.alive and self._clock() < until:
             self._child.wait(0.05)
             self._exchange(self._child)
             if self._child.broken:
-                reason = self._refusal or "the I/O process ended while it started; its log says why"
-                break
+                self.close()
+                ended = "the I/O process ended while it started; its log says why"
+                raise ConfigError(self._refusal or ended)
         if not self.alive:
-            self.close()
-            raise ConfigError(reason)
+            said = "the I/O process is not ready after %g s: the engine starts, its lower tiers are closed until then"
+            logger.warning(said, timeout_s)
 
     def submit(self, ops: Sequence[TierOp]) -> None:
         """Queue operations, and send what goes without waiting."""

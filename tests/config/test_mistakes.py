@@ -1,11 +1,13 @@
 """Every mistake in a configuration, and the exact words that answer it."""
 
+import errno
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from kvtier.config import load
+from kvtier.config import load, parse
 from kvtier.errors import ConfigError
 
 DRAM = {"name": "dram", "kind": "dram", "capacity": "1GiB"}
@@ -265,3 +267,18 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
 
 def test_a_source_of_the_wrong_type() -> None:
     assert message(3) == "expected the path of a YAML file or a mapping, got an integer"  # type: ignore[arg-type] # that is the test
+
+
+def test_a_disk_that_does_not_answer_is_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tier stays closed until the disk is well; the configuration is right."""
+    real = os.stat
+
+    def stale(path: str, *args: object, **more: object) -> os.stat_result:
+        if str(path).startswith("/mnt/stale"):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return real(path, *args, **more)  # type: ignore[arg-type]  # as it was called
+
+    monkeypatch.setattr(os, "stat", stale)
+    monkeypatch.setattr(parse, "stat", stale)
+    lower = {"kind": "file", "path": "/mnt/stale/kv", "capacity": "1GiB"}
+    assert load(tiers(lower)).tiers[1].options == {"path": "/mnt/stale/kv"}

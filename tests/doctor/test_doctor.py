@@ -15,6 +15,7 @@ from kvtier.config import Config, load
 from kvtier.doctor import devices, disks, engines, memory, probes, software
 from kvtier.doctor.finding import Finding, Level, Patient
 from tests import trees
+from tests.mounts import small_disk
 from tests.patience import HANG_S
 from tests.sealed import run_sealed
 from tests.trees import GIB
@@ -191,7 +192,7 @@ class TestDisks:
 
     def test_more_than_is_free(self, tmp_path: Path) -> None:
         (last,) = disks.rooms(files(1 << 60, tmp_path / "not there"))
-        assert (last.level, last.advice[:24]) == (Level.WARN, "writes will fail when it")
+        assert (last.level, last.advice[:24]) == (Level.WARN, "the tier will hold what ")
 
     def test_tiers_of_one_disk_are_added(self, tmp_path: Path) -> None:
         (room,) = disks.rooms(files(1 << 20, tmp_path / "a", tmp_path / "b"))
@@ -217,6 +218,13 @@ class TestDisks:
         assert (found.level, "Input/output error" in found.what) == (Level.FAIL, True)
         (found,) = disks.rooms(files(4096, tmp_path))
         assert (found.level, "Input/output error" in found.what) == (Level.FAIL, True)
+
+    def test_a_full_disk_is_said_to_be_full(self, tmp_path: Path) -> None:
+        with small_disk(tmp_path / "small", "size=64k") as disk:
+            disk.fill()
+            found = list(disks.look(disk.path))
+        full = "nothing can be written: No space left on device"
+        assert [each.what for each in found if each.level is Level.WARN] == ["on tmpfs", full]
 
     def test_overlayfs_is_named(self, tmp_path: Path) -> None:
         line = "29 1 0:27 / / rw - overlay overlay rw"

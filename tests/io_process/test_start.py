@@ -14,7 +14,7 @@ from kvtier.errors import ConfigError
 from kvtier.io_process.client import IoClient, IoSetup
 from kvtier.memory.arena import Arena
 from kvtier.types import OpKind, OpStatus
-from tests.io_process.rig import GROUP_NBYTES, SLOT_NBYTES, file_tier, rig
+from tests.io_process.rig import GROUP_NBYTES, MANIFEST, SLOT_NBYTES, Rig, file_tier, rig
 
 
 def refusal(tier: dict[str, object]) -> str:
@@ -132,13 +132,24 @@ def test_a_process_that_dies_while_it_starts_is_refused(
     arena.close()
 
 
-def test_waiting_has_an_end(tmp_path: Path) -> None:
+def test_a_process_that_hangs_while_it_starts_is_not_waited_for_for_ever(tmp_path: Path) -> None:
     arena = Arena(4, SLOT_NBYTES)
     setup = IoSetup(
-        arena_nbytes=arena.nbytes, slot_nbytes=SLOT_NBYTES, group_nbytes=GROUP_NBYTES, tiers=[]
+        arena_nbytes=arena.nbytes,
+        slot_nbytes=SLOT_NBYTES,
+        group_nbytes=GROUP_NBYTES,
+        tiers=[file_tier(tmp_path)],
     )
     client = IoClient(setup, arena.fd)
-    with pytest.raises(ConfigError, match="not ready after 0 s"):
-        client.wait_ready(0)
-    assert client.pid is None
+    assert client.pid
+    os.kill(client.pid, signal.SIGSTOP)
+    client.wait_ready(0.1)
+    assert not client.alive
+    io = Rig(client, arena)
+    io.submit(op := io.op(OpKind.OPEN, text=MANIFEST))
+    assert io.one(OpKind.READ).status is OpStatus.DIED
+    os.kill(client.pid, signal.SIGCONT)
+    io.until(lambda: op.op in io.results)
+    assert io.results[op.op].status is OpStatus.OK
+    client.close()
     arena.close()
