@@ -14,6 +14,7 @@ class SmallDisk:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.mounted = True
         self._filling = path / "filling"
 
     def fill(self, left: int = 0) -> None:
@@ -23,6 +24,11 @@ class SmallDisk:
 
     def free(self) -> None:
         self._filling.unlink()
+
+    def detach(self) -> None:
+        """Take it from its place, though files of it are open."""
+        subprocess.run(["umount", "--lazy", self.path], check=True)
+        self.mounted = False
 
     def remount(self, options: str) -> None:
         subprocess.run(["mount", "-o", f"remount,{options}", self.path], check=True)
@@ -36,7 +42,9 @@ def small_disk(path: Path, options: str) -> Iterator[SmallDisk]:
     done = subprocess.run(mount, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"mount was refused: {done.stderr.strip()}")
+    disk = SmallDisk(path)
     try:
-        yield SmallDisk(path)
+        yield disk
     finally:
-        subprocess.run(["umount", str(path)], check=True)
+        if disk.mounted:
+            subprocess.run(["umount", path], check=True)

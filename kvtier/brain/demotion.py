@@ -12,7 +12,7 @@ from kvtier.brain.space import worst_case
 from kvtier.brain.state import State
 from kvtier.brain.why import Why
 from kvtier.hook import HookKind
-from kvtier.types import TIER0, BlockKey, OpKind, WriteMode
+from kvtier.types import TIER0, BlockKey, OpKind, OpStatus, WriteMode
 
 _BATCH = 64  # victims per step in the background
 _PATIENCE_S = 1.0  # after a search in the background that found too few
@@ -144,7 +144,8 @@ class Demotion:
             residency.record(lower.tier, [(key, place, operation.nbytes)])
             self._state.hooks.tell(HookKind.DEMOTE, lower.tier, (key,))
         elif leaving and lower.space:
-            lower.counters.refused[Why.FAILED] += 1
+            full = operation.status is OpStatus.NO_ROOM
+            lower.counters.refused[Why.NO_ROOM if full else Why.FAILED] += 1
         if leaving and not any(self._writing(low, key) for low in self._owned):
             self._expel(key)
             self._counters.demotions += 1

@@ -11,7 +11,7 @@ from typing import Protocol
 from kvtier.errors import TierError
 from kvtier.io_process.records import Records, Served, Session
 from kvtier.tier import Entry
-from kvtier.types import PAGE, OpKind, OpStatus, ScanBatch, TierOp
+from kvtier.types import OpKind, OpStatus, ScanBatch, TierOp
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class TierControl:
 
     def _free(self) -> int:
         try:
-            return self.lower.free(PAGE)
+            return self.lower.free(self.lower.largest)
         except TierError:
             return -1
 

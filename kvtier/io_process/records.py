@@ -92,7 +92,9 @@ class Records:
         self._layouts = setup.layouts
         self._unscored: set[int] = set()  # groups of which it was said that they cannot be
         self._facts = {group: setup.facts(group) for group in setup.group_nbytes}
-        self._scratch = ThreadBuffers(padded(max(setup.group_nbytes.values()) + MARGIN))
+        largest = max(setup.group_nbytes.values())
+        self.largest = PAGE + padded(largest)  # bytes of a record whose codec saves nothing
+        self._scratch = ThreadBuffers(padded(largest + MARGIN))
         self._session: Session | None = None
         self._pending: _Change | None = None
         self._say_full_at = 0.0

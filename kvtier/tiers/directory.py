@@ -10,6 +10,7 @@ Every process holds a shared flock on the namespace directory that it uses: nobo
 followed, and a directory is a namespace only if it has a manifest and nothing that a namespace does not have.
 """
 
+import errno
 import fcntl
 import os
 import re
@@ -78,6 +79,14 @@ def bases(path: Path) -> list[Path]:
     """List the engines' directories at `path`: itself, and those of data-parallel engines below."""
     below = [p for p in path.iterdir() if _ENGINE.fullmatch(p.name) and _is_own_dir(p)]
     return [path, *sorted(below)]
+
+
+def device_of(path: Path) -> int:
+    """Return the number of the device that a path is on, or would be if it were made."""
+    for folder in (path, *path.parents):
+        with suppress(FileNotFoundError):
+            return os.stat(folder).st_dev
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
 
 def lock_rank(base: Path, site: Site, timeout_s: float) -> int:

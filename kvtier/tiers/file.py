@@ -68,6 +68,7 @@ class FileTier(Tier):
         self._root: Root | None = None
         self._tried: Path | None = None  # what was opened last, well or badly
         self._lock = -1
+        self._mounted = False  # it began on a file system of its own, not on the root's
         self._direct: int | None = None  # the flag of O_DIRECT or 0; None: not known yet
         try:
             self._settle(lock_timeout_s)
@@ -179,6 +180,10 @@ class FileTier(Tier):
             ConfigError: another engine uses it.
             OSError: the medium says no.
         """
+        on_root = directory.device_of(self._base) == directory.device_of(Path("/"))
+        if self._mounted and on_root:
+            raise OSError(errno.ENODEV, "its file system is not mounted any more")
+        self._mounted = not on_root
         self._base.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._lock < 0 or not directory.has_lock(self._lock, self._base, self._site):
             lock = directory.lock_rank(self._base, self._site, lock_timeout_s)

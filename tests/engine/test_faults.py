@@ -3,6 +3,7 @@
 import mmap
 import os
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -143,6 +144,19 @@ def test_a_full_disk(bad: Rig) -> None:
         bad.disk.free()
     assert bad.count("tier_short_bytes") > 0
     assert bad.count("tier_trips_total") == trips, "nothing is wrong with the disk"
+
+
+def test_what_was_removed_with_its_directory_counts_no_more(bad: Rig) -> None:
+    bad.stored(ASKED[5])
+    trips = bad.count("tier_trips_total")
+    for path in bad.disk.path.iterdir():
+        (shutil.rmtree if path.is_dir() else Path.unlink)(path)
+    assert bad.cached(ASKED[6]) == 0
+    bad.wait_for("tier_trips_total", trips)
+    bad.settle()
+    assert bad.count("tier_used_bytes") == bad.disk.weigh()
+    assert bad.count("tier_chunks") == len(bad.disk.records()) <= 8
+    assert len(bad.stored(ASKED[5])) == 8
 
 
 def test_a_limit_on_file_sizes(bad: Rig) -> None:

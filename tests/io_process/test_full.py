@@ -1,12 +1,13 @@
 """Media without room, read-only, or removed: no room is no fault, and no start is refused for it."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kvtier.errors import ConfigError
+from kvtier.errors import ConfigError, TierError
 from kvtier.tier import Site
 from kvtier.tiers.file import FileConfig, FileTier
 from kvtier.types import OpKind, OpStatus
@@ -49,6 +50,15 @@ def test_what_a_full_disk_does_not_take_is_no_error(
         assert io.one(OpKind.ROOM, nbytes=RECORD).free >= 4 * RECORD
         assert write(io, 0) == [OpStatus.OK]
     assert capfd.readouterr().err.count("has no room") == 1
+
+
+def test_a_quota_is_no_room_and_what_is_free_does_not_count(tmp_path: Path) -> None:
+    quota = {"kind": "faulty", "options": {"write_errno": "EDQUOT"}}
+    with rig([file_tier(tmp_path, wrappers=[quota])]) as io:
+        io.fill(1)
+        result = io.one(OpKind.WRITE, 1)
+        assert (result.status, result.free) == (OpStatus.NO_ROOM, -1)
+        assert io.one(OpKind.PROBE).status is OpStatus.OK
 
 
 def test_no_inodes_are_no_room(tmp_path: Path) -> None:
@@ -140,11 +150,29 @@ def test_who_took_a_removed_directory_keeps_it(tmp_path: Path) -> None:
         assert first.one(OpKind.RESET, text='{"epoch": 2}').status is OpStatus.OK
 
 
-@pytest.mark.parametrize(("capacity", "lines"), [(1 << 30, 1), (200 << 10, 0)])
+def test_what_was_on_a_disk_of_its_own_does_not_go_on_in_the_mount_point(tmp_path: Path) -> None:
+    if os.stat(tmp_path).st_dev != os.stat("/").st_dev:
+        pytest.skip("the folder of the tests is on a file system of its own")
+    with small_disk(tmp_path / "mnt", "size=400k") as disk:
+        tier = FileTier(FileConfig(path=str(disk.path / "kv")), Site("kv"))
+        tier.open("ab" * 16, MANIFEST)
+        disk.detach()
+        with pytest.raises(TierError, match="not mounted"):
+            tier.open("ab" * 16, MANIFEST)
+        assert not any(disk.path.iterdir())
+        with small_disk(disk.path, "size=400k"):
+            tier.open("ab" * 16, MANIFEST)
+            tier.close()
+
+
+@pytest.mark.parametrize(("capacity", "lines"), [(1 << 30, 1), (300 << 10, 0)])
 def test_a_capacity_that_the_disk_has_not_is_said_once(
-    disk: SmallDisk, capfd: pytest.CaptureFixture[str], capacity: int, lines: int
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], capacity: int, lines: int
 ) -> None:
-    with rig([file_tier(disk.path, capacity=capacity)]) as io:
+    with (
+        small_disk(tmp_path / "small", "size=400k,nr_inodes=60") as disk,
+        rig([file_tier(disk.path, capacity=capacity)]) as io,
+    ):
         write(io, 1, 2)
         io.open()
     assert capfd.readouterr().err.count("its medium has room for") == lines
