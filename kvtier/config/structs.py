@@ -12,6 +12,9 @@ from kvtier.types import WriteMode
 
 _MOST = 1e18  # tokens, or tokens per second: finite is what counts
 
+LEAST_QUEUE = 4096
+"""Operations of one tier: as many as the brain has under way at most."""
+
 MOST_THREADS = 256
 """Of one I/O process."""
 
@@ -55,7 +58,7 @@ class IoConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     threads: Annotated[int, Meta(ge=2, le=MOST_THREADS)] = 8
     idle_write: Annotated[int, Meta(ge=1)] = 256 << 20  # bytes per second of write-behind
-    queue: Annotated[int, Meta(ge=1)] = 4096  # operations that may wait
+    queue: Annotated[int, Meta(ge=LEAST_QUEUE)] = LEAST_QUEUE  # of each tier, that may wait
 
 
 class TraceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,7 +7,7 @@ is answered exactly once, whatever happens to the process.
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -15,6 +15,7 @@ from kvtier.errors import ConfigError
 from kvtier.io_process import wire
 from kvtier.io_process.child import Child
 from kvtier.io_process.namespaces import Namespaces
+from kvtier.io_process.window import Window
 from kvtier.io_process.wire import Frame, FrameKind, IoSetup
 from kvtier.types import OpKind, OpResult, OpStatus, Placed, ScanBatch, TierOp
 
@@ -31,9 +32,9 @@ _MAX_UNSENT = 4 << 20
 class IoClient:
     """Start an I/O process, keep it alive, and answer for it while it is not. One thread.
 
-    Pending operations are bounded by `setup.queue` for READ and WRITE, by twice that for all; beyond,
-    they are answered ERROR. While there is no process they are answered DIED, but OPEN and RESET, which
-    wait for the next one.
+    Pending operations are bounded by `setup.queue` per tier for READ and WRITE, by twice that for all; beyond,
+    they are answered CANCELLED: that is nobody's fault. Reads wait here while the process has a `Window` of them.
+    While there is no process operations are answered DIED, but OPEN and RESET, which wait for the next one.
     """
 
     def __init__(
@@ -44,6 +45,10 @@ class IoClient:
         self._clock = clock
         self._pending: dict[int, TierOp] = {}
         self._doomed: dict[int, TierOp] = {}  # what the process that is dying still had
+        self._windows = {
+            i: Window(int(str(tier.get("depth") or setup.threads)), clock)
+            for i, tier in enumerate(setup.tiers, 1)
+        }
         self._answers: list[OpResult | ScanBatch] = []
         self._replay = Namespaces()
         # By tier, the OPEN whose list is awaited: its number for the brain, and for the process as last told.
@@ -93,15 +98,13 @@ class IoClient:
 
     def submit(self, ops: Sequence[TierOp]) -> None:
         """Queue operations, and send what goes without waiting."""
-        accepted = [op for op in ops if self._accepts(op)]
-        if accepted and self._child:
-            self._child.unsent += wire.frame(FrameKind.OPS, accepted)
-            self._child.send()
+        self._hand_over([op for op in ops if self._accepts(op)])
 
     def poll(self) -> list[OpResult | ScanBatch]:
         """Return what came in, at most one scan batch a call; bury and restart a process that died."""
         if self._child:
             self._exchange(self._child)
+            self._watch_reads()
             if self._child.broken:
                 self._bury(self._child)
         elif self._clock() >= self._restart_at:
@@ -123,23 +126,69 @@ class IoClient:
 
     def _accepts(self, op: TierOp) -> bool:
         """Whether to send `op` now; otherwise it is answered, or waits for the next process."""
+        if op.kind in (OpKind.HASTEN, OpKind.CANCEL) and self._reaches(op):
+            return False
         if op.kind is OpKind.HASTEN:
             return self.alive and self._child is not None and len(self._child.unsent) < _MAX_UNSENT
         changes = op.kind in (OpKind.OPEN, OpKind.RESET)
-        bound = self._setup.queue * (1 if op.kind in (OpKind.READ, OpKind.WRITE) else 2)
+        each = 1 if op.kind in (OpKind.READ, OpKind.WRITE) else 2
+        bound = self._setup.queue * len(self._setup.tiers) * each
         if not self.alive and not changes:
             self._answer(op.op, OpStatus.DIED, "there is no I/O process now")
         elif self.pending >= bound:
-            self._answer(op.op, OpStatus.ERROR, "queue full")
+            self._answer(op.op, OpStatus.CANCELLED, "queue full")
         else:
             self._pending[op.op] = op
             if changes:
                 self._replay.record(op)
                 self._lists.pop(op.tier, None)
+                self._drop_reads(op.tier, OpStatus.CANCELLED, "the tier changes its namespace")
             if op.kind is OpKind.OPEN:
                 self._lists[op.tier] = (op.op, op.op)
+            if op.kind is OpKind.READ and op.tier in self._windows:
+                self._windows[op.tier].offer(op)
+                return False
             return self.alive
         return False
+
+    def _hand_over(self, ops: list[TierOp]) -> None:
+        """Send operations, and the reads that fit into their windows now."""
+        if self.alive:
+            for window in self._windows.values():
+                ops += window.take()
+        if ops and self._child:
+            self._child.unsent += wire.frame(FrameKind.OPS, ops)
+            self._child.send()
+
+    def _reaches(self, op: TierOp) -> bool:
+        """Let HASTEN or CANCEL act on a read that waits here; False where there is none."""
+        target = self._pending.get(op.target)
+        window = self._windows.get(target.tier) if target else None
+        if window is None:
+            return False
+        if op.kind is OpKind.HASTEN:
+            return window.hasten(op.target, op.priority)
+        if not window.cancel(op.target):
+            return False
+        self._end_here([op.target], OpStatus.CANCELLED, "")
+        self._answer(op.op, OpStatus.OK, "")
+        return True
+
+    def _watch_reads(self) -> None:
+        """End the reads that waited too long, and let others follow those that were answered."""
+        for window in self._windows.values():
+            window.adjust()
+            self._end_here(window.late(), OpStatus.DEADLINE, "waited past its deadline")
+        self._hand_over([])
+
+    def _drop_reads(self, tier: int, status: OpStatus, why: str) -> None:
+        if tier in self._windows:
+            self._end_here(self._windows[tier].drop(), status, why)
+
+    def _end_here(self, numbers: Iterable[int], status: OpStatus, why: str) -> None:
+        for number in numbers:
+            del self._pending[number]
+            self._answer(number, status, why)
 
     def _exchange(self, child: Child) -> None:
         child.send()
@@ -168,8 +217,10 @@ class IoClient:
     def _settle(self, result: OpResult) -> None:
         if result.status is OpStatus.OK:
             self._replay.acknowledge(result.op)
-        if self._pending.pop(result.op, None):
+        if op := self._pending.pop(result.op, None):
             self._answers.append(result)
+            if op.kind is OpKind.READ and op.tier in self._windows:
+                self._windows[op.tier].ended(op.op)
 
     def _take_scan(self, batch: ScanBatch) -> bool:
         awaited, told = self._lists.get(batch.tier, (None, None))
@@ -200,6 +251,9 @@ class IoClient:
         """Make sure it is dead; only then may its slots be used again, so only then answer."""
         if not child.killed:
             child.kill()
+            for tier, window in self._windows.items():
+                self._drop_reads(tier, OpStatus.DIED, "the I/O process never had it")
+                window.forget()
             self._doomed, self._pending = self._pending, {}
             if self._clock() - self._ready_at > _LAST_BACKOFF_S:
                 self._backoff_s = _FIRST_BACKOFF_S

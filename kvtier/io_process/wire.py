@@ -45,7 +45,7 @@ class IoSetup(msgspec.Struct, frozen=True, kw_only=True):
     tiers: list[dict[str, object]]
     threads: int = 8
     idle_write_bytes_per_s: float = 256 << 20
-    queue: int = 4096  # operations pending at once; more are refused
+    queue: int = 4096  # operations pending at once, per tier; more are refused
     log_level: str = "INFO"
     numa_node: int | None = None
     # Memory for its tiers at the engine's start; None: what is free.

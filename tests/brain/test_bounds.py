@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from kvtier.brain import TieredCache
+from kvtier.brain import TieredCache, TierSpec, promotion
+from kvtier.config.structs import LEAST_QUEUE
 from kvtier.facts import RequestFacts
 from kvtier.policies.eviction.lru import LruPolicy
 from kvtier.policy import Move, PrefetchPolicy
@@ -95,3 +96,11 @@ def test_where_everything_is_pinned_it_is_searched_once() -> None:
     made.cancel("waits3")
     assert len(made.plan_store("new0", chain("new0", 2)).keys) == 2, "as soon as one is free"
     made.check()
+
+
+def test_what_the_brain_has_under_way_on_a_tier_fits_into_its_queue() -> None:
+    tier = TierSpec(
+        name="t", capacity=1, write=WriteMode.IDLE, deadline_s=1, persistent=True, eviction=None
+    )
+    reads = promotion._MAX_READS + promotion._MAX_AHEAD
+    assert reads + tier.max_writes + tier.max_idle_writes < LEAST_QUEUE

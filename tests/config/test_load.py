@@ -26,7 +26,7 @@ store: prompt
 weights_id: v7
 persist_lora: true
 prefetch: [arrival]
-io: {threads: 4, idle_write: 64MiB, queue: 100}
+io: {threads: 4, idle_write: 64MiB, queue: 10000}
 tiers:
   - {name: dram, kind: dram, capacity: 64GiB, numa: [0], eviction: lru}
   - name: nvme
@@ -54,7 +54,7 @@ def test_every_key_arrives(full: Config, tmp_path: Path) -> None:
     assert (full.chunk_tokens, full.store, full.weights_id) == (128, "prompt", "v7")
     assert full.persist_lora
     assert full.prefetch == (Plugin(kind="arrival"),)
-    assert full.io == IoConfig(threads=4, idle_write=64 << 20, queue=100)
+    assert full.io == IoConfig(threads=4, idle_write=64 << 20, queue=10_000)
     dram, nvme = full.tiers
     assert (dram.capacity, dram.numa, dram.eviction) == (64 << 30, (0,), Plugin(kind="lru"))
     assert (nvme.capacity, nvme.deadline_s) == (3 << 39, 0.5)
@@ -95,7 +95,9 @@ def test_builtins_and_pickle_bring_it_back(full: Config) -> None:
 
 
 def test_the_digest_sees_every_change(full: Config) -> None:
-    changed = msgspec.structs.replace(full, io=IoConfig(threads=5, idle_write=64 << 20, queue=100))
+    changed = msgspec.structs.replace(
+        full, io=IoConfig(threads=5, idle_write=64 << 20, queue=10_000)
+    )
     assert digest(changed) != digest(full)
 
 

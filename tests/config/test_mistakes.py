@@ -60,6 +60,7 @@ def tiers(*lower: Mapping[str, object], **dram: object) -> dict[str, object]:
         ({"io": [1]}, "io: expected a mapping, got a list"),
         ({"io": {"thread": 4}}, "io.thread: unknown key (did you mean 'threads'?)"),
         ({"io": {"threads": 1}}, "io.threads: expected an integer >= 2"),
+        ({"io": {"queue": 64}}, "io.queue: expected an integer >= 4096"),
         (
             {"io": {"idle_write": "fast"}},
             (

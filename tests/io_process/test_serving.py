@@ -232,7 +232,9 @@ def test_more_than_the_queue_is_refused_at_once(tmp_path: Path, control: Path) -
     with rig([file_tier(tmp_path / "kv", wrappers=[wrapper])], queue=8) as io:
         hung = hang(io, control, *range(8))
         refused = [io.op(OpKind.READ, i) for i in range(5)]
-        assert {r.error for r in io.run(*refused)} == {"queue full"}
+        found = io.run(*refused)
+        assert {r.error for r in found} == {"queue full"}
+        assert {r.status for r in found} == {OpStatus.CANCELLED}, "no fault of the tier"
         removes = [io.op(OpKind.REMOVE, 40 + i) for i in range(12)]
         io.submit(*removes)
         io.until(lambda: sum(r.error == "queue full" for r in io.results.values()) == 9)

@@ -173,7 +173,7 @@ def test_the_command_writes_back_what_it_recommends(
     (tmp_path / "config.json").write_text(json.dumps({**model, "torch_dtype": "bfloat16"}))
     file, out = tmp_path / "kvtier.yaml", tmp_path / "tuned.yaml"
     far = "{name: far, kind: memory, capacity: 64MiB, medium: {read: 9GiB, ratio: 0.5}}"
-    file.write_text(f"tiers: [{{kind: dram, capacity: 1GiB}}, {far}]\nio: {{queue: 128}}\n")
+    file.write_text(f"tiers: [{{kind: dram, capacity: 1GiB}}, {far}]\nio: {{queue: 8192}}\n")
     command = ["bench", "tiers", "--json", "--nbytes", "1MiB"]
     command += ["--config", str(file), "--model", str(tmp_path), "--output", str(out)]
     command += ["--html", str(tmp_path / "report.html")]
@@ -182,7 +182,7 @@ def test_the_command_writes_back_what_it_recommends(
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     (advice,) = [line for line in lines if line["result"] == "advice"]
     raw = yaml.safe_load(out.read_text())
-    assert raw["io"] == {"queue": 128, "threads": advice["threads"]}
+    assert raw["io"] == {"queue": 8192, "threads": advice["threads"]}
     assert raw["chunk_tokens"] % 16 == 0
     made = load(out)
     assert made.io.threads == advice["threads"]
@@ -197,8 +197,8 @@ def test_the_command_writes_back_what_it_recommends(
 
 
 def test_a_configuration_without_lower_tiers_has_nothing_to_write_back() -> None:
-    assert yaml.safe_load(tuned("io: {queue: 128}", [], Chunk(0, 1, 1, 1))) == {
-        "io": {"queue": 128}
+    assert yaml.safe_load(tuned("io: {queue: 8192}", [], Chunk(0, 1, 1, 1))) == {
+        "io": {"queue": 8192}
     }
 
 
