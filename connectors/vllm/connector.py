@@ -14,8 +14,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 
-from kvtier.connectors.vllm import settings
+from kvtier.connectors.vllm import settings, validity
 from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata
+from kvtier.connectors.vllm.null_connector import NullConnector
 from kvtier.connectors.vllm.rank import Rank
 from kvtier.connectors.vllm.scheduling import Fetch, Scheduling
 
@@ -42,6 +43,16 @@ class KVTierConnector(OffloadingConnector):
     What is vLLM's stays vLLM's (which blocks, when, fencing, hybrid groups): each hook calls the base class
     and adds ours. `scheduling` exists in EngineCore, `rank` in each worker.
     """
+
+    def __new__(  # another connector, where there is nothing that this one could do
+        cls,
+        vllm_config: "VllmConfig",
+        role: KVConnectorRole,
+        kv_cache_config: "KVCacheConfig",
+    ) -> "KVTierConnector | NullConnector":
+        if validity.objection(vllm_config, kv_cache_config):
+            return NullConnector(vllm_config, role, kv_cache_config)
+        return object.__new__(cls)
 
     def __init__(
         self,

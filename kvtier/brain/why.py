@@ -37,7 +37,7 @@ class Why(StrEnum):
     BUSY = "busy", "another operation on it is under way, or as many as may be"
 
     # everything
-    OFF = "off", "kvtier turned itself off"
+    OFF = "off", "kvtier is off"
 
     # tiers that are asked
     ASKING = "asking", "a tier was asked and has not answered"

@@ -45,11 +45,16 @@ def test_calls_fit(file: str) -> None:
 def test_optional_configuration_exists_somewhere() -> None:
     config = contract.load("vllm.config")
     output = contract.load("vllm.v1.core.sched.output")
+    caches = contract.load("vllm.v1.kv_cache_interface")
 
     known = MODEL_FILES.union(
         REQUEST_FIELDS,
         source.declared(output.SchedulerOutput),
-        *(source.declared(cls) for cls in vars(config).values() if isinstance(cls, type)),
+        *(
+            source.declared(cls)
+            for cls in [*vars(config).values(), *vars(caches).values()]
+            if isinstance(cls, type)
+        ),
     )
     unknown = [
         f"{use.file}:{line}: no configuration of vLLM has {name}: the default is what you always get"

@@ -29,7 +29,7 @@ class Engine:
 
 def connector(calls: list[str], failing: bool = False) -> KVTierConnector:
     """The worker's side of one whose vLLM half only says what it is asked for."""
-    made = KVTierConnector.__new__(KVTierConnector)
+    made = object.__new__(KVTierConnector)
     made._connector_metadata = None
     made._rank = halves.rank(halves.worker(Engine(calls, failing)))
     vllm: Any = SimpleNamespace(

@@ -44,6 +44,12 @@ def salted(llm: Any, prompts: list[list[int]], salt: str, tokens: int) -> list[l
     return [[list(o.outputs[0].token_ids), o.num_cached_tokens] for o in outputs]
 
 
+def embed(llm: Any, prompts: list[list[int]]) -> list[list[float]]:
+    """The embeddings of prompts."""
+    inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
+    return [list(o.outputs.embedding) for o in llm.embed(inputs, use_tqdm=False)]
+
+
 def hinted(llm: Any, prompts: list[list[int]], hints: dict[str, Any], tokens: int) -> list[Any]:
     """Generate with hints in `kv_transfer_params`: tokens and cached tokens of each."""
     from tests.engine.driver import sampling

@@ -23,6 +23,22 @@ from kvtier.demo.model import (
 LLAMA = LlamaShape(layers=4, hidden=256, heads=4, kv_heads=2, intermediate=512, vocab=512)
 """4 KiB of KV per token; 4 is divisible by tensor parallel 2."""
 
+_BERT = {
+    "architectures": ["BertModel"],
+    "model_type": "bert",
+    "dtype": "float32",
+    "num_hidden_layers": 2,
+    "hidden_size": 128,
+    "num_attention_heads": 2,
+    "intermediate_size": 256,
+    "vocab_size": 512,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "pad_token_id": 0,
+}
+
 GEMMA_WINDOW = 256
 _GEMMA = {
     "architectures": ["Gemma3ForCausalLM"],
@@ -58,6 +74,15 @@ def gemma(folder: Path) -> Path:
     save_weights(path, dict(_gemma_weights(np.random.default_rng(0))))
     save_tokenizer(path, 512)
     (path / "config.json").write_text(json.dumps(_GEMMA))
+    return path
+
+
+def bert(folder: Path) -> Path:
+    """An encoder: no KV cache. Its weights are vLLM's dummy ones."""
+    path = folder / "bert"
+    path.mkdir()
+    save_tokenizer(path, 512)
+    (path / "config.json").write_text(json.dumps(_BERT))
     return path
 
 

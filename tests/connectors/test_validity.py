@@ -1,0 +1,112 @@
+"""Whose KV may be reused: every way in which vLLM says that a model's KV is no function of its prefix."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+import torch
+from vllm.config import ModelConfig
+from vllm.platforms import current_platform
+from vllm.v1.kv_cache_interface import (
+    CrossAttentionSpec,
+    FullAttentionSpec,
+    SlidingWindowSpec,
+    UniformTypeKVCacheSpecs,
+)
+
+from kvtier.connectors.vllm.validity import objection
+
+PAGE: dict[str, Any] = {
+    "block_size": 16,
+    "num_kv_heads": 1,
+    "head_size": 8,
+    "dtype": torch.float32,
+}
+FULL = FullAttentionSpec(**PAGE)
+
+
+class Model(SimpleNamespace):
+    """What vLLM says of a model, by its own rule."""
+
+    is_prefix_caching_supported = ModelConfig.is_prefix_caching_supported
+
+
+def said(
+    *specs: object,
+    pooling: str | None = None,
+    token_pooling: str = "ALL",
+    attn_type: str = "decoder",
+    caching: bool = True,
+    chunked: bool = True,
+    mla: bool = False,
+) -> str:
+    pooler = SimpleNamespace(seq_pooling_type=pooling, tok_pooling_type=token_pooling)
+    model = Model(pooler_config=pooler if pooling else None, attn_type=attn_type, use_mla=mla)
+    vllm: Any = SimpleNamespace(
+        model_config=model,
+        cache_config=SimpleNamespace(enable_prefix_caching=caching),
+        scheduler_config=SimpleNamespace(enable_chunked_prefill=chunked),
+    )
+    caches: Any = SimpleNamespace(
+        kv_cache_groups=[SimpleNamespace(kv_cache_spec=spec) for spec in specs]
+    )
+    return objection(vllm, caches)
+
+
+def test_causal_attention_is_reused_whoever_switched_vllm_s_own_cache_off() -> None:
+    assert not said(FULL)
+    assert not said(FULL, SlidingWindowSpec(**PAGE, sliding_window=32))
+    assert not said(FULL, caching=False)
+    assert not said(FULL, caching=False, chunked=False)
+    assert not said(FULL, pooling="LAST")
+    assert not said(FULL, attn_type="hybrid")
+
+
+def test_there_is_nothing_to_reuse_without_kv() -> None:
+    assert said() == "the model has no KV cache"
+
+
+@pytest.mark.parametrize("pooling", ["MEAN", "CLS"])
+def test_a_pooler_that_wants_every_token_gets_it(pooling: str) -> None:
+    assert f"{pooling} pooling" in said(FULL, pooling=pooling, caching=False)
+    assert said(FULL, pooling=pooling), "also where the user forces vLLM's own cache"
+
+
+def test_a_pooler_that_picks_steps_gets_every_token() -> None:
+    assert said(FULL, pooling="LAST", token_pooling="STEP")
+
+
+@pytest.mark.parametrize("attn_type", ["encoder_decoder", "attention_free"])
+def test_models_whose_prefixes_vllm_does_not_cache(attn_type: str) -> None:
+    assert attn_type in said(FULL, attn_type=attn_type, caching=False)
+
+
+def test_an_encoder_looks_ahead() -> None:
+    assert "encoder_only" in said(FULL, pooling="LAST", attn_type="encoder_only")
+
+
+def test_a_model_without_attention_is_cached_where_the_user_asks_for_it() -> None:
+    assert not said(FULL, attn_type="attention_free")
+
+
+def test_attention_that_looks_ahead_or_elsewhere() -> None:
+    ahead = FullAttentionSpec(**PAGE, non_causal=True)
+    assert "not causal" in said(FULL, ahead)
+    layers: dict[str, Any] = {"a": FULL, "b": ahead}
+    assert "not causal" in said(UniformTypeKVCacheSpecs(block_size=16, kv_cache_specs=layers))
+    assert "encoder's output" in said(FULL, CrossAttentionSpec(**PAGE))
+
+
+def test_a_window_over_what_is_generated() -> None:
+    rswa = pytest.importorskip("vllm.v1.kv_cache_interface").RSWASpec
+    assert "R-SWA" in said(rswa(**PAGE, rswa_window=32))
+
+
+@pytest.mark.skipif(not current_platform.is_cpu(), reason="of vLLM's CPU build")
+def test_latent_attention_that_needs_whole_prompts() -> None:
+    assert not said(FULL, mla=True)
+    assert not said(FULL, mla=True, caching=False), "the user's own switch"
+    assert "MLA" in said(FULL, mla=True, caching=False, chunked=False)
