@@ -122,26 +122,33 @@ class TieredCache:
         groups: Sequence[Sequence[BlockKey]],
         *,
         persist: bool = True,
+        reads: bool = True,
         hints: RequestHints = _NO_HINTS,
     ) -> None:
         """Learn a request's keys: per group its whole prefix, from chunk 0.
 
-        Without `persist` what it stores never leaves tier 0.
+        Without `persist` what it stores never leaves tier 0. Without `reads` nothing is read ahead for it: it will
+        not ask.
         """
         self.depart(request)
         lists = [list(keys) for keys in groups]
         keys = self._state.groups.keys(lists)
         facts = RequestFacts(request, keys, self._state.clock(), hints)
-        known = self._requests[request] = Request(request, persist, lists, facts)
+        known = self._requests[request] = Request(request, persist, lists, facts, reads=reads)
         self._promotion.link(known)
         for move in self._notifier.arrived(known):
             self._prefetch.ahead(known, move.keys)
 
-    def extend(self, request: str, group: int, keys: Sequence[BlockKey]) -> None:
-        """Add the chunks that decoding made to one of the request's groups, by its position."""
+    def extend(
+        self, request: str, group: int, keys: Sequence[BlockKey], *, persist: bool = True
+    ) -> None:
+        """Add the chunks that decoding made to one of the request's groups, by its position.
+
+        Without `persist` what it stores from now on never leaves tier 0.
+        """
         known = self._requests.get(request)
         if known is not None:
-            known.extend(group, keys)
+            known.extend(group, keys, persist=persist)
 
     def preempted(self, request: str) -> None:
         """Note that a request starts again from nothing: its KV will be of this epoch."""

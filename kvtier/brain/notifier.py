@@ -35,10 +35,10 @@ class Notifier:
         now: list[Move] = []
         for prefetch in self._prefetch:
             for move in prefetch.arrived(request.facts):
-                if move.up and move.at_s <= self._clock():
-                    now.append(move)
-                else:
+                if not move.up or move.at_s > self._clock():
                     self._agenda.add((move,))
+                elif request.reads:
+                    now.append(move)
         return now
 
     def started(self, request: Request) -> None:

@@ -30,6 +30,7 @@ class Request:
     persist: bool = True
     groups: list[list[BlockKey]] = field(default_factory=list)  # keys from chunk 0, per group
     facts: RequestFacts = _NOBODY
+    reads: bool = True  # it may use what is kept
     places: dict[BlockKey, int] = field(default_factory=dict)  # a key's position in its group
     sees: int = TIERS  # the tiers that its lookups count on
     started: bool = False  # was scheduled: it waits in the queue no more
@@ -49,8 +50,9 @@ class Request:
         for keys in self.groups:
             self.places.update(zip(keys, range(len(keys)), strict=True))
 
-    def extend(self, position: int, keys: Sequence[BlockKey]) -> None:
+    def extend(self, position: int, keys: Sequence[BlockKey], *, persist: bool) -> None:
         """Add keys to one of its groups."""
+        self.persist &= persist
         start = len(self.groups[position])
         self.groups[position].extend(keys)
         self.places.update(zip(keys, range(start, start + len(keys)), strict=True))

@@ -34,7 +34,11 @@ class Metric(NamedTuple):
     field: str = ""
 
 
-OFF = Metric("kvtier:off", "gauge", "1 while kvtier is off: it turned itself off, or this model's KV cannot be reused.")
+OFF = Metric(
+    "kvtier:off",
+    "gauge",
+    "1 while kvtier is off: it turned itself off, or this model's KV cannot be reused.",
+)
 MEMORY = Metric(
     "kvtier:memory_bytes",
     "gauge",

@@ -134,7 +134,7 @@ class Engine:
 
     # requests
 
-    def arrive(self, source: str, n: int, persist: bool) -> None:
+    def arrive(self, source: str, n: int, persist: bool, reads: bool = True) -> None:
         self._count += 1
         if len(self.requests) >= _MAX_REQUESTS:
             self.depart(0)
@@ -142,7 +142,7 @@ class Engine:
         req = Req(f"r{self._count}", chain(source, n), chain(source, n, group=1), source)
         self.requests[req.name] = req
         groups = [req.full, req.window] if self.hybrid else [req.full]
-        self.cache.arrive(req.name, groups, persist=persist)
+        self.cache.arrive(req.name, groups, persist=persist, reads=reads)
 
     def extend(self, n: int, more: int) -> None:
         if req := self._pick(n):

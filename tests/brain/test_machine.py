@@ -57,9 +57,14 @@ class Machine(RuleBasedStateMachine):
     def start(self, shape: Shape) -> None:
         self.engine = Engine(shape)
 
-    @rule(source=st.sampled_from(NAMES), n=st.integers(1, 8), persist=st.booleans())
-    def arrive(self, source: str, n: int, persist: bool) -> None:
-        self.engine.arrive(source, n, persist)
+    @rule(
+        source=st.sampled_from(NAMES),
+        n=st.integers(1, 8),
+        persist=st.booleans(),
+        reads=st.booleans(),
+    )
+    def arrive(self, source: str, n: int, persist: bool, reads: bool) -> None:
+        self.engine.arrive(source, n, persist, reads)
 
     @rule(n=PICK, more=st.integers(1, 2))
     def extend(self, n: int, more: int) -> None:

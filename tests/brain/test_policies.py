@@ -193,6 +193,33 @@ def test_a_move_waits_for_its_time_and_keeps_nobody_awake() -> None:
     made.check()
 
 
+class SinksThenComes(Later):
+    """Sinks at a departure what an arrival reads ahead."""
+
+    def arrived(self, request: RequestFacts) -> Sequence[Move]:
+        return [Move(request.keys)]
+
+    def departed(self, request: RequestFacts) -> Sequence[Move]:
+        return [Move(request.keys, up=False)]
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_nothing_is_read_ahead_of_a_request_that_will_not_ask(reads: bool) -> None:
+    made, ranks, _ = two_tiers(8, SinksThenComes)
+    ranks.settle()
+    ranks.list_all(1, 0)
+    made.arrive("r", [A])
+    ranks.finish(ranks.stored(made.plan_store("r", A)).plan_id)
+    made.depart("r")
+    ranks.settle()
+    assert not made.view.holds(0, A[0])
+    made.arrive("again", [A], reads=reads)
+    ranks.settle()
+    assert [made.view.holds(0, key) for key in A] == [reads] * 3
+    assert made.stats().prefetches == 3 * reads
+    made.check()
+
+
 def test_what_a_live_request_has_in_its_prefix_does_not_sink() -> None:
     made, ranks, _ = two_tiers(16, Later)
     ranks.settle()
