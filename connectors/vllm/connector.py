@@ -1,5 +1,6 @@
 """The connector that vLLM builds: one class, two roles. Every hook of ours runs behind the guard."""
 
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from kvtier.connectors.vllm.scheduling import Fetch, Scheduling
 if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
+    from vllm.distributed.kv_events import KVCacheEvent
     from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
         KVConnectorPromMetrics,
         PromMetric,
@@ -94,11 +96,11 @@ class KVTierConnector(OffloadingConnector):
 
     def on_new_request(self, request: "Request") -> None:
         side = self.scheduling
-        side.admit(request)  # not guarded: it keeps vLLM from ending also when we are off
+        side.guard.always(partial(side.admit, request), None)
         super().on_new_request(request)
         side.guard.run(partial(side.arrive, request), None)
         if side.guard.broken:
-            side.meter.refuse()
+            side.guard.always(side.meter.refuse, None)
 
     def get_num_new_matched_tokens(
         self, request: "Request", num_computed_tokens: int
@@ -142,7 +144,7 @@ class KVTierConnector(OffloadingConnector):
         )
         side.guard.run(partial(side.step, scheduler_output, ours), None)
         if self._forsaking and side.guard.broken:
-            side.forsake(ours)
+            side.guard.always(partial(side.forsake, ours), None)
         self._forsaking = False
         return ours
 
@@ -150,7 +152,7 @@ class KVTierConnector(OffloadingConnector):
         meta, side = connector_output.kv_connector_worker_meta, self.scheduling
         if isinstance(meta, KVTierWorkerMetadata):
             side.guard.run(partial(side.hear, meta), None)
-        side.speed.output()
+        side.guard.run(side.speed.output, None)
         super().update_connector_output(connector_output)
 
     def has_pending_push_work(self) -> bool:
@@ -169,9 +171,15 @@ class KVTierConnector(OffloadingConnector):
         self._finished(request)
         return super().request_finished_all_groups(request, block_ids)
 
+    def take_events(self) -> "Iterable[KVCacheEvent]":
+        events, side = list(super().take_events()), self.scheduling
+        if not events:
+            return events
+        return side.guard.run(lambda: side.events.complete(events, side.ranks, side.brain), events)
+
     def shutdown(self) -> None:
         if self._scheduling is not None:
-            self._scheduling.guard.run(self._scheduling.close, None)
+            self._scheduling.guard.always(self._scheduling.close, None)
         super().shutdown()
 
     def bind_gpu_block_pool(self, gpu_block_pool: "BlockPool") -> None:
@@ -179,16 +187,19 @@ class KVTierConnector(OffloadingConnector):
         self._pool = gpu_block_pool
 
     def reset_cache(self) -> bool | None:
-        pool, side, base = self._pool, self.scheduling, self.connector_scheduler
-        assert base is not None
-        emptied = pool is not None and pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
-        side.guard.run(partial(side.reset, emptied=emptied), None)
+        side, nothing = self.scheduling, set[int]()
+        side.guard.run(lambda: side.reset(emptied=self._emptied()), None)
         self._forsaking = True
         # vLLM asserts that no flush is due, but after another reset since the last step there is one
-        due, base._current_batch_jobs_to_flush = base._current_batch_jobs_to_flush, set()
+        due = side.guard.always(side.statuses.take_flushes, nothing)
         done = super().reset_cache()
-        base._current_batch_jobs_to_flush |= due
+        side.guard.always(partial(side.statuses.give_flushes, due), None)
         return done
+
+    def _emptied(self) -> bool:
+        """Whether the device's own cache holds nothing, and no request does."""
+        pool = self._pool
+        return pool is not None and pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
 
     def _cancel(self, request: "Request") -> None:
         side = self.scheduling
@@ -209,23 +220,23 @@ class KVTierConnector(OffloadingConnector):
         return self.rank.hello()
 
     def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
-        self.rank.before(
-            kv_connector_metadata
-        )  # not guarded: a reset is honoured also when we are off
+        # A reset is honoured also when we are off.
+        self.rank.guard.always(partial(self.rank.before, kv_connector_metadata), None)
         super().handle_preemptions(kv_connector_metadata)
-        self.rank.after()
+        self.rank.guard.always(self.rank.after, None)
 
     def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
         super().bind_connector_metadata(connector_metadata)
-        self.rank.guard.run(self.rank.worker.launching, None)
+        self.rank.guard.run(self.rank.launching, None)
 
     def start_load_kv(self, forward_context: "ForwardContext", **kwargs: Any) -> None:
-        self.rank.guard.run(partial(self.rank.order, self._connector_metadata), None)
+        self.rank.guard.always(partial(self.rank.order, self._connector_metadata), None)
         super().start_load_kv(forward_context, **kwargs)
-        self.rank.guard.run(self.rank.worker.launched, None)
+        self.rank.guard.run(self.rank.launched, None)
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
-        loads = dict(self.rank.loads)  # vLLM forgets them as it collects them
+        nobody: dict[int, str] = {}
+        loads = self.rank.guard.always(self.rank.loads, nobody)  # as long as vLLM knows them
         sent, received = self.get_finished(finished_req_ids)
         failed = partial(self.rank.failed_requests, loads, received)
         return KVConnectorTransferResults(
@@ -235,10 +246,15 @@ class KVTierConnector(OffloadingConnector):
         )
 
     def get_block_ids_with_load_errors(self) -> set[int]:
-        return self.rank.invalid_blocks()
+        nothing: set[int] = set()
+        return self.rank.guard.always(self.rank.invalid_blocks, nothing)
 
     def build_connector_worker_meta(self) -> KVTierWorkerMetadata | None:
-        return self.rank.report(super().build_connector_worker_meta())
+        base, guard = super().build_connector_worker_meta(), self.rank.guard
+        told = guard.always(partial(self.rank.report, base), None)
+        if told is None and guard.broken:
+            return KVTierWorkerMetadata.of(base, broken=guard.broken)
+        return told
 
     # API server
 

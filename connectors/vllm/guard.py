@@ -17,8 +17,10 @@ class Guard:
 
     def run(self, hook: Callable[[], T], default: T) -> T:
         """Run a hook, or answer `default` when kvtier is off or goes off here."""
-        if self.broken:
-            return default
+        return default if self.broken else self.always(hook, default)
+
+    def always(self, hook: Callable[[], T], default: T) -> T:
+        """Run a hook also when kvtier is off, for what vLLM needs to go on; answer `default` where it raises."""
         try:
             return hook()
         except Exception as exc:

@@ -125,6 +125,11 @@ def manifest(
     return json.dumps(described, sort_keys=True, indent=1)
 
 
+def in_epoch(manifest: str, epoch: str) -> str:
+    """Write a manifest of this engine out again for the epoch that follows a reset; looks at nothing but the text."""
+    return json.dumps({**json.loads(manifest), "epoch": epoch}, sort_keys=True, indent=1)
+
+
 def _of_model(vllm_config: "VllmConfig") -> dict[str, object]:
     """Describe what computes the KV, but for its weights."""
     model, draft = vllm_config.model_config, vllm_config.speculative_config

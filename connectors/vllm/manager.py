@@ -60,14 +60,18 @@ class TieredCacheManager(OffloadingManager):
 
     def get_load_source(self, key: OffloadKey, req_context: ReqContext) -> "CacheHitSource":
         side = self._side
-        below = side is not None and side.is_from_below(BlockKey(key), req_context.req_id)
+        below = side is not None and self.guard.run(
+            partial(side.is_from_below, BlockKey(key), req_context.req_id), False
+        )
         return CacheHitSource.DISK if below else CacheHitSource.HOST
 
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> SlotSpec:
         side, wanted = self._side, tuple(BlockKey(key) for key in keys)
         if side is None:
             return SlotSpec(None, ())
-        nothing = side.slot_spec(None, wanted, [NO_SLOT] * len(wanted))
+        unknown = SlotSpec(None, ())  # a rank fails such a load as a whole
+        nowhere = partial(side.slot_spec, None, wanted, [NO_SLOT] * len(wanted))
+        nothing = self.guard.always(nowhere, unknown)
         return self.guard.run(partial(side.load, wanted, req_context.req_id), nothing)
 
     def prepare_store(
@@ -104,7 +108,7 @@ class TieredCacheManager(OffloadingManager):
         if side is None:
             return None
         if self.guard.broken:
-            return side.meter.off()
+            return self.guard.always(side.meter.off, None)
         return self.guard.run(side.stats, None)
 
 

@@ -51,6 +51,15 @@ class KVTierWorkerMetadata(OffloadingWorkerMetadata):
     placed: list[Placed] = field(default_factory=list)
     """Where the memory of each rank that is named here is; of the others nothing has changed."""
 
+    @classmethod
+    def of(cls, base: OffloadingWorkerMetadata | None, *, broken: str) -> "KVTierWorkerMetadata":
+        """Pass on what vLLM's half says, and why ours is off."""
+        meta = cls(broken=broken)
+        if base is not None:
+            meta.completed_jobs = base.completed_jobs
+            meta.transfer_stats = base.transfer_stats
+        return meta
+
     def aggregate(self, other: KVConnectorWorkerMetadata) -> "KVTierWorkerMetadata":
         merged = super().aggregate(other)
         assert isinstance(merged, OffloadingWorkerMetadata)

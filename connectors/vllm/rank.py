@@ -21,7 +21,7 @@ from kvtier.connectors.vllm.pages import asked_for, find_pages
 from kvtier.connectors.vllm.ranks import Hello
 from kvtier.connectors.vllm.spec import KVTierSpec
 from kvtier.connectors.vllm.worker import KVTierWorker
-from kvtier.types import OpResult, Placed, ScanBatch
+from kvtier.types import OpKind, OpResult, Placed, ScanBatch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,11 +66,9 @@ class Rank:
         assert isinstance(self._base.worker, KVTierWorker)
         return self._base.worker
 
-    @property
     def loads(self) -> dict[int, str]:
-        """Load jobs of vLLM in flight, by the request that waits for each."""
-        loads: dict[int, str] = self._base._load_jobs
-        return loads
+        """List the load jobs of vLLM in flight, and the request that waits for each."""
+        return dict(self._base._load_jobs)
 
     def learn(self, caches: "Mapping[str, torch.Tensor]") -> None:
         """Find out how the backend fills its pages, and who is here besides, before our worker is built."""
@@ -119,10 +117,21 @@ class Rank:
         """Forget what was spoiled and is none of this rank's jobs, now that all of the step are known."""
         self.worker.forget_spoiled()
 
+    def launching(self) -> None:
+        """Be told that a forward pass comes next."""
+        self.worker.launching()
+
+    def launched(self) -> None:
+        """Be told that nothing more is submitted of this pass."""
+        self.worker.launched()
+
     def order(self, meta: KVConnectorMetadata | None) -> None:
-        """Hand the step's operations to the I/O process."""
-        if isinstance(meta, KVTierMetadata) and meta.ops:
-            self.worker.submit_ops(meta.ops)
+        """Hand the step's operations to the I/O process; of a rank that is off, the resets."""
+        if not isinstance(meta, KVTierMetadata):
+            return
+        ops = [op for op in meta.ops if op.kind is OpKind.RESET or not self.guard.broken]
+        if ops:
+            self.worker.submit_ops(ops)
 
     def failed_requests(self, loads: dict[int, str], received: Iterable[str]) -> set[str]:
         """Name the requests that must start again, where block ids cannot say which blocks are bad.
@@ -146,24 +155,17 @@ class Rank:
         nothing: list[OpResult | ScanBatch] = []
         answers = self.guard.run(self.worker.poll, nothing)
         failed = self.worker.take_failed()
-        broken = "" if self._said_broken else self.guard.broken
         unmoved: list[Placed] = []
         placed = self.guard.run(self._moved, unmoved)
         timed, self._timed = self._timed, 0
+        broken = "" if self._said_broken else self.guard.broken  # last: until here it may become so
         if base is None and not (answers or failed or broken or placed or timed):
             return None
         self._said_broken = bool(self.guard.broken)
-        meta = KVTierWorkerMetadata(
-            results=[answer for answer in answers if isinstance(answer, OpResult)],
-            scans=[answer for answer in answers if isinstance(answer, ScanBatch)],
-            failed=failed,
-            broken=broken,
-            timed=timed,
-            placed=placed,
-        )
-        if base is not None:
-            meta.completed_jobs = base.completed_jobs
-            meta.transfer_stats = base.transfer_stats
+        meta = KVTierWorkerMetadata.of(base, broken=broken)
+        meta.results = [answer for answer in answers if isinstance(answer, OpResult)]
+        meta.scans = [answer for answer in answers if isinstance(answer, ScanBatch)]
+        meta.failed, meta.timed, meta.placed = failed, timed, placed
         return meta
 
     def _moved(self) -> list[Placed]:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from enum import Enum, auto
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -23,8 +22,11 @@ from vllm.v1.request import RequestStatus
 from kvtier.brain import TieredCache, Why
 from kvtier.config import Config, digest, of_rank
 from kvtier.connectors.vllm import identity, start
+from kvtier.connectors.vllm.events import BlockEvents
 from kvtier.connectors.vllm.hints import Complaints, Hints
+from kvtier.connectors.vllm.live import LiveJob, LiveRequest
 from kvtier.connectors.vllm.manager import TieredCacheManager
+from kvtier.connectors.vllm.media import MediaNames
 from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata, SlotSpec
 from kvtier.connectors.vllm.metrics import Meter
 from kvtier.connectors.vllm.overwrites import Overwrites
@@ -56,29 +58,6 @@ class Fetch(Enum):
     SHORTER = auto()  # look up again: what is below tier 0 does not come
 
 
-@dataclass(slots=True)
-class _Job:
-    """A load or store that the ranks carry out."""
-
-    plan: int
-    keys: tuple[BlockKey, ...]
-    ranks_left: int
-    failed: set[int] = field(default_factory=set)
-
-
-@dataclass(slots=True)
-class _Live:
-    """All that is known here of one live request; the brain has what it decides by."""
-
-    store: bool  # what it computes may be kept
-    load: bool  # it may use what was kept
-    told: list[int]  # keys that the brain knows, of each group
-    below: set[BlockKey] = field(default_factory=set)  # of its hit, what came from below tier 0
-    reading: bool = False  # reads were ordered for it, and were not all there when vLLM asked last
-    computed: int = 0  # tokens that the device's own cache had when vLLM asked last
-    scheduled: bool = False  # since it started from nothing; then it was found why its hit ends
-
-
 class Scheduling:
     """Drives the brain from vLLM's steps, and answers vLLM's questions about requests.
 
@@ -98,19 +77,22 @@ class Scheduling:
         self._config = config
         self._vllm_config = vllm_config
         self._kv_cache_config = kv_cache_config
-        self._statuses = Statuses(base)
+        self.statuses = Statuses(base)
+        self._media = MediaNames(vllm_config)
         self._overwrites = Overwrites(vllm_config, kv_cache_config)
         self._ranks: Ranks | None = None
         self._brain: TieredCache | None = None
         self._recorder: Recorder | None = None
         self._opened = False
-        self._live: dict[str, _Live] = {}
+        self._namespace = ""  # its manifest, as it was at the start
+        self._live: dict[str, LiveRequest] = {}
         self._complaints = Complaints()
         self._planned: dict[int, tuple[BlockKey, ...]] = {}  # by plan, until vLLM makes it a job
-        self._jobs: dict[int, _Job] = {}
+        self._jobs: dict[int, LiveJob] = {}
         self._crowded_out: list[tuple[str, Sequence[BlockKey]]] = []  # in this step, by request
         self._storing = True
         self._fail_loads = False
+        self.events = BlockEvents(base)
         self.speed = Speed()
         self.meter = Meter()
 
@@ -143,10 +125,10 @@ class Scheduling:
         world_size = self._vllm_config.parallel_config.world_size
         self._ranks = agree(hellos, world_size, digest(self._config))
         mine = of_rank(self._config, self._ranks.local_ranks)
-        self._brain = start.make_brain(mine, self._ranks, self._statuses, self._vllm_config)
-        self._recorder = start.make_recorder(self._config, self._statuses, self._vllm_config)
+        self._brain = start.make_brain(mine, self._ranks, self.statuses, self._vllm_config)
+        self._recorder = start.make_recorder(self._config, self.statuses, self._vllm_config)
         self._manager.serve(self)
-        start.announce(mine, self._ranks, self._statuses, self._vllm_config)
+        start.announce(mine, self._ranks, self.statuses, self._vllm_config)
 
     def unopened(self) -> bool:
         """Whether the engine owes us one step, with which the tiers open."""
@@ -156,22 +138,24 @@ class Scheduling:
         """Take a request's `kv_transfer_params` away if they are no mapping: vLLM's own half, asked next, would end."""
         params = request.kv_transfer_params
         if params is not None and not isinstance(params, dict):
-            self._complaints.about([f"expected a mapping, got a {type(params).__name__}"])
             request.kv_transfer_params = None
+            self._complaints.about([f"expected a mapping, got a {type(params).__name__}"])
 
     def arrive(self, request: "Request") -> None:
         """Tell the brain a new request's keys, of every group, before anybody asks for them."""
         hints = Hints.of(request.kv_transfer_params, self._complaints)
         hints = hints.in_session(getattr(request, "session_id", None))  # vLLM has one from 0.32 on
         name = request.request_id
-        groups = self._statuses.keys(name)
-        self._live[name] = _Live(hints.store, hints.load, [len(keys) for keys in groups])
-        persist = hints.persist and (request.lora_request is None or self._config.persist_lora)
-        self.brain.arrive(name, groups, persist=persist, hints=hints.facts())
+        groups = self.statuses.keys(name)
+        self._live[name] = LiveRequest(hints.store, hints.load, [len(keys) for keys in groups])
+        lora = request.lora_request is None or self._config.persist_lora
+        persist = hints.persist and lora and self._media.last(request.mm_features)
+        reads = hints.load and not request.skip_reading_prefix_cache
+        self.brain.arrive(name, groups, persist=persist, reads=reads, hints=hints.facts())
         if not hints.load:
             self.brain.refuse_load(name, Why.HINT)
         if self._recorder is not None:
-            keys, tokens = groups[self._statuses.prefix_group], request.num_prompt_tokens
+            keys, tokens = groups[self.statuses.prefix_group], request.num_prompt_tokens
             self._recorder.arrived(name, keys, tokens, hints.session_id)
 
     def finished(self, request: "Request") -> None:
@@ -228,7 +212,7 @@ class Scheduling:
     def fetch(self, request: "Request", computed: int, hit: int) -> Fetch:
         """Pin a hit of `hit` tokens after `computed`, or order the reads that it needs."""
         name = request.request_id
-        plan = self.brain.plan_read(name, self._statuses.needed(name, computed, computed + hit))
+        plan = self.brain.plan_read(name, self.statuses.needed(name, computed, computed + hit))
         if plan is None:
             return Fetch.PINNED
         if not plan.reading:
@@ -281,7 +265,7 @@ class Scheduling:
         self, plan: int | None, keys: Sequence[BlockKey], slots: Sequence[int]
     ) -> SlotSpec:
         """Say to the ranks which slots a plan's keys have."""
-        return SlotSpec(plan, self._statuses.by_group(keys, slots))
+        return SlotSpec(plan, self.statuses.by_group(keys, slots))
 
     def depart(self, request: str) -> None:
         """Forget a request."""
@@ -311,10 +295,10 @@ class Scheduling:
             spec = job.src_spec if job_id in meta.load_jobs else job.dst_spec
             if isinstance(spec, SlotSpec) and spec.plan is not None:
                 keys = self._planned.pop(spec.plan)
-                self._jobs[job_id] = _Job(spec.plan, keys, len(self.ranks.hellos))
+                self._jobs[job_id] = LiveJob(spec.plan, keys, len(self.ranks.hellos))
         for request, refused in self._crowded_out:
             if request in self._live:
-                self._statuses.offer_again(request, refused)
+                self.statuses.offer_again(request, refused)
         self._crowded_out.clear()
         meta.ops = self.brain.drain()
         meta.fail_loads, self._fail_loads = self._fail_loads, False
@@ -362,12 +346,12 @@ class Scheduling:
         for live in self._live.values():
             live.reading = False
         self._fail_loads = True
-        self.brain.reset(self._manifest(identity.new_epoch()), stale=self._statuses.begun())
+        self.brain.reset(self._manifest(identity.new_epoch()), stale=self.statuses.begun())
 
     def forsake(self, meta: KVTierMetadata) -> None:
         """Carry a reset out with kvtier off: no load of the old epoch ends well, no record of it stays."""
         meta.fail_loads = True
-        if self._ranks is None:  # then no tier was ever opened
+        if not self._namespace:  # then no tier was ever opened
             return
         text = self._manifest(identity.new_epoch())
         meta.ops = [
@@ -380,14 +364,18 @@ class Scheduling:
         self.brain.open(self.ranks.slots, self._manifest())
 
     def _manifest(self, epoch: str = "") -> str:
-        return identity.manifest(
-            self._vllm_config, self._kv_cache_config, self.ranks.hellos, self._config, epoch
-        )
+        """Name the namespace, of the start or after a reset; the first call may look at files, no later one does."""
+        if not self._namespace:
+            self._namespace = identity.manifest(
+                self._vllm_config, self._kv_cache_config, self.ranks.hellos, self._config
+            )
+        return identity.in_epoch(self._namespace, epoch) if epoch else self._namespace
 
-    def _tell(self, request: str, live: _Live) -> None:
-        """Tell the brain the keys that came since: decoded chunks, or more of a streamed prompt."""
-        for i, keys in self._statuses.fresh(request, live.told):
-            self.brain.extend(request, i, keys)
+    def _tell(self, request: str, live: LiveRequest) -> None:
+        """Tell the brain the keys that came since: decoded chunks, or more of a streamed prompt and its media."""
+        for i, keys in self.statuses.fresh(request, live.told):
+            persist = self._media.last(self.statuses.media(request))
+            self.brain.extend(request, i, keys, persist=persist)
             live.told[i] += len(keys)
 
     def _acknowledge(self, job_id: int, count: int) -> None:

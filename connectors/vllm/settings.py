@@ -32,6 +32,7 @@ def configure(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> Co
     config = load(extra.get("kvtier"))
     name_spec(extra)
     transfer.kv_load_failure_policy = "recompute"
+    extra.setdefault("self_describing_kv_events", True)  # a chunk of several blocks is nothing else
     extra["offload_prompt_only"] = config.store == "prompt"
     extra["blocks_per_chunk"] = blocks_per_chunk(config, vllm_config, kv_cache_config)
     return config

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import (
         GroupOffloadConfig,
     )
+    from vllm.multimodal.inputs import MultiModalFeatureSpec
 
 
 class Statuses:
@@ -40,6 +41,10 @@ class Statuses:
         status = self._base._req_status[request]
         status.update_offload_keys()
         return [[BlockKey(key) for key in state.offload_keys] for state in status.group_states]
+
+    def media(self, request: str) -> "Sequence[MultiModalFeatureSpec]":
+        """List the images, audio and video of a request."""
+        return self._base._req_status[request].req.mm_features
 
     def fresh(self, request: str, known: Sequence[int]) -> Iterator[tuple[int, list[BlockKey]]]:
         """List the keys of each group beyond its first `known`, where there are any."""
@@ -80,6 +85,18 @@ class Statuses:
         """Name the requests that have KV, or copies under way."""
         statuses = self._base._req_status.items()
         return [name for name, s in statuses if s.req.num_computed_tokens or s.transfer_jobs]
+
+    def take_flushes(self) -> set[int]:
+        """Take the jobs that the next step is to flush."""
+        due, self._base._current_batch_jobs_to_flush = (
+            self._base._current_batch_jobs_to_flush,
+            set(),
+        )
+        return due
+
+    def give_flushes(self, due: set[int]) -> None:
+        """Give them back, to what came in the meantime."""
+        self._base._current_batch_jobs_to_flush |= due
 
     def by_group(
         self, keys: Sequence[BlockKey], slots: Sequence[int]

@@ -28,7 +28,7 @@ from kvtier.memory.arena import Arena
 from kvtier.registry import in_memory
 from kvtier.transfer.cpu import CpuTransferEngine
 from kvtier.transfer.cuda import stream_engine
-from kvtier.transfer.engine import ChunkCopy, TransferEngine, chunk_nbytes
+from kvtier.transfer.engine import ChunkCopy, Moved, TransferEngine, chunk_nbytes
 from kvtier.types import NO_SLOT, PAGE, TIER0, OpResult, Placed, ScanBatch, TierOp
 from kvtier.units import format_nbytes
 
@@ -99,7 +99,7 @@ class KVTierWorker(OffloadingWorker):
     ) -> bool:
         assert isinstance(dst_spec, SlotSpec)
         if not self.guard.run(partial(self._store, job_id, src_spec, dst_spec), False):
-            self._fail(job_id, dst_spec, ())
+            self.guard.always(partial(self._fail, job_id, dst_spec, ()), None)
         return True
 
     def submit_load(
@@ -111,16 +111,19 @@ class KVTierWorker(OffloadingWorker):
     ) -> bool:
         assert isinstance(src_spec, SlotSpec)
         if not self.guard.run(partial(self._load, job_id, src_spec, dst_spec), False):
-            self._fail(job_id, src_spec, map(int, dst_spec.block_ids))
+            blocks = map(int, dst_spec.block_ids)
+            self.guard.always(partial(self._fail, job_id, src_spec, blocks), None)
         return True
 
     def get_finished(self) -> list[TransferResult]:
-        ended = [job_id for job_id, job in self._jobs.items() if job.done()]
-        return [self._end(job_id) for job_id in ended]
+        """Collect the jobs that are over. One that cannot say so is waited for, and what it says then counts."""
+        jobs = list(self._jobs.items())
+        ended = [job_id for job_id, job in jobs if self.guard.always(job.done, True)]
+        return [self._ended(job_id) for job_id in ended]
 
     def wait(self, job_ids: set[int]) -> None:
         for job_id in self._jobs.keys() & job_ids:
-            self._jobs[job_id].wait()
+            self.guard.always(self._jobs[job_id].wait, None)
 
     def launching(self) -> None:
         """Be told that a forward pass comes next. vLLM submits loads behind its launch, but into blocks that it neither
@@ -138,6 +141,8 @@ class KVTierWorker(OffloadingWorker):
             if job.blocks:
                 self._failed_loads.add(job_id)
                 self._invalid_blocks.update(job.blocks)
+        for job in self._jobs.values():
+            if job.blocks:
                 job.stop()
 
     def spoil(self, job_ids: Iterable[int]) -> None:
@@ -176,10 +181,11 @@ class KVTierWorker(OffloadingWorker):
         return arena + (self.io.placed if self.io is not None else [])
 
     def shutdown(self) -> None:
+        closing = [self._engine.close, self.arena.close]
         if self.io is not None:
-            self.io.close()
-        self._engine.close()
-        self.arena.close()
+            closing.insert(0, self.io.close)
+        for close in closing:
+            self.guard.always(close, None)
 
     def _start_io(
         self,
@@ -247,9 +253,23 @@ class KVTierWorker(OffloadingWorker):
         job = self._jobs[job_id] = CopyJob(sum(map(len, slots.slots)), tuple(blocks))
         job.fail()
         self._invalid_blocks.update(job.blocks)
+        if job.blocks:
+            self._failed_loads.add(job_id)
 
-    def _end(self, job_id: int) -> TransferResult:
+    def _ended(self, job_id: int) -> TransferResult:
         job = self._jobs.pop(job_id)
+        moved = self.guard.always(partial(self._end, job_id, job), None)
+        if moved is None:
+            job.fail()
+            self._invalid_blocks.update(job.blocks)
+        if job.failed:
+            self._failed[job_id] = job.failed
+            if job.blocks:
+                self._failed_loads.add(job_id)
+        nbytes, seconds = moved or (None, None)
+        return TransferResult(job_id, True, nbytes, seconds)
+
+    def _end(self, job_id: int, job: CopyJob) -> Moved:
         before = len(job.failed)
         moved = job.result()
         if len(job.failed) > before:
@@ -257,11 +277,7 @@ class KVTierWorker(OffloadingWorker):
         if job_id in self._spoiled:
             self._spoiled.discard(job_id)
             job.fail()
-        if job.failed:
-            self._failed[job_id] = job.failed
-            if job.blocks:
-                self._failed_loads.add(job_id)
-        return TransferResult(job_id, True, moved.nbytes, moved.seconds)
+        return moved
 
     def _copies(
         self, slots: SlotSpec, device: GPULoadStoreSpec

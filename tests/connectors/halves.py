@@ -45,7 +45,7 @@ def scheduling(
         _req_status={},
     )
     vllm_config: Any = SimpleNamespace(
-        model_config=SimpleNamespace(get_hidden_size=lambda: 64),
+        model_config=SimpleNamespace(get_hidden_size=lambda: 64, multimodal_config=None),
         parallel_config=SimpleNamespace(world_size=len(met)),
         cache_config=SimpleNamespace(prefix_caching_hash_algo="sha256"),
         **vllm,

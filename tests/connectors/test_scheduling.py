@@ -1,7 +1,10 @@
 """One record per live request: what it may store and load, what lacked room, what is read for it, and its end."""
 
+import errno
+import json
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,12 +16,13 @@ from vllm.v1.kv_offload.base import GPULoadStoreSpec, LookupResult, ReqContext, 
 from vllm.v1.request import RequestStatus
 
 from kvtier.brain import ReadPlan, Why
-from kvtier.connectors.vllm import start
+from kvtier.config import load
+from kvtier.connectors.vllm import identity, start
 from kvtier.connectors.vllm.guard import Guard
 from kvtier.connectors.vllm.manager import TieredCacheManager
 from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata, SlotSpec
 from kvtier.connectors.vllm.scheduling import Fetch, Scheduling
-from kvtier.types import BlockKey
+from kvtier.types import BlockKey, OpKind
 from tests.connectors import halves
 from tests.connectors.test_overwrites import output
 
@@ -31,8 +35,10 @@ class Engine:
     def __init__(self) -> None:
         self.side: Scheduling = halves.scheduling(use_v2_model_runner=False)
         self.manager = self.side._manager
-        self.table: dict[str, Any] = self.side._statuses._base._req_status
+        self.table: dict[str, Any] = self.side.statuses._base._req_status
         self.jobs = 0
+        self.skip_reading = False  # of the requests that arrive
+        self.media: list[Any] = []
         self.step()
 
     def keys(self, name: str, chunks: int) -> list[bytes]:
@@ -45,11 +51,15 @@ class Engine:
             update_offload_keys=lambda: None,
             group_states=[SimpleNamespace(offload_keys=keys, next_stored_chunk_idx=0)],
             req_context=SimpleNamespace(get_offload_key_position=ends.get),
-            req=SimpleNamespace(num_computed_tokens=0),
+            req=SimpleNamespace(num_computed_tokens=0, mm_features=self.media),
             transfer_jobs=set(),
         )
         request: Any = SimpleNamespace(
-            request_id=name, kv_transfer_params={"kvtier": hints}, lora_request=None
+            request_id=name,
+            kv_transfer_params={"kvtier": hints},
+            lora_request=None,
+            mm_features=self.media,
+            skip_reading_prefix_cache=self.skip_reading,
         )
         self.side.guard.run(lambda: self.side.arrive(request), None)
         return ReqContext(req_id=name)
@@ -136,7 +146,7 @@ def test_reads_are_waited_for_and_their_source_is_known(
     request: Any = SimpleNamespace(request_id="a")
     keys = tuple(BlockKey(key) for key in engine.keys("a", 2))
     ready = False
-    monkeypatch.setattr(engine.side._statuses, "needed", lambda *_: list(keys))
+    monkeypatch.setattr(engine.side.statuses, "needed", lambda *_: list(keys))
     monkeypatch.setattr(engine.side.brain, "plan_read", lambda *_: ReadPlan(1, keys[:1]))
     monkeypatch.setattr(engine.side.brain, "ready", lambda _: ready)
     assert not engine.side.reading(request)
@@ -184,7 +194,7 @@ def test_before_the_ranks_said_hello_a_reset_is_carried_out_all_the_same() -> No
         _req_status={},
     )
     groups: Any = SimpleNamespace(kv_cache_groups=[])
-    vllm: Any = SimpleNamespace()
+    vllm: Any = SimpleNamespace(model_config=SimpleNamespace(multimodal_config=None))
     side = Scheduling(halves.CONFIG, vllm, groups, base)
     meta = KVTierMetadata(load_jobs={}, store_jobs={}, jobs_to_flush=None)
     side.forsake(meta)
@@ -203,6 +213,60 @@ def test_what_a_hint_forbids_is_counted_as_such(engine: Engine) -> None:
     engine.arrive("b", 2, load=False)
     engine.store(engine.arrive("c", 2, store=False))
     assert refusals(engine) == ({Why.HINT: 1}, {Why.HINT: 2})
+
+
+def test_what_is_keyed_by_a_name_that_does_not_last_never_leaves_dram(engine: Engine) -> None:
+    def persists(name: str) -> bool:
+        return engine.side.brain.view.requests[name].persist
+
+    engine.media = [SimpleNamespace(identifier="a" * 64)]
+    engine.store(engine.arrive("a", 2))
+    assert persists("a")
+    engine.media = [SimpleNamespace(identifier="renderer0-mm-1-image-0")]
+    engine.arrive("b", 2)
+    assert not persists("b")
+    engine.media = []
+    streamed = engine.arrive("c", 2)
+    assert persists("c")
+    engine.media.append(SimpleNamespace(identifier="my-photo"))
+    engine.table["c"].group_states[0].offload_keys += engine.keys("more", 1)
+    engine.store(streamed)
+    assert not persists("c")
+
+
+def test_after_a_reset_that_is_carried_out_with_kvtier_off_nothing_is_looked_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tiers = [
+        {"kind": "dram", "capacity": "1MiB"},
+        {"name": "nvme", "kind": "file", "path": str(tmp_path / "kv"), "capacity": "1GiB"},
+    ]
+    side = halves.scheduling(config=load({"tiers": tiers}))
+    monkeypatch.setattr(identity, "manifest", lambda *_: '{"epoch": "", "model": "m"}')
+    side._open()
+
+    def too_many_files(*_: object) -> str:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(identity, "manifest", too_many_files)
+    meta = KVTierMetadata(load_jobs={}, store_jobs={}, jobs_to_flush=None)
+    side.forsake(meta)
+    (op,) = meta.ops
+    assert (op.kind, op.tier) == (OpKind.RESET, 1)
+    told = json.loads(op.text)
+    assert told["model"] == "m"
+    assert told["epoch"]
+
+
+def test_nothing_is_read_ahead_of_a_request_that_does_not_load(engine: Engine) -> None:
+    def reads(name: str, **hints: object) -> bool:
+        engine.arrive(name, 2, **hints)
+        return engine.side.brain.view.requests[name].reads
+
+    assert reads("a")
+    assert not reads("b", load=False)
+    engine.skip_reading = True  # prompt_logprobs, and pooling that wants every token
+    assert not reads("c")
 
 
 def test_what_a_request_s_tier_filter_forbids_is_counted_once(engine: Engine) -> None:

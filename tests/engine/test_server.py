@@ -17,19 +17,37 @@ from tests.patience import until
 
 LONG = prompts(4, 1500, seed=61)
 ASKED_OF_LLAMA = LONG
+CHUNK = 256  # tokens: two blocks
 
 
-def await_events(subscriber: Any, wanted: set[tuple[str, str]]) -> None:
-    """Take KV events until each of `wanted` was published, by type and medium."""
+def await_events(subscriber: Any, wanted: set[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Take KV events until each of `wanted` was published, by type and medium; return all."""
     missing = set(wanted)
+    heard: list[dict[str, Any]] = []
 
     def take() -> None:
         while subscriber.poll(100):
             _, _, payload = subscriber.recv_multipart()
             for event in msgspec.msgpack.decode(payload)[1]:
                 missing.discard((event["type"], event.get("medium")))
+                heard.append(event)
 
     until(lambda: not missing, f"the server publishes {sorted(wanted)}", take)
+    return heard
+
+
+def assert_blocks_are_named(heard: list[dict[str, Any]], prompt: list[int]) -> None:
+    """A router that matches prefixes finds every block of a prompt's chunks on the CPU, from the first one on."""
+    stored = [event for event in heard if event["type"] == "BlockStored"]
+    device = {h for event in stored if event["medium"] == "GPU" for h in event["block_hashes"]}
+    parent = None
+    for start in range(0, len(prompt) - CHUNK, CHUNK):
+        tokens = prompt[start : start + CHUNK]
+        chunk = next(e for e in stored if e["medium"] == "CPU" and e["token_ids"] == tokens)
+        assert (chunk["parent_block_hash"], chunk["block_size"]) == (parent, 128)
+        assert len(chunk["block_hashes"]) == CHUNK // 128
+        assert device.issuperset(chunk["block_hashes"])
+        parent = chunk["block_hashes"][-1]
 
 
 def test_streaming_metrics_and_events(
@@ -61,9 +79,10 @@ def test_streaming_metrics_and_events(
         for prompt in LONG:
             answer = complete(server.port, prompt, TOKENS)
             assert answer.tokens == reference.of([prompt])[0]
-    await_events(
+    heard = await_events(
         subscriber, {("BlockStored", "CPU"), ("BlockRemoved", "CPU"), ("BlockStored", "STORAGE")}
     )
+    assert_blocks_are_named(heard, LONG[0])
     context.destroy(linger=0)
     said = metrics(server.port)
     for name in (

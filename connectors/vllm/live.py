@@ -1,0 +1,28 @@
+"""What EngineCore's half remembers of what is alive: one record per request, one per job."""
+
+from dataclasses import dataclass, field
+
+from kvtier.types import BlockKey
+
+
+@dataclass(slots=True)
+class LiveRequest:
+    """All that is known here of one live request; the brain has what it decides by."""
+
+    store: bool  # what it computes may be kept
+    load: bool  # it may use what was kept
+    told: list[int]  # keys that the brain knows, of each group
+    below: set[BlockKey] = field(default_factory=set)  # of its hit, what came from below tier 0
+    reading: bool = False  # reads were ordered for it, and were not all there when vLLM asked last
+    computed: int = 0  # tokens that the device's own cache had when vLLM asked last
+    scheduled: bool = False  # since it started from nothing; then it was found why its hit ends
+
+
+@dataclass(slots=True)
+class LiveJob:
+    """A load or store that the ranks carry out."""
+
+    plan: int
+    keys: tuple[BlockKey, ...]
+    ranks_left: int
+    failed: set[int] = field(default_factory=set)
