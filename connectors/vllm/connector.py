@@ -236,7 +236,8 @@ class KVTierConnector(OffloadingConnector):
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         nobody: dict[int, str] = {}
-        loads = self.rank.guard.always(self.rank.loads, nobody)  # as long as vLLM knows them
+        # A copy: vLLM forgets them as it collects them.
+        loads = self.rank.guard.always(lambda: dict(self.rank.loads), nobody)
         sent, received = self.get_finished(finished_req_ids)
         failed = partial(self.rank.failed_requests, loads, received)
         return KVConnectorTransferResults(

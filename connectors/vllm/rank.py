@@ -66,9 +66,11 @@ class Rank:
         assert isinstance(self._base.worker, KVTierWorker)
         return self._base.worker
 
+    @property
     def loads(self) -> dict[int, str]:
-        """List the load jobs of vLLM in flight, and the request that waits for each."""
-        return dict(self._base._load_jobs)
+        """Load jobs of vLLM in flight, by the request that waits for each."""
+        loads: dict[int, str] = self._base._load_jobs
+        return loads
 
     def learn(self, caches: "Mapping[str, torch.Tensor]") -> None:
         """Find out how the backend fills its pages, and who is here besides, before our worker is built."""

@@ -1,5 +1,6 @@
 """Plants a bug in one hook of kvtier inside a running engine, and mends it again."""
 
+import errno
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +35,7 @@ def plant(llm: Any, place: str, method: str, skip: int) -> None:
         nonlocal calls
         calls += 1
         if calls > skip:
-            raise RuntimeError(f"planted in {place}.{method}")
+            raise OSError(errno.EMFILE, f"planted in {place}.{method}")
         return original(*args, **kwargs)
 
     if hasattr(type(owner), "__slots__") and not hasattr(owner, "__dict__"):

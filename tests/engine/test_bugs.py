@@ -14,6 +14,7 @@ ASKED_OF_LLAMA = LONG
 
 HOOKS = [
     ("scheduling", "arrive"),
+    ("scheduling", "asked"),
     ("scheduling", "reading"),
     ("scheduling", "sits_out"),
     ("scheduling", "scheduled"),
@@ -32,10 +33,14 @@ HOOKS = [
     ("brain", "depart"),
     ("brain", "events"),
     ("brain", "stats"),
+    ("rank", "before"),
+    ("rank", "invalid_blocks"),
     ("rank", "order"),
+    ("rank", "report"),
     ("rank", "failed_requests"),
     ("worker", "_store"),
     ("worker", "_load"),
+    ("worker", "_end"),
     ("worker", "submit_ops"),
     ("worker", "poll"),
     ("engine", "offload"),
