@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from kvtier import topology
+from kvtier.config import clamped
+from kvtier.errors import ConfigError
 from kvtier.memory.arena import Arena
-from kvtier.memory.region import taken_by_others
+from kvtier.memory.region import regions_of_others
 
 logger = logging.getLogger(__name__)
 
@@ -34,15 +36,41 @@ def nodes_for(configured: Sequence[int] | None, own: int | None) -> tuple[int, .
     return () if own is None else (own,)
 
 
-def fits(arena_nbytes: int, lower_nbytes: int, ranks: int, owner: str) -> bool:
-    """Whether the free memory is enough for the arena and `lower_nbytes` of memory tiers of every rank here.
+def share_of_free(ranks: int, owner: str) -> int:
+    """Return the bytes of free memory that are one rank's, of the `ranks` of all engines on this node.
 
-    `ranks` counts the ranks of all engines on this node, because they start at the same time. A rank whose arena is
-    visible already has taken its memory and is not counted again. If the memory is not enough, nothing is pinned: a
-    process that copies slowly is better than one that the kernel kills.
+    They start at the same time. A rank whose arena is visible has its share: what it has yet to take is not free.
     """
-    served = min(ranks - 1, taken_by_others(owner) // arena_nbytes) if arena_nbytes else 0
-    return (arena_nbytes + lower_nbytes) * (ranks - served) <= topology.free_nbytes()
+    others = regions_of_others(
+        owner
+    )  # first: what they take meanwhile is missed, never counted twice
+    promised = sum(region.nbytes - region.taken for region in others)
+    return max(0, topology.free_nbytes() - promised) // max(1, ranks - len(others))
+
+
+def make_arena(
+    wanted: int, slot_nbytes: int, nodes: Sequence[int], owner: str, free_nbytes: int
+) -> Arena:
+    """Make a rank's arena of `wanted` bytes, or of what of them fits into its share of free memory.
+
+    Explicit huge pages are nobody else's memory and all there already.
+
+    Raises:
+        ConfigError: too few chunks would fit.
+    """
+    arena = Arena(wanted // slot_nbytes, slot_nbytes, nodes, owner)
+    if not arena.huge and (fitting := _clamped(arena, wanted, free_nbytes)) < wanted:
+        arena.close()
+        arena = Arena(fitting // slot_nbytes, slot_nbytes, nodes, owner)
+    return arena
+
+
+def _clamped(arena: Arena, wanted: int, free_nbytes: int) -> int:
+    try:
+        return clamped(wanted, free_nbytes, arena.slot_nbytes)
+    except ConfigError:
+        arena.close()
+        raise
 
 
 def settle(arena: Arena, nodes: Sequence[int], ranks: int, *, fill: bool) -> None:

@@ -14,7 +14,6 @@ from vllm.v1.kv_offload.base import (
 )
 from vllm.v1.kv_offload.config import OffloadingConfig
 
-from kvtier import topology
 from kvtier.config import Config, dram_nbytes, load, of_rank, to_builtins
 from kvtier.connectors.vllm import placing
 from kvtier.connectors.vllm.copy_job import CopyJob, CopyPart
@@ -25,7 +24,6 @@ from kvtier.connectors.vllm.ranks import Sharers, engine_of, owner_of
 from kvtier.io_process.client import IoClient, IoSetup
 from kvtier.layout import ChunkLayout
 from kvtier.memory.arena import Arena
-from kvtier.registry import in_memory
 from kvtier.transfer.cpu import CpuTransferEngine
 from kvtier.transfer.cuda import stream_engine
 from kvtier.transfer.engine import ChunkCopy, Moved, TransferEngine, chunk_nbytes
@@ -66,28 +64,27 @@ class KVTierWorker(OffloadingWorker):
         self.node = placing.own_node(device)
         dram = mine.tiers[0]
         nodes = placing.nodes_for(dram.numa, self.node)
-        dram_share = dram_nbytes(configured, sharers.ranks, sharers.engines)
-        free = topology.free_nbytes()
+        wanted = dram_nbytes(configured, sharers.ranks, sharers.engines)
         owner = owner_of(config.engine_id)
-        self.arena = Arena(dram_share // slot_nbytes, slot_nbytes, nodes, owner)
-        # Explicit huge pages are nobody else's memory, and all there already.
-        ordinary = 0 if self.arena.huge else self.arena.nbytes
-        lower = sum(tier.capacity or 0 for tier in mine.tiers[1:] if in_memory(tier.kind))
-        fits = placing.fits(ordinary, lower, sharers.processes, owner)
-        if not fits and self._rank % sharers.ranks == 0:  # once on each node
+        free = placing.share_of_free(sharers.processes, owner)
+        self.arena = placing.make_arena(wanted, slot_nbytes, nodes, owner, free)
+        if self.arena.nbytes + slot_nbytes <= wanted and self._rank % sharers.ranks == 0:
+            # once on each node
             logger.warning(
-                "kvtier: tiers in memory, %s for each of %d ranks, are more than is free here, %s: nothing is "
-                "pinned or taken ahead, and the system may end processes when they fill; lower tiers[].capacity",
-                format_nbytes(ordinary + lower),
+                "kvtier: tiers[0].capacity: %s for each of %d ranks, and %s of memory are free for each: the tier is "
+                "clamped to %s of each; lower the capacity, or give the engine more memory",
+                format_nbytes(wanted),
                 sharers.processes,
                 format_nbytes(free),
+                format_nbytes(self.arena.nbytes),
             )
         # What nobody asked for by name is not taken before it is needed; a device pins all of it.
-        fill = fits and (dram.capacity is not None or device.type != "cpu")
+        fill = dram.capacity is not None or device.type != "cpu"
         placing.settle(self.arena, nodes, sharers.processes, fill=fill)
-        self._engine = _transfer_engine(self.arena, pages, self.blocks_per_chunk, pin=fits)
+        self._engine = _transfer_engine(self.arena, pages, self.blocks_per_chunk)
         layouts = {g: self._layout(layout.get(g, "the pages were not looked at"), g) for g in pages}
-        self.io = self._start_io(mine, config, layouts, free - ordinary)
+        spare = free if self.arena.huge else free - self.arena.nbytes
+        self.io = self._start_io(mine, config, layouts, spare)
         self._jobs: dict[int, CopyJob] = {}
         self._failed: dict[int, set[int]] = {}
         self._invalid_blocks: set[int] = set()
@@ -316,8 +313,8 @@ def _group_tensors(caches: CanonicalKVCaches, position: int) -> list[torch.Tenso
 
 
 def _transfer_engine(
-    arena: Arena, pages: dict[int, list[torch.Tensor]], blocks_per_chunk: int, *, pin: bool
+    arena: Arena, pages: dict[int, list[torch.Tensor]], blocks_per_chunk: int
 ) -> TransferEngine:
     if next(iter(pages.values()))[0].device.type == "cpu":
         return CpuTransferEngine(arena, pages, blocks_per_chunk)
-    return stream_engine(arena, pages, blocks_per_chunk, pin=pin)
+    return stream_engine(arena, pages, blocks_per_chunk)

@@ -13,13 +13,14 @@ from kvtier import topology
 from kvtier.cli.geometry import Geometry, read_geometry
 from kvtier.cli.room import Chunk, chunk_of, chunks_held, tier_nbytes, tokens_of
 from kvtier.cli.suggest import suggest
-from kvtier.config import Config, Plugin, TierConfig, load, share
+from kvtier.config import Config, Plugin, TierConfig, clamped, load, share
 from kvtier.config.codecs import codec
 from kvtier.doctor import disks
 from kvtier.doctor.finding import Level
 from kvtier.errors import ConfigError
 from kvtier.memory.region import free_huge_nbytes
 from kvtier.registry import STAGES, in_memory
+from kvtier.types import PAGE
 from kvtier.units import format_nbytes
 
 app = typer.Typer(help="Look at configurations, or make one.", no_args_is_help=True)
@@ -38,18 +39,48 @@ def check(
     kv_dtype: Annotated[str, typer.Option(help="Dtype of the KV cache, fp8 for example.")] = "auto",
 ) -> None:
     """Check FILE as an engine on this machine would, and explain what it would do."""
-    config = load(file)
-    refuse_memory(config)
+    written = load(file)
     geometry = read_geometry(model, ranks=tp, dtype=kv_dtype) if model else None
-    chunk = chunk_of(config, geometry, block_tokens) if geometry else None
+    chunk = chunk_of(written, geometry, block_tokens) if geometry else None
+    config = fit_dram(written, tp, chunk.slot_nbytes if chunk else PAGE)
+    refuse_memory(config)
     room = _room_table(config, geometry, chunk, tp)
     console = Console(highlight=False)
     console.print(f"{escape(str(file))}: an engine would start with it on this machine")
     if geometry and chunk:
         console.print(_describe_model(geometry, chunk, config, tp))
     console.print(room, _behaviour_table(config))
-    for note in notes(config, geometry):
+    for note in filter(None, [clamp_note(written, config), *notes(config, geometry)]):
         console.print(f"- {escape(note)}")
+
+
+def fit_dram(config: Config, ranks: int, slot_nbytes: int) -> Config:
+    """Give tier 0 the capacity that an engine that starts here now would give it.
+
+    Raises:
+        ConfigError: its start would be refused.
+    """
+    dram, *lower = config.tiers
+    if dram.capacity is None or dram.capacity <= free_huge_nbytes(dram.numa or ()):
+        return config
+    wanted = share(dram.capacity, ranks)
+    each = clamped(wanted, topology.free_nbytes() // ranks, slot_nbytes)
+    if each == wanted:
+        return config
+    fitting = msgspec.structs.replace(dram, capacity=each * ranks)
+    return msgspec.structs.replace(config, tiers=(fitting, *lower))
+
+
+def clamp_note(written: Config, config: Config) -> str:
+    """Say what `fit_dram` changed; nothing where it changed nothing."""
+    wanted, taken = (each.tiers[0].capacity for each in (written, config))
+    if wanted is None or taken is None or wanted == taken:
+        return ""
+    free = format_nbytes(topology.free_nbytes())
+    return (
+        f"tiers[0].capacity: {format_nbytes(wanted)}, and {free} of memory are free here now: the tier would be "
+        f"clamped to {format_nbytes(taken)}"
+    )
 
 
 def refuse_memory(config: Config) -> None:
@@ -73,12 +104,6 @@ def refuse_memory(config: Config) -> None:
 def notes(config: Config, geometry: Geometry | None) -> list[str]:
     """Say in words what the figures do not: what is not stored, and what may disappoint."""
     found = []
-    dram = config.tiers[0].capacity
-    if dram is not None and dram > (free := topology.free_nbytes()):
-        found.append(
-            f"tiers[0].capacity: {format_nbytes(dram)} is more than the {format_nbytes(free)} of memory "
-            "that is free here now"
-        )
     rooms = (room for room in disks.rooms(config) if room.level is not Level.OK)
     found += [f"{room.area}: {room.what}: {room.advice}" for room in rooms]
     if config.store == "prompt":

@@ -4,7 +4,7 @@ The structs are what every process of one engine must agree on; `digest` is how 
 """
 
 from kvtier.config.load import load
-from kvtier.config.shares import default_dram_nbytes, dram_nbytes, of_rank, share
+from kvtier.config.shares import clamped, default_dram_nbytes, dram_nbytes, of_rank, room, share
 from kvtier.config.structs import (
     ARENA,
     Config,
@@ -30,12 +30,14 @@ __all__ = [
     "ReplayConfig",
     "TierConfig",
     "TraceConfig",
+    "clamped",
     "default_dram_nbytes",
     "digest",
     "dram_nbytes",
     "from_builtins",
     "load",
     "of_rank",
+    "room",
     "share",
     "to_builtins",
 ]

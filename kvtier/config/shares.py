@@ -4,6 +4,11 @@ import msgspec
 
 from kvtier import topology
 from kvtier.config.structs import Config, MediumConfig, TierConfig
+from kvtier.errors import ConfigError
+from kvtier.units import format_nbytes
+
+_LEAST_SLOTS = 16  # fewer hold nothing that is asked for again
+_RESERVE = 4 << 30
 
 
 def share(capacity: int, local_ranks: int) -> int:
@@ -38,6 +43,30 @@ def dram_nbytes(config: Config, local_ranks: int, engines: int = 1) -> int:
 def default_dram_nbytes(ranks: int) -> int:
     """Return one rank's DRAM where no capacity is given: its share of a quarter of the node's free memory."""
     return share(topology.free_nbytes() // 4, ranks)
+
+
+def room(free_nbytes: int) -> int:
+    """Return what of free memory DRAM may take: the engine grows beside it, and so does the I/O process."""
+    return free_nbytes - min(free_nbytes // 8, _RESERVE)
+
+
+def clamped(wanted: int, free_nbytes: int, slot_nbytes: int) -> int:
+    """Cut the bytes of DRAM that are wanted down to the room in free memory, whole slots.
+
+    Raises:
+        ConfigError: the room is too small to be of use. The alternative is that the kernel ends the engine, when the
+            tier fills.
+    """
+    slots = room(free_nbytes) // slot_nbytes
+    if wanted // slot_nbytes <= slots:
+        return wanted
+    if slots < _LEAST_SLOTS:
+        raise ConfigError(
+            f"tiers[0].capacity: {format_nbytes(wanted)}, and {format_nbytes(free_nbytes)} of memory are free for "
+            f"it: that is no room for {_LEAST_SLOTS} chunks of {format_nbytes(slot_nbytes)}; end what uses the "
+            "memory, or raise the container's limit"
+        )
+    return slots * slot_nbytes
 
 
 def _medium(tier: TierConfig, local_ranks: int) -> MediumConfig | None:

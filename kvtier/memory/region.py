@@ -32,7 +32,7 @@ class Region:
     """One mapping, bound to `nodes` before its first page is taken; without nodes the kernel chooses.
 
     A shared one is a memfd, without a name in any file system, for other processes to map; `owner` is whose it
-    is, for `taken_by_others`. Memory that
+    is, for `regions_of_others`. Memory that
     cannot be bound is used all the same: `refused` says why. Explicit huge pages are all there from the
     start: a cgroup may forbid what the machine has free, and says so at the first touch, with SIGBUS.
     """
@@ -137,26 +137,33 @@ def free_huge_nbytes(nodes: Sequence[int]) -> int:
     )
 
 
-def taken_by_others(owner: str) -> int:
-    """Return the bytes of ordinary memory that the owner's shared regions have taken in other processes.
+class Sharing(NamedTuple):
+    """A shared region of ordinary memory in another process."""
+
+    nbytes: int
+    taken: int  # of these, so many are there already
+
+
+def regions_of_others(owner: str) -> list[Sharing]:
+    """List the owner's shared regions of ordinary memory in other processes.
 
     What this user may not look at is not seen.
     """
     own = {inode for inode, _ in _regions(Path("/proc/self"), owner)}
     processes = Path("/proc").glob("[0-9]*")
     found = dict(region for process in processes for region in _regions(process, owner))
-    return sum(nbytes for inode, nbytes in found.items() if inode not in own)
+    return [region for inode, region in found.items() if inode not in own]
 
 
 def _name(owner: str) -> str:
     return f"kvtier:{owner}" if owner else "kvtier"
 
 
-def _regions(process: Path, owner: str) -> Iterator[tuple[int, int]]:
-    """List the inodes of the owner's regions that a process holds open, and the bytes that each has taken."""
+def _regions(process: Path, owner: str) -> Iterator[tuple[int, Sharing]]:
+    """List the owner's regions that a process holds open, by inode."""
     for link in children(process / "fd"):
         with suppress(OSError):
             if os.readlink(link) == f"/memfd:{_name(owner)} (deleted)":
                 stat = os.stat(link)
                 if stat.st_blksize < HUGE_PAGE:
-                    yield stat.st_ino, stat.st_blocks * 512
+                    yield stat.st_ino, Sharing(stat.st_size, stat.st_blocks * 512)

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from kvtier import topology
+from kvtier.cli.config import fit_dram
 from kvtier.config import load
 from kvtier.errors import ConfigError
+from kvtier.units import parse_nbytes
 from tests.patience import HANG_S
 from tests.trees import LLAMA_8B
 
@@ -70,6 +73,31 @@ def test_with_a_model_it_counts_chunks_and_tokens(run: Run, file: Path, tmp_path
     rows = [words(line) for line in done.stdout.splitlines() if line.startswith("│")]
     assert rows[0] == ["dram", "1GiB", "512MiB", "256", "2MiB", "8,192"]
     assert rows[1] == ["nvme", "10GiB", "5GiB", ">= 2,555", "2.004MiB", ">= 81,760"]
+
+
+def test_dram_that_is_not_there_is_clamped_as_the_start_would(
+    run: Run, file: Path, tmp_path: Path
+) -> None:
+    file.write_text("tiers: [{name: dram, kind: dram, capacity: 640TiB}]")
+    done = run("config", "check", file)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "tiers[0].capacity: 640TiB, and " in done.stdout
+    assert "the tier would be clamped to " in done.stdout
+    (capacity,) = [words(row)[1] for row in done.stdout.splitlines() if row.startswith("│ dram")][
+        :1
+    ]
+    assert parse_nbytes(capacity) < 640 << 40
+
+
+def test_dram_without_room_for_a_few_chunks_is_refused_as_the_start_would(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(topology, "free_nbytes", lambda: 64 << 20)
+    written = load({"tiers": [{"name": "dram", "kind": "dram", "capacity": "1GiB"}]})
+    fitting = fit_dram(written, 2, 1 << 20)
+    assert fitting.tiers[0].capacity == 56 << 20
+    with pytest.raises(ConfigError, match="that is no room for 16 chunks of 2MiB"):
+        fit_dram(written, 2, 2 << 20)
 
 
 @pytest.mark.parametrize(

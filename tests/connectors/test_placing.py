@@ -11,6 +11,7 @@ import torch
 from kvtier import topology
 from kvtier.connectors.vllm import placing
 from kvtier.memory.arena import Arena
+from kvtier.memory.region import Sharing
 
 
 @pytest.mark.parametrize(
@@ -49,31 +50,29 @@ def test_what_is_not_bound_is_said_and_what_has_room_is_filled_in(
 
 
 @pytest.mark.parametrize(
-    ("arena_mib", "lower_mib", "free_mib", "taken_mib", "enough"),
+    ("ranks", "free_mib", "others", "share_mib"),
     [
-        (4, 0, 32, 0, True),
-        (4, 0, 31, 0, False),
-        (4, 2, 48, 0, True),
-        (4, 2, 47, 0, False),
-        (4, 0, 4, 28, True),  # the last of eight ranks: the others have theirs
-        (4, 2, 6, 28, True),
-        (4, 0, 4, 27, False),
-        (4, 0, 3, 500, False),  # its own is not there
-        (0, 2, 16, 0, True),  # an arena of explicit huge pages
-        (0, 2, 15, 0, False),
+        (1, 32, [], 32),
+        (8, 32, [], 4),
+        (8, 4, [(4, 4)] * 7, 4),  # the last of eight ranks: the others have theirs
+        (8, 8, [(4, 4)] * 6, 4),
+        (8, 18, [(4, 2)] * 7, 4),  # the others' arenas fill up meanwhile
+        (8, 32, [(4, 0)] * 7, 4),  # and none is taken ahead
+        (2, 3, [(4, 0)], 0),
+        (2, 4, [(4, 4)] * 2, 4),  # somebody who is long gone
     ],
 )
-def test_there_must_be_room_for_every_rank(
-    arena_mib: int,
-    lower_mib: int,
+def test_a_rank_s_share_of_free_memory_is_the_same_early_and_late(
+    ranks: int,
     free_mib: int,
-    taken_mib: int,
-    enough: bool,
+    others: list[tuple[int, int]],
+    share_mib: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    regions = [Sharing(nbytes << 20, taken << 20) for nbytes, taken in others]
     monkeypatch.setattr(topology, "free_nbytes", lambda: free_mib << 20)
-    monkeypatch.setattr(placing, "taken_by_others", lambda owner: taken_mib << 20)
-    assert placing.fits(arena_mib << 20, lower_mib << 20, 8, "server") == enough
+    monkeypatch.setattr(placing, "regions_of_others", lambda owner: regions)
+    assert placing.share_of_free(ranks, "server") == share_mib << 20
 
 
 def test_memory_that_was_not_asked_for_is_not_taken() -> None:

@@ -1,4 +1,4 @@
-"""What a worker decides at its start: what is pinned and filled in, what is left for its lower tiers, who is here."""
+"""What a worker decides at its start: what of its arena fits, what is left for its lower tiers, who is here."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +22,9 @@ from kvtier.connectors.vllm.rank import Rank
 from kvtier.connectors.vllm.ranks import Sharers
 from kvtier.connectors.vllm.spec import KVTierSpec
 from kvtier.connectors.vllm.worker import KVTierWorker
+from kvtier.errors import ConfigError
 from kvtier.memory.arena import Arena
+from kvtier.memory.region import Sharing
 
 PAGE = 8192
 MIB = 1 << 20
@@ -32,7 +34,6 @@ FAR = {"name": "far", "kind": "memory", "capacity": "4MiB"}
 class Seen:
     """What the worker asked for."""
 
-    pin: bool | None = None
     spare: int = -1
 
 
@@ -41,8 +42,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     """A machine with 32 MiB free, and a device that is none."""
     found = Seen()
 
-    def engine(*_: object, pin: bool) -> None:
-        found.pin = pin
+    def engine(*_: object) -> None:
+        """Copy nothing."""
 
     def start_io(*arguments: Any) -> None:
         found.spare = arguments[-1]
@@ -79,30 +80,49 @@ def is_filled(made: KVTierWorker) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("capacity", "ranks", "engines", "fits"),
+    ("capacity", "ranks", "engines", "arena_mib"),
     [
-        ("16MiB", 1, 1, True),
-        ("28MiB", 1, 1, True),
-        ("29MiB", 1, 1, False),
-        ("16MiB", 2, 1, True),  # 8 MiB each
-        ("16MiB", 2, 2, False),  # of each of two engines
-        (None, 1, 1, True),  # a quarter of 32 MiB
-        (None, 1, 4, True),
+        ("16MiB", 1, 1, 16),
+        ("28MiB", 1, 1, 28),
+        ("29MiB", 1, 1, 28),
+        ("640GiB", 1, 1, 28),
+        ("16MiB", 2, 1, 8),
+        ("16MiB", 2, 2, 7),  # of each of two engines
+        (None, 1, 1, 8),  # a quarter of 32 MiB
+        (None, 1, 4, 2),
     ],
 )
-def test_an_arena_is_pinned_and_filled_in_where_all_fit(
+def test_an_arena_is_as_large_as_all_ranks_fit_beside_each_other(
     seen: Seen,
     caplog: pytest.LogCaptureFixture,
     capacity: str | None,
     ranks: int,
     engines: int,
-    fits: bool,
+    arena_mib: int,
 ) -> None:
     made = start(capacity, ranks=ranks, engines=engines)
-    assert seen.pin == fits
-    assert seen.spare == 32 * MIB - made.arena.nbytes
-    assert is_filled(made) == fits
-    assert ("are more than is free here, 32MiB: nothing is pinned" in caplog.text) != fits
+    assert made.arena.nbytes == arena_mib * MIB
+    assert seen.spare == 32 * MIB // (ranks * engines) - made.arena.nbytes
+    assert is_filled(made)
+    said = [line.message for line in caplog.records if "clamped" in line.message]
+    if arena_mib in (7, 28) and capacity != "28MiB":
+        (line,) = said
+        wanted = "8MiB" if arena_mib == 7 else capacity
+        assert line.startswith(f"kvtier: tiers[0].capacity: {wanted} for each of")
+        assert f"clamped to {arena_mib}MiB of each" in line
+    else:
+        assert not said
+
+
+def test_the_start_is_refused_where_next_to_nothing_fits(
+    seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topology, "free_nbytes", lambda: 17 * 2 * PAGE)
+    with pytest.raises(
+        ConfigError, match=r"tiers.0..capacity: 16MiB, and 272KiB of memory are free"
+    ):
+        start("16MiB")
+    assert start("32KiB").arena.slots == 2, "a tier that is meant to be small"
 
 
 def test_explicit_huge_pages_take_no_ordinary_memory(
@@ -113,20 +133,20 @@ def test_explicit_huge_pages_take_no_ordinary_memory(
             super().__init__(*arguments)
             self.huge = True
 
-    monkeypatch.setattr(worker, "Arena", Huge)
+    monkeypatch.setattr(placing, "Arena", Huge)
     made = start("64MiB")
-    assert (seen.pin, seen.spare) == (True, 32 * MIB)
+    assert (made.arena.nbytes, seen.spare) == (64 * MIB, 32 * MIB)
     made.arena.close()
 
 
 def test_every_rank_of_a_server_has_one_owner(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     owners: list[str] = []
 
-    def taken(owner: str) -> int:
+    def others(owner: str) -> list[Sharing]:
         owners.append(owner)
-        return 0
+        return []
 
-    monkeypatch.setattr(placing, "taken_by_others", taken)
+    monkeypatch.setattr(placing, "regions_of_others", others)
     start("8MiB").arena.close()
     assert owners == ["server"]
 
