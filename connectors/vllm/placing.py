@@ -8,9 +8,8 @@ import torch
 
 from kvtier import topology
 from kvtier.config import clamped
-from kvtier.errors import ConfigError
 from kvtier.memory.arena import Arena
-from kvtier.memory.region import regions_of_others
+from kvtier.memory.region import free_huge_nbytes, regions_of_others
 
 logger = logging.getLogger(__name__)
 
@@ -58,19 +57,13 @@ def make_arena(
     Raises:
         ConfigError: too few chunks would fit.
     """
-    arena = Arena(wanted // slot_nbytes, slot_nbytes, nodes, owner)
-    if not arena.huge and (fitting := _clamped(arena, wanted, free_nbytes)) < wanted:
+    if free_huge_nbytes(nodes) >= wanted:
+        arena = Arena(wanted // slot_nbytes, slot_nbytes, nodes, owner)
+        if arena.huge:
+            return arena
         arena.close()
-        arena = Arena(fitting // slot_nbytes, slot_nbytes, nodes, owner)
-    return arena
-
-
-def _clamped(arena: Arena, wanted: int, free_nbytes: int) -> int:
-    try:
-        return clamped(wanted, free_nbytes, arena.slot_nbytes)
-    except ConfigError:
-        arena.close()
-        raise
+    fitting = clamped(wanted, free_nbytes, slot_nbytes)
+    return Arena(fitting // slot_nbytes, slot_nbytes, nodes, owner)
 
 
 def settle(arena: Arena, nodes: Sequence[int], ranks: int, *, fill: bool) -> None:

@@ -85,7 +85,7 @@ def is_filled(made: KVTierWorker) -> bool:
         ("16MiB", 1, 1, 16),
         ("28MiB", 1, 1, 28),
         ("29MiB", 1, 1, 28),
-        ("640GiB", 1, 1, 28),
+        ("900TiB", 1, 1, 28),  # more than can be mapped
         ("16MiB", 2, 1, 8),
         ("16MiB", 2, 2, 7),  # of each of two engines
         (None, 1, 1, 8),  # a quarter of 32 MiB
@@ -134,6 +134,7 @@ def test_explicit_huge_pages_take_no_ordinary_memory(
             self.huge = True
 
     monkeypatch.setattr(placing, "Arena", Huge)
+    monkeypatch.setattr(placing, "free_huge_nbytes", lambda nodes: 64 * MIB)
     made = start("64MiB")
     assert (made.arena.nbytes, seen.spare) == (64 * MIB, 32 * MIB)
     made.arena.close()
