@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 from kvtier.brain.demotion import Demotion
 from kvtier.brain.groups import Place
-from kvtier.brain.index import TIERS
 from kvtier.brain.lower_tier import LowerTier
 from kvtier.brain.operations import Operation
+from kvtier.brain.parts import shorter_reads, usable
 from kvtier.brain.plans import ReadPlan
 from kvtier.brain.requests import Request, Waiter
 from kvtier.brain.state import State
@@ -81,7 +81,7 @@ class Promotion:
     def plan(self, request: Request, wanted: Sequence[BlockKey]) -> ReadPlan:
         """Order what of `wanted` is not in tier 0, in order, up to the first that cannot come.
 
-        With several KV-cache groups all or nothing: a part of one group is no hit.
+        With several KV-cache groups the hit is cut for all of them at once: a part of one group is no hit.
         """
         self.link(request)
         resident = self._residency.index.resident
@@ -90,7 +90,8 @@ class Promotion:
             return self._settle(request, Why.TOO_DEAR)
         why = self._make_room(missing)
         if why and len(self._groups.specs) > 1:
-            return self._settle(request, why)
+            self._state.refuse_load(request, why)
+            missing = self._shorter(request, wanted, missing)
         reading = Reading(request, self, self._state.clock())
         for key in missing:
             fill = self.wait_for(key, reading)
@@ -135,13 +136,8 @@ class Promotion:
 
         Returns what lacked room.
         """
-        reach = self._reach(request)
-        usable = set()
-        for group, mine in zip(self._groups.specs, request.groups, strict=True):
-            last = min(len(mine), reach // group.chunk_tokens)
-            first = 0 if group.window_chunks is None else max(0, last - group.window_chunks)
-            usable.update(mine[first:last])
-        wanted = [key for key in keys if key in usable]
+        may = usable(self._residency.index, self._groups, request)
+        wanted = [key for key in keys if key in may]
         missing = [key for key in wanted if not self._residency.index.resident(key)]
         if missing and not self._too_dear(request, wanted, missing):
             return self.bring_up(missing)
@@ -170,18 +166,6 @@ class Promotion:
         ahead = len(self._state.ahead) + sum(lower.reads.ahead for lower in self._lowers)
         share = max(_AHEAD_LEAST, self._residency.slots.n * _AHEAD_SHARE)
         return not self._demotion.pressed and ahead < share
-
-    def _reach(self, request: Request) -> int:
-        """Tokens that the full groups could give, in any tier."""
-        reach = []
-        for group, keys in zip(self._groups.specs, request.groups, strict=True):
-            if group.window_chunks is None:
-                flags = map(self._residency.index.flags_of, keys)
-                n = next((i for i, flag in enumerate(flags) if not flag & TIERS), len(keys))
-            else:
-                n = len(keys)
-            reach.append(n * group.chunk_tokens)
-        return min(reach)
 
     def expire(self, reading: Reading) -> None:
         """End the wait of a request whose deadline passed: it goes on with what it has."""
@@ -341,6 +325,14 @@ class Promotion:
             self.relieve(set(missing))
             self._demotion.make_room(n - slots.free)
         return Why.NO_SLOT if n > slots.free else why
+
+    def _shorter(
+        self, request: Request, wanted: Sequence[BlockKey], missing: Sequence[BlockKey]
+    ) -> list[BlockKey]:
+        """Return the reads of the longest part of a hit of several groups that has room now."""
+        fit = min(self._readable(missing)[0], self._residency.slots.free)
+        parts = shorter_reads(self._residency.index, self._groups, request, wanted, fit)
+        return next((reads for reads in parts if self._make_room(reads) is None), [])
 
     def _readable(self, missing: Sequence[BlockKey]) -> tuple[int, Why | None]:
         """Return how many slots the reads of `missing` take, up to one that cannot be read now, and why not."""

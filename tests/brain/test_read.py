@@ -1,5 +1,7 @@
 """Reads from below: planned once per request, bounded in time, slots and worth."""
 
+import pytest
+
 from kvtier.brain import ReadPlan, Why
 from kvtier.types import NO_SLOT, BlockKey, Medium, OpKind, OpStatus, Priority, WriteMode
 from tests.brain.fake_engine import Engine, Shape, arrive, here, put, sent, started, store
@@ -113,17 +115,29 @@ def test_what_does_not_fit_is_a_miss_from_there_on() -> None:
     made.verify()
 
 
-def test_with_several_groups_a_hit_that_does_not_fit_whole_is_not_read() -> None:
+@pytest.mark.parametrize(
+    ("slots", "below", "reading"),
+    [(16, 2, 6), (11, 2, 0), (11, 0, 5), (8, 0, 4), (7, 0, 2), (3, 0, 0)],
+)
+def test_with_several_groups_a_hit_that_does_not_fit_is_cut_for_all_of_them(
+    slots: int, below: int, reading: int
+) -> None:
+    """Four chunks of the full group and the two of the window before them; from `below` on the window group is there."""
     window = chain("a", 8, group=1)
-    for slots, reading in ((16, 6), (11, 0)):
-        made = started(BELOW._replace(slots=slots, hybrid=True, found=()))
-        keys = [*A[:4], *window[2:4]]
-        put(made, keys)
-        made.cache.arrive("r", [A, window])
-        plan = made.cache.plan_read("r", keys)
-        assert plan is not None
-        assert plan.reading == len(sent(made, OpKind.READ)) == reading
-        assert made.cache.ready("r") == (not reading)
+    made = started(BELOW._replace(slots=slots, hybrid=True, found=()))
+    put(made, [*A[:4], *window[below:4]])
+    made.cache.arrive("r", [A, window])
+    plan = made.cache.plan_read("r", [*A[:4], *window[2:4]])
+    assert plan is not None
+    reads = [op.key for op in sent(made, OpKind.READ)]
+    assert plan.reading == len(reads) == reading
+    assert made.cache.ready("r") == (not reading)
+    full = [key for key in reads if key in A]
+    assert full == A[: len(full)]
+    assert [key for key in reads if key not in full] == window[max(0, len(full) - 2) : len(full)]
+    made.ranks.answer_all()
+    assert made.cache.stats().load_refusals == ({} if reading == 6 else {Why.READ_BUDGET: 1})
+    made.verify()
 
 
 def test_a_request_that_gets_no_read_is_settled_at_once() -> None:

@@ -1,0 +1,68 @@
+"""What of a request's chunks is of use together: the windows go with the full groups, in whole and in part."""
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
+from kvtier.brain.groups import Groups
+from kvtier.brain.index import TIERS, Index
+from kvtier.brain.requests import Request
+from kvtier.types import BlockKey
+
+
+def shorter_reads(
+    index: Index, groups: Groups, request: Request, wanted: Sequence[BlockKey], most: int
+) -> Iterator[list[BlockKey]]:
+    """Yield what must be read for each shorter part of a hit, the longest first, where that is at most `most` chunks.
+
+    A part is what the full groups have up to some token, and the windows of the others before that token.
+    """
+    spans = groups.spans(request, wanted)
+    full = sorted((spans[key][1], key) for key in spans if groups.group(key).window_chunks is None)
+    lacking = [0, *accumulate(not index.resident(key) for _, key in full)]
+    for n in range(len(full) - 1, 0, -1):
+        end = full[n - 1][0]
+        if full[n][0] == end or lacking[n] > most:
+            continue
+        windows = _windows(index, groups, request, end)
+        if windows is None:
+            continue
+        keys = [*(key for _, key in full[:n]), *windows]
+        reads = [key for key in keys if not index.resident(key)]
+        if 0 < len(reads) <= most:
+            yield reads
+
+
+def usable(index: Index, groups: Groups, request: Request) -> set[BlockKey]:
+    """Return what a request can use of its keys: what the full groups have in any tier, and the windows before its end."""
+    reach = min(_reach(index, groups, request))
+    found: set[BlockKey] = set()
+    for group, keys in zip(groups.specs, request.groups, strict=True):
+        last = min(len(keys), reach // group.chunk_tokens)
+        first = 0 if group.window_chunks is None else max(0, last - group.window_chunks)
+        found.update(keys[first:last])
+    return found
+
+
+def _reach(index: Index, groups: Groups, request: Request) -> Iterator[int]:
+    """Yield for each group the tokens that it could give; for one with a window, all."""
+    for group, keys in zip(groups.specs, request.groups, strict=True):
+        n = len(keys)
+        if group.window_chunks is None:
+            flags = map(index.flags_of, keys)
+            n = next((i for i, flag in enumerate(flags) if not flag & TIERS), n)
+        yield n * group.chunk_tokens
+
+
+def _windows(index: Index, groups: Groups, request: Request, end: int) -> list[BlockKey] | None:
+    """Return the chunks that window groups need for a hit up to token `end`; None if not all are in some tier."""
+    windows: list[BlockKey] = []
+    for group, keys in zip(groups.specs, request.groups, strict=True):
+        if group.window_chunks is not None:
+            n = end // group.chunk_tokens
+            window = keys[max(0, n - group.window_chunks) : n]
+            if end % group.chunk_tokens or len(keys) < n:
+                return None
+            if not all(index.flags_of(key) & TIERS for key in window):
+                return None
+            windows += window
+    return windows
