@@ -4,75 +4,19 @@ Two engines share records only if their manifests are equal to the letter.
 """
 
 import json
-import platform
-import re
 import secrets
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-import xxhash
 
 from kvtier.config import Config
 from kvtier.connectors.vllm.ranks import Hello
+from kvtier.connectors.vllm.weights import FROM_FILES
+from kvtier.io_process.record import FORMAT
 from kvtier.registry import build
 
 if TYPE_CHECKING:
     from vllm.config import ParallelConfig, VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
-
-FORMAT = 1
-_SAMPLE = 64 << 10
-_VECTOR_UNITS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
-_SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})(/|$)")
-
-
-def weights_identity(model: str, revision: str | None, load_format: str, seed: int | None) -> str:
-    """Identify a model's weights; empty where nothing trustworthy can be found.
-
-    A hub snapshot is its commit. A directory is config.json and, per weight file, its name, size and a hash
-    of sampled pieces; never a modification time, which a copy changes and an edit may not.
-    """
-    if str(load_format) == "dummy":
-        return f"dummy:{seed}"
-    path = Path(model)
-    if not path.is_dir():
-        return _snapshot_commit(model, revision)
-    if match := _SNAPSHOT.search(str(path.resolve())):
-        return f"commit:{match.group(1)}"
-    files = sorted({file for pattern in _WEIGHTS for file in path.glob(pattern)})
-    if not files:
-        return ""
-    digest = xxhash.xxh3_128()
-    for file in [path / "config.json", *files]:
-        if file.is_file():
-            digest.update(f"{file.name}:{file.stat().st_size}:".encode())
-            for piece in _samples(file):
-                digest.update(piece)
-    return f"files:{digest.hexdigest()}"
-
-
-def _samples(file: Path) -> Iterable[bytes]:
-    """Read pieces spread over the file: its head, its tail and 14 between."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        for i in range(16):
-            stream.seek(max(0, (size - _SAMPLE) * i // 15))
-            yield stream.read(_SAMPLE)
-
-
-def _snapshot_commit(model: str, revision: str | None) -> str:
-    try:
-        from huggingface_hub import try_to_load_from_cache
-    except ImportError:
-        return ""
-    try:
-        found = try_to_load_from_cache(model, "config.json", revision=revision)
-    except ValueError:  # neither a directory nor the name of a repository
-        return ""
-    match = _SNAPSHOT.search(found) if isinstance(found, str) else None
-    return f"commit:{match.group(1)}" if match else ""
 
 
 def manifest(
@@ -97,26 +41,28 @@ def manifest(
         "format": FORMAT,
         "vllm": ".".join(vllm.__version__.split(".")[:2]),
         **_of_model(vllm_config),
-        "weights": [hello.weights or _named(config) or _nonce() for hello in ranks],
+        **_where(vllm_config, ranks, config),
+        "weights": [_weights(hello, config) for hello in ranks if hello.weights is not None],
         "weights_id": config.weights_id,
         "persist_lora": config.persist_lora,
         "kv_dtype": str(cache.cache_dtype),
-        "attention": repr(getattr(vllm_config.attention_config, "backend", None)),
-        "platform": _platform(),
-        "kv_layout": str(getattr(cache, "kv_cache_layout", None)),
+        "devices": sorted({hello.device for hello in ranks}),
         "groups": [
             {
                 "layers": list(group.layer_names),
                 "spec": type(group.kv_cache_spec).__name__,
                 "block_tokens": group.kv_cache_spec.block_size,
+                "page_nbytes": group.kv_cache_spec.page_size_bytes,
+                "pages": sorted({said for hello in ranks for said in hello.arranged[index]}),
             }
-            for group in kv_cache_config.kv_cache_groups
+            for index, group in enumerate(kv_cache_config.kv_cache_groups)
         ],
         "pages": [
             {str(group): list(pages) for group, pages in hello.pages.items()} for hello in ranks
         ],
         "blocks_per_chunk": ranks[0].blocks_per_chunk,
         "parallel": _of_parallel(vllm_config.parallel_config),
+        "shards": "ranks",  # a record is all that one rank has of a chunk
         "hash": [str(cache.prefix_caching_hash_algo), bytes(NONE_HASH).hex()],
         "epoch": epoch,
     }
@@ -135,9 +81,7 @@ def _of_model(vllm_config: "VllmConfig") -> dict[str, object]:
     model, draft = vllm_config.model_config, vllm_config.speculative_config
     hf = model.hf_config
     return {
-        "model": model.model,
         "architecture": sorted(getattr(hf, "architectures", None) or []),
-        "revision": str(model.revision),
         "max_model_len": model.max_model_len,  # LongRoPE chooses its factors by it
         "multimodal": repr(getattr(model.multimodal_config, "mm_processor_kwargs", None)),
         "dtype": str(model.dtype),
@@ -146,6 +90,15 @@ def _of_model(vllm_config: "VllmConfig") -> dict[str, object]:
         "hf_overrides": repr(getattr(model, "hf_overrides", None)),
         "draft": repr((draft.method, getattr(draft, "model", None))) if draft else "",
     }
+
+
+def _where(vllm_config: "VllmConfig", ranks: Iterable[Hello], config: Config) -> dict[str, object]:
+    """Say where the model is from, but where its files are known: they may be copied and moved."""
+    names = [hello.weights.name for hello in ranks if hello.weights]
+    if not _named(config) and all(name.startswith(FROM_FILES) for name in names):
+        return {}
+    model = vllm_config.model_config
+    return {"model": model.model, "revision": str(model.revision)}
 
 
 def _of_parallel(parallel: "ParallelConfig") -> dict[str, int]:
@@ -164,8 +117,9 @@ def ephemeral(vllm_config: "VllmConfig", hellos: Iterable[Hello], config: Config
     import os
 
     cache = vllm_config.cache_config
-    if not _named(config) and not all(hello.weights for hello in hellos):
-        return "the weights cannot be identified; set weights_id"
+    whys = [hello.weights.why for hello in hellos if hello.weights and not hello.weights.name]
+    if whys and not _named(config):
+        return f"the weights cannot be identified, {whys[0]}; set weights_id"
     if "xxhash" in str(cache.prefix_caching_hash_algo) and os.getenv("PYTHONHASHSEED") is None:
         return "block hashes are seeded at random; set PYTHONHASHSEED or use sha256"
     return ""
@@ -180,8 +134,15 @@ def lossy(config: Config) -> list[tuple[str, dict[str, object]]]:
     ]
 
 
-def _named(config: Config) -> str:
-    return "" if config.weights_id == "auto" else f"user:{config.weights_id}"
+def _weights(hello: Hello, config: Config) -> str:
+    """Name the weights of a node; where the user has named them, see no more than whether they are another model's."""
+    assert hello.weights is not None
+    return hello.weights.sample if _named(config) else hello.weights.name or _nonce()
+
+
+def _named(config: Config) -> bool:
+    """Whether the user's own word stands for the weights."""
+    return config.weights_id != "auto"
 
 
 def _nonce() -> str:
@@ -191,17 +152,3 @@ def _nonce() -> str:
 def new_epoch() -> str:
     """Draw the epoch that follows a reset."""
     return _nonce()
-
-
-def _platform() -> str:
-    """Name what decides the packing inside a page beyond the layout: the device, and the CPU's vector unit."""
-    from vllm.platforms import current_platform
-
-    if current_platform.device_type != "cpu":
-        return str(current_platform.device_type)
-    found = re.search(
-        r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE
-    )
-    flags = found.group(1).split() if found else []
-    units = [unit for unit in _VECTOR_UNITS if unit in flags]
-    return ",".join(["cpu", platform.machine(), *units])

@@ -1,12 +1,18 @@
 """vLLM's plugin entry point: makes `"kv_connector": "KVTierConnector"` known in every process."""
 
 import logging
+import time
 
 logger = logging.getLogger(__name__)
+
+registered_ns = 0
+"""When vLLM took kvtier in, in this process: before it reads any weights. 0: it did not do it by the entry point."""
 
 
 def register() -> None:
     """Register the connector and its spec once; never raises, because vLLM would not start."""
+    global registered_ns
+    registered_ns = registered_ns or time.time_ns()
     try:
         from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
         from vllm.v1.kv_offload.factory import OffloadingSpecFactory

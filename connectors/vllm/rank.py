@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
@@ -15,11 +16,12 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.worker import (
 
 from kvtier.config import Config, digest
 from kvtier.connectors.vllm import ranks
-from kvtier.connectors.vllm.identity import weights_identity
+from kvtier.connectors.vllm.arrangement import arrangements, device_name
 from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata
 from kvtier.connectors.vllm.pages import asked_for, find_pages
 from kvtier.connectors.vllm.ranks import Hello
 from kvtier.connectors.vllm.spec import KVTierSpec
+from kvtier.connectors.vllm.weights import Weights, identify
 from kvtier.connectors.vllm.worker import KVTierWorker
 from kvtier.types import OpKind, OpResult, Placed, ScanBatch
 
@@ -56,6 +58,9 @@ class Rank:
         self._said_broken = False
         self._failed_loads: set[int] = set()  # and not collected by vLLM yet
         self._hello: Hello | None = None
+        self._weights: Weights | None = None
+        self._arranged: dict[int, tuple[str, ...]] = {}
+        self._device = ""
         self._placed: list[Placed] = []
         self._look_at = 0.0
         self._timed = 0
@@ -76,6 +81,13 @@ class Rank:
         """Find out how the backend fills its pages, and who is here besides, before our worker is built."""
         spec, parallel = self._spec, self._vllm_config.parallel_config
         spec.sharers = ranks.sharers(spec.config.engine_id, parallel)
+        if ranks.looks_at_weights(parallel, spec.sharers):
+            found = self._identify()
+            spec.unread = found.unread
+            self._weights = found._replace(unread=None)
+        self._arranged = arrangements(self._vllm_config, self._kv_cache_config, caches)
+        devices = {device_name(cache.device) for cache in caches.values()}
+        self._device = ", ".join(sorted(devices))
         on_host = all(cache.device.type == "cpu" for cache in caches.values())
         # A kernel that fails on a device takes the engine with it: none is called that nobody needs.
         if len(self._config.tiers) > 1 and (on_host or asked_for(self._config)):
@@ -88,22 +100,25 @@ class Rank:
         return self._hello
 
     def _describe(self) -> Hello:
-        model, worker = self._vllm_config.model_config, self.worker
+        worker = self.worker
         return Hello(
             rank=self._vllm_config.parallel_config.rank,
             local_ranks=worker.sharers.ranks,
             slots=worker.arena.slots,
             group_nbytes=worker.group_nbytes,
             pages=worker.pages,
+            arranged=self._arranged,
+            device=self._device,
             config_digest=digest(self._config),
             blocks_per_chunk=worker.blocks_per_chunk,
-            weights=weights_identity(
-                model.model,
-                model.revision,
-                self._vllm_config.load_config.load_format,
-                model.seed,
-            ),
+            weights=self._weights,
         )
+
+    def _identify(self) -> Weights:
+        config = self._vllm_config
+        paths = (tier.options["path"] for tier in self._config.tiers[1:] if tier.kind == "file")
+        folder = next(map(Path, map(str, paths)), None)
+        return identify(config.model_config, config.load_config, folder)
 
     def before(self, meta: KVConnectorMetadata) -> None:
         """Act on a reset, and on overwritten blocks, before vLLM waits for the copies that it flushes."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandshakeMetadata
 
 from kvtier import topology
+from kvtier.connectors.vllm.weights import Weights
 from kvtier.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,16 +23,18 @@ _PLACED_BY_VLLM = ("mp", "uni")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello(KVConnectorHandshakeMetadata):
-    """What a rank tells the brain at start; all but `rank`, `local_ranks`, `slots` and the sizes must agree."""
+    """What a rank tells the brain at start; all but `rank`, `local_ranks`, `slots`, the sizes and the weights' name must agree."""
 
     rank: int
     local_ranks: int  # of this engine on the rank's node: each takes its share there
     slots: int
     group_nbytes: dict[int, int]  # raw bytes of one chunk of each group on this rank
     pages: dict[int, tuple[int, ...]]  # per group: page bytes of each tensor
+    arranged: dict[int, tuple[str, ...]]  # per group: which backend fills those pages, and how
+    device: str
     config_digest: str
     blocks_per_chunk: int
-    weights: str  # identity of the weights; empty: none could be found
+    weights: Weights | None  # None: the first rank of the node looks for all
 
     @property
     def arena_nbytes(self) -> int:
@@ -101,10 +104,13 @@ def agree(hellos: Sequence[Hello], world_size: int, config_digest: str) -> Ranks
         )
     if any(hello.config_digest != config_digest for hello in hellos):
         raise ConfigError("kvtier: the configuration file changed during the start; start again")
-    for what in ("blocks_per_chunk", "weights"):
-        values = {getattr(hello, what) for hello in hellos}
+    agreed = {
+        "blocks_per_chunk": {str(hello.blocks_per_chunk) for hello in hellos},
+        "weights": {hello.weights.sample for hello in hellos if hello.weights},
+    }
+    for what, values in agreed.items():
         if len(values) > 1:
-            raise ConfigError(f"kvtier: ranks disagree on {what}: {sorted(map(str, values))}")
+            raise ConfigError(f"kvtier: ranks disagree on {what}: {sorted(values)}")
     return Ranks(tuple(hellos))
 
 
@@ -129,6 +135,12 @@ def local_ranks(parallel: "ParallelConfig") -> int:
         return everywhere
     here: int = getattr(parallel, "local_world_size", everywhere)
     return max(1, here)
+
+
+def looks_at_weights(parallel: "ParallelConfig", sharers: Sharers) -> bool:
+    """Whether this rank looks at the weight files: the first of each node, or all where nobody knows which that is."""
+    placed = getattr(parallel, "distributed_executor_backend", None) in _PLACED_BY_VLLM
+    return not placed or parallel.rank % sharers.ranks == 0
 
 
 def engine_of(engine_id: str | None, parallel: DataParallel) -> int | None:

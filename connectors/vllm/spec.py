@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kvtier.connectors.vllm.pages import Pages
+    from kvtier.io_process.weights import Unread
 
 
 class KVTierSpec(OffloadingSpec):
@@ -35,6 +36,8 @@ class KVTierSpec(OffloadingSpec):
         """How each group fills its pages, or why that is not known."""
         self.sharers = Sharers(config.parallel.world_size)
         """With whom a rank shares its node."""
+        self.unread: Unread | None = None
+        """The weight files that this rank's I/O process is to read."""
 
     @classmethod
     def build_metric_definitions(
@@ -50,4 +53,6 @@ class KVTierSpec(OffloadingSpec):
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
         from kvtier.connectors.vllm.worker import KVTierWorker
 
-        return KVTierWorker(self.config, kv_caches, self.pages, self.sharers, self.guard)
+        return KVTierWorker(
+            self.config, kv_caches, self.pages, self.sharers, self.guard, self.unread
+        )

@@ -22,6 +22,7 @@ from kvtier.connectors.vllm.messages import SlotSpec
 from kvtier.connectors.vllm.pages import Pages, element_name
 from kvtier.connectors.vllm.ranks import Sharers, engine_of, owner_of
 from kvtier.io_process.client import IoClient, IoSetup
+from kvtier.io_process.weights import Unread
 from kvtier.layout import ChunkLayout
 from kvtier.memory.arena import Arena
 from kvtier.transfer.cpu import CpuTransferEngine
@@ -47,12 +48,14 @@ class KVTierWorker(OffloadingWorker):
         layout: Mapping[int, Pages | str],
         sharers: Sharers,
         guard: Guard,
+        unread: Unread | None = None,
     ) -> None:
-        """Take vLLM's tensors; all `sharers` of this node do the same at the same time."""
+        """Take vLLM's tensors; all `sharers` of this node do the same at the same time, and one reads `unread`."""
         configured = load(config.extra_config.get("kvtier"))
         mine = of_rank(configured, sharers.ranks)
         self.sharers = sharers
         self.guard = guard
+        self._unread = unread
         self.blocks_per_chunk = config.cache.blocks_per_chunk
         self._groups = [group.group_id for group in config.groups]
         pages = {group: _group_tensors(caches, i) for i, group in enumerate(self._groups)}
@@ -211,6 +214,7 @@ class KVTierWorker(OffloadingWorker):
                 queue=mine.io.queue,
                 numa_node=self.node,
                 spare_nbytes=spare_nbytes,
+                weights=self._unread,
             ),
             self.arena.fd,
         )

@@ -24,6 +24,7 @@ from kvtier.io_process.census import Census
 from kvtier.io_process.outbox import Outbox
 from kvtier.io_process.records import Records
 from kvtier.io_process.service import Service
+from kvtier.io_process.weights import Reader
 from kvtier.io_process.wire import FrameBuffer, FrameKind, IoSetup, Ready
 from kvtier.tier import Site
 
@@ -96,6 +97,8 @@ def main(sock_fd: int, arena_fd: int) -> None:
         pipe.sock.setblocking(True)
         pipe.sock.sendall(wire.frame(FrameKind.HELLO, Ready(str(exc))))
         return
+    if setup.weights:
+        Reader(setup.weights, lambda: service.busy)
     pipe.unsent = wire.frame(FrameKind.HELLO, Ready())
     try:
         while not leaving and turn(pipe, outbox, service, census):

@@ -60,6 +60,12 @@ class OpQueue:
             return sum(map(len, self._lanes.values()))
 
     @property
+    def busy(self) -> bool:
+        """Whether any job is queued or runs."""
+        with self._changed:
+            return bool(self._running) or any(self._lanes.values())
+
+    @property
     def reads(self) -> int:
         """How many reads are queued that a request waits for."""
         with self._changed:

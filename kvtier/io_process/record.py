@@ -16,7 +16,9 @@ from kvtier.tier import Bytes
 from kvtier.types import PAGE
 
 MAX_KEY = 64
-VERSION = 1
+FORMAT = 2
+"""Of records and of what names their namespace. Directories of this and of older formats may be reclaimed."""
+
 MAGIC = b"kvtier\r\n"
 
 # offset  bytes  field
@@ -27,17 +29,19 @@ MAGIC = b"kvtier\r\n"
 #     16     16  namespace
 #     32      4  rank
 #     36      4  group
-#     40      8  end token
-#     48      8  raw bytes of the chunk
-#     56      8  stored bytes of the payload, without padding
-#     64      1  length of the key
-#     65      1  length of the parent's key
-#     66     64  key, zero-padded
-#    130     64  parent's key, zero-padded
-#    194     16  xxh3_128 of the payload and its padding
-#    210     16  xxh3_128 of this page with this field zero
-#    226   3870  zeros
-_LAYOUT = struct.Struct("<8sHHI16sIIQQQBB64s64s16s16s")
+#     40      4  shard
+#     44      4  zeros
+#     48      8  end token
+#     56      8  raw bytes of the chunk
+#     64      8  stored bytes of the payload, without padding
+#     72      1  length of the key
+#     73      1  length of the parent's key
+#     74     64  key, zero-padded
+#    138     64  parent's key, zero-padded
+#    202     16  xxh3_128 of the payload and its padding
+#    218     16  xxh3_128 of this page with this field zero
+#    234   3862  zeros
+_LAYOUT = struct.Struct("<8sHHI16sIII4xQQQBB64s64s16s16s")
 _CHECKSUM_AT = _LAYOUT.size - 16
 
 
@@ -49,6 +53,7 @@ class Identity(NamedTuple):
     group: int
     key: bytes
     raw_nbytes: int
+    shard: int = 0
 
 
 class Header(NamedTuple):
@@ -64,6 +69,7 @@ class Header(NamedTuple):
     key: bytes
     parent: bytes
     checksum: bytes
+    shard: int = 0  # what part of the rank's KV this is; 0: all of it, and there is no other yet
 
     @property
     def nbytes(self) -> int:
@@ -73,7 +79,7 @@ class Header(NamedTuple):
 
 def namespace_of(manifest: str) -> str:
     """Name the namespace that `manifest` describes, under this record format."""
-    return hashlib.sha256(f"kvtier record {VERSION}\n{manifest}".encode()).hexdigest()[:32]
+    return hashlib.sha256(f"kvtier record {FORMAT}\n{manifest}".encode()).hexdigest()[:32]
 
 
 def padded(nbytes: int) -> int:
@@ -98,11 +104,14 @@ def pack(header: Header, page: Bytes) -> None:
         page,
         0,
         MAGIC,
-        VERSION,
+        FORMAT,
         header.codec,
         0,
         bytes.fromhex(header.namespace),
-        *header[2:7],  # rank to stored bytes
+        header.rank,
+        header.group,
+        header.shard,
+        *header[4:7],  # end token to stored bytes
         len(header.key),
         len(header.parent),
         header.key,
@@ -122,13 +131,13 @@ def unpack(page: Bytes) -> Header:
     )
     if magic != MAGIC:
         raise CorruptBlock("not a record")
-    if version != VERSION:
-        raise CorruptBlock(f"format version {version}, expected {VERSION}")
+    if version != FORMAT:
+        raise CorruptBlock(f"format {version}, expected {FORMAT}")
     blank = page.copy()
     blank[_CHECKSUM_AT : _LAYOUT.size] = 0
     if xxhash.xxh3_128_digest(blank) != own:
         raise CorruptBlock("header checksum differs")
-    rank, group, end_token, raw_nbytes, stored_nbytes, key_len, parent_len = numbers
+    rank, group, shard, end_token, raw_nbytes, stored_nbytes, key_len, parent_len = numbers
     if flags or not 0 < key_len <= MAX_KEY or parent_len > MAX_KEY:
         raise CorruptBlock("header fields are out of range")
     return Header(
@@ -142,6 +151,7 @@ def unpack(page: Bytes) -> Header:
         key[:key_len],
         parent[:parent_len],
         digest,
+        shard,
     )
 
 

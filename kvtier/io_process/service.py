@@ -65,6 +65,11 @@ class Service:
         """Whether an operation is queued."""
         return len(self._queue) > 0
 
+    @property
+    def busy(self) -> bool:
+        """Whether an operation is queued or runs; any thread."""
+        return self._queue.busy
+
     def expire(self) -> None:
         """Answer the queued reads whose deadline has passed; looks at them every now and then only."""
         now = time.monotonic()

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from kvtier.codec import ChunkFacts
+from kvtier.io_process.weights import Unread
 from kvtier.layout import ChunkLayout
 from kvtier.types import OpResult, Placed, ScanBatch, TierOp
 
@@ -50,6 +51,7 @@ class IoSetup(msgspec.Struct, frozen=True, kw_only=True):
     numa_node: int | None = None
     # Memory for its tiers at the engine's start; None: what is free.
     spare_nbytes: int | None = None
+    weights: Unread | None = None  # what this process reads beside its work
 
     def facts(self, group: int) -> ChunkFacts:
         """Say what is known of a group's chunks."""

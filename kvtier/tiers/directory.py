@@ -7,11 +7,13 @@
     <path>/[dp<i>/].trash-<anything>                 on its way out; never read
 
 Every process holds a shared flock on the namespace directory that it uses: nobody removes it then. Links are never
-followed, and a directory is a namespace only if it has a manifest and nothing that a namespace does not have.
+followed, and a directory is a namespace only if it has a manifest, of this format or an older one, and nothing that a
+namespace does not have.
 """
 
 import errno
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvtier.errors import ConfigError
+from kvtier.io_process.record import FORMAT
 from kvtier.replacement import replacement
 from kvtier.tier import Site
 
@@ -35,6 +38,7 @@ _IN_NAMESPACE = re.compile(r"r\d+|\.?manifest\.json.*")
 _TRASH = re.compile(r"\.trash-r(\d+|None)-\d+-\d+")
 _ENGINE = re.compile(r"dp\d+")
 _RETRY_S = 0.1
+_MANIFEST_NBYTES = 1 << 20
 
 
 class Root:
@@ -156,7 +160,8 @@ def namespaces(base: Path) -> Iterator[Path]:
         if _NAMESPACE.fullmatch(entry.name) and _is_own_dir(entry):
             with suppress(OSError):
                 names = os.listdir(entry)
-                if MANIFEST in names and all(map(_IN_NAMESPACE.fullmatch, names)):
+                ours = MANIFEST in names and all(map(_IN_NAMESPACE.fullmatch, names))
+                if ours and not _is_newer(entry / MANIFEST):
                     yield entry
 
 
@@ -237,6 +242,18 @@ def _is_own_dir(path: Path) -> bool:
 
 def _lock_of(base: Path, site: Site) -> Path:
     return base / f"r{site.rank}.lock"
+
+
+def _is_newer(manifest: Path) -> bool:
+    """Whether a manifest says that a later kvtier wrote what is there; a damaged one does not."""
+    fd = os.open(manifest, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(fd, "rb") as file:
+        try:
+            said = json.loads(file.read(_MANIFEST_NBYTES))
+        except ValueError:
+            return False
+    found = said.get("format") if isinstance(said, dict) else None
+    return isinstance(found, int) and found > FORMAT
 
 
 def _locks(base: Path) -> list[Path]:

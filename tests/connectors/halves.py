@@ -10,6 +10,7 @@ from kvtier.connectors.vllm.manager import TieredCacheManager
 from kvtier.connectors.vllm.rank import Rank
 from kvtier.connectors.vllm.ranks import Hello
 from kvtier.connectors.vllm.scheduling import Scheduling
+from kvtier.connectors.vllm.weights import Weights
 from kvtier.connectors.vllm.worker import KVTierWorker
 
 CONFIG = load({"tiers": [{"name": "dram", "kind": "dram", "capacity": "1MiB"}]})
@@ -23,9 +24,11 @@ def hello(slots: int, *, rank: int = 0, local_ranks: int = 1, config: Config = C
         slots=slots,
         group_nbytes={0: 4096},
         pages={0: (2048,)},
+        arranged={0: ("backend",)},
+        device="cpu",
         config_digest=digest(config),
         blocks_per_chunk=2,
-        weights="commit:0",
+        weights=Weights("content:0", "sample:0"),
     )
 
 

@@ -1,51 +1,226 @@
-"""Weights are told apart by what they are, never by when they were written."""
+"""Weights are told apart by what they are; whatever may be another content has another name."""
 
 import os
+import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 pytest.importorskip("vllm")
 
-from kvtier.connectors.vllm.identity import weights_identity
+from kvtier.connectors.vllm import plugin, weights
+from kvtier.connectors.vllm.weights import Weights, identify
+from kvtier.io_process.weights import LEDGER, Reader, peek
+from tests.patience import HANG_S
+
+NBYTES = 4 << 20  # samples see a quarter
+BETWEEN = 100_000  # a byte that no sample sees
+NAME = "model.safetensors"
 
 
-def model(path: Path, weights: bytes = b"w" * 300_000, config: str = "{}") -> str:
+@pytest.fixture(autouse=True)
+def at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every file be older than the process that loads it."""
+    monkeypatch.setattr(plugin, "registered_ns", time.time_ns() + 3600 * 10**9)
+
+
+def model(path: Path, content: bytes = b"w" * NBYTES, config: str = "{}") -> Path:
     path.mkdir(exist_ok=True)
     (path / "config.json").write_text(config)
-    (path / "model.safetensors").write_bytes(weights)
-    return str(path)
+    (path / NAME).write_bytes(content)
+    return path
 
 
-def identity(path: str) -> str:
-    return weights_identity(path, None, "auto", 0)
+def look(
+    path: Path | str, folder: Path | None, load_format: str = "auto", **more: object
+) -> Weights:
+    described: Any = SimpleNamespace(model=str(path), revision=None, seed=0, **more)
+    load: Any = SimpleNamespace(load_format=load_format, download_dir=None)
+    return identify(described, load, folder)
 
 
-def test_a_copy_is_the_same_and_a_touched_file_too(tmp_path: Path) -> None:
-    one, two = model(tmp_path / "one"), model(tmp_path / "two")
-    os.utime(Path(two) / "model.safetensors", (1, 1))
-    assert identity(one) == identity(two) != ""
+def start(path: Path, folder: Path, bytes_per_s: float = 1e12) -> Weights:
+    """Identify as a start does, and let the I/O process find out what it can."""
+    found = look(path, folder)
+    assert found.unread is not None
+    reader = Reader(found.unread, lambda: False, bytes_per_s=bytes_per_s)
+    reader.thread.join(HANG_S)
+    assert not reader.thread.is_alive()
+    return found
 
 
-@pytest.mark.parametrize("at", [0, 150_000, 299_999])
-def test_other_weights_are_not(tmp_path: Path, at: int) -> None:
-    changed = bytearray(b"w" * 300_000)
-    changed[at] ^= 1
-    one, two = model(tmp_path / "one"), model(tmp_path / "two", bytes(changed))
-    assert identity(one) != identity(two)
+def change(path: Path, at: int = BETWEEN) -> None:
+    """Change one byte in place."""
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(b"x")
 
 
-def test_another_configuration_is_not(tmp_path: Path) -> None:
-    one, two = model(tmp_path / "one"), model(tmp_path / "two", config='{"rope": 2}')
-    assert identity(one) != identity(two)
+def test_the_first_name_stays_when_the_content_is_known(tmp_path: Path) -> None:
+    path = model(tmp_path / "model")
+    first = start(path, tmp_path)
+    assert first.name.startswith("private:")
+    assert [start(path, tmp_path).name for _ in range(2)] == [first.name] * 2
 
 
-@pytest.mark.parametrize("name", ["models/a/b.gguf", "s3://bucket/x/y", "/nowhere/at all"])
-def test_what_cannot_be_found_has_no_identity(name: str) -> None:
-    assert identity(name) == ""
+def test_a_touched_file_and_a_copy_are_known_again_once_they_were_read(tmp_path: Path) -> None:
+    path, copy = model(tmp_path / "model"), model(tmp_path / "copy")
+    first = start(path, tmp_path)
+    os.utime(path / NAME, (1, 1))
+    for other in (path, copy):
+        assert start(other, tmp_path).name != first.name, "nobody has read it yet"
+        assert start(other, tmp_path).name == first.name
 
 
-def test_a_snapshot_is_its_commit(tmp_path: Path) -> None:
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    (tmp_path / "snapshots").mkdir()
-    assert identity(model(tmp_path / "snapshots" / commit)) == f"commit:{commit}"
+@pytest.mark.parametrize("read_before", [False, True])
+@pytest.mark.parametrize("at", [0, BETWEEN, NBYTES - 1])
+def test_a_byte_changed_in_place_is_another_model_even_with_the_old_times(
+    tmp_path: Path, at: int, read_before: bool
+) -> None:
+    path = model(tmp_path / "model")
+    begin = start if read_before else look
+    before, stat = begin(path, tmp_path), (path / NAME).stat()
+    change(path / NAME, at)
+    os.utime(path / NAME, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    names = [begin(path, tmp_path).name for _ in range(3)]
+    assert before.name not in names
+    assert len(set(names)) == 1
+
+
+def test_the_settings_beside_the_weights_count(tmp_path: Path) -> None:
+    path = model(tmp_path / "model")
+    first = start(path, tmp_path)
+    (path / "config.json").write_text('{"rope": 2}')
+    assert start(path, tmp_path).name not in (first.name, "")
+
+
+def test_two_hosts_call_the_same_blobs_the_same(tmp_path: Path) -> None:
+    names = set()
+    for host in ("one", "two"):
+        blobs, snapshot = tmp_path / host / "blobs", tmp_path / host / "snapshots" / "main"
+        blobs.mkdir(parents=True)
+        snapshot.mkdir(parents=True)
+        (blobs / ("ab" * 32)).write_bytes(b"w" * NBYTES)
+        (snapshot / NAME).symlink_to(blobs / ("ab" * 32))
+        names.add(start(snapshot, tmp_path / host).name)
+    assert len(names) == 1
+    assert names.pop().startswith("content:")
+    first = start(snapshot, tmp_path / "two").name
+    change(snapshot / NAME)  # through the link, so in the blob itself
+    assert len({first, *(start(snapshot, tmp_path / "two").name for _ in range(2))}) == 2
+
+
+def test_a_regular_file_in_a_snapshot_is_no_blob(tmp_path: Path) -> None:
+    snapshot = model(tmp_path / "snapshots")
+    first = start(snapshot, tmp_path)
+    change(snapshot / NAME)
+    assert start(snapshot, tmp_path).name != first.name
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_remembered(tmp_path: Path) -> None:
+    path = model(tmp_path / "model")
+    found = look(path, tmp_path)
+    assert found.unread is not None
+    slices = iter(range(100))
+
+    def meanwhile(seconds: float) -> None:
+        if next(slices) == 2:
+            change(path / NAME)
+
+    Reader(found.unread, lambda: False, sleep=meanwhile).thread.join(HANG_S)
+    assert not (tmp_path / LEDGER).exists()
+
+
+def test_a_reader_that_is_cut_short_goes_on_at_the_next_start(tmp_path: Path) -> None:
+    path = model(tmp_path / "model")
+    (path / "second.safetensors").write_bytes(b"v" * NBYTES)
+    first = look(path, tmp_path)
+    assert first.unread is not None
+    slices = iter(range(100))
+
+    def ending(seconds: float) -> None:
+        if next(slices) == 6:  # in the second file
+            raise OSError("the process ends")
+
+    Reader(first.unread, lambda: False, sleep=ending).thread.join(HANG_S)
+    again = look(path, tmp_path)
+    assert again.name == first.name
+    assert again.unread is not None
+    assert [bool(file.sha256) for file in again.unread.files] == [True, False]
+    assert {start(path, tmp_path).name for _ in range(2)} == {first.name}
+
+
+@pytest.mark.parametrize(("busy", "slower"), [(False, 1), (True, 16)])
+def test_it_reads_slowly_and_more_so_while_operations_wait(
+    tmp_path: Path, busy: bool, slower: int
+) -> None:
+    found = look(model(tmp_path / "model"), tmp_path)
+    assert found.unread is not None
+    slept: list[float] = []
+    reader = Reader(found.unread, lambda: busy, bytes_per_s=1 << 20, sleep=slept.append)
+    reader.thread.join(HANG_S)
+    assert sum(slept) == pytest.approx(NBYTES / (1 << 20) * slower)
+
+
+@pytest.mark.parametrize("registered_ns", [0, time.time_ns()])
+def test_what_changed_after_the_load_began_has_no_name(
+    tmp_path: Path, registered_ns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = model(tmp_path / "model")
+    monkeypatch.setattr(plugin, "registered_ns", registered_ns)
+    found = look(path, tmp_path)
+    assert (found.name, found.unread) == ("", None)
+    assert "changed after this process began" in found.why
+
+
+def test_a_disk_that_does_not_answer_costs_seconds_and_no_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = tmp_path / "blobs" / ("ab" * 32)
+    blob.parent.mkdir()
+    blob.write_bytes(b"w" * NBYTES)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / NAME).symlink_to(blob)
+    os.mkfifo(tmp_path / LEDGER)
+    monkeypatch.setattr(weights, "peek", partial(peek, timeout_s=0.1))
+    assert look(tmp_path / "model", tmp_path).name.startswith("private:")
+
+
+def test_a_damaged_memory_is_none(tmp_path: Path) -> None:
+    path = model(tmp_path / "model")
+    first = start(path, tmp_path)
+    (tmp_path / LEDGER).write_bytes(b"\xff{")
+    assert start(path, tmp_path).name == first.name
+    (tmp_path / LEDGER).unlink()
+    (tmp_path / LEDGER).symlink_to("/dev/zero")
+    assert look(path, tmp_path).name == first.name
+
+
+def test_a_model_in_one_file_is_that_file_and_its_parts(tmp_path: Path) -> None:
+    for part in (1, 2):
+        (tmp_path / f"m-0000{part}-of-00002.gguf").write_bytes(bytes(NBYTES))
+    one = tmp_path / "m-00001-of-00002.gguf"
+    first = start(one, tmp_path)
+    assert start(one, tmp_path).name == first.name
+    change(tmp_path / "m-00002-of-00002.gguf")
+    assert start(one, tmp_path).name != first.name
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "why"),
+    [
+        ("models/a/b.gguf", {}, "neither a local path nor in the hub's cache"),
+        ("/nowhere/at all", {}, "neither a local path nor in the hub's cache"),
+        ("/tmp", {"model_weights": "s3://bucket/x"}, "they come from s3://bucket/x"),
+        ("/tmp", {"load_format": "tensorizer"}, "load_format tensorizer"),
+    ],
+)
+def test_what_cannot_be_found_has_no_name_and_a_reason(
+    path: str, more: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    found = look(path, tmp_path, **more)
+    assert (found.name, found.unread) == ("", None)
+    assert why in found.why

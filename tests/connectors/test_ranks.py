@@ -30,6 +30,7 @@ from kvtier.connectors.vllm.rank import Rank
 from kvtier.connectors.vllm.ranks import Hello, Sharers
 from kvtier.connectors.vllm.settings import summary
 from kvtier.connectors.vllm.spec import KVTierSpec
+from kvtier.connectors.vllm.weights import Weights
 from kvtier.connectors.vllm.worker import KVTierWorker
 from kvtier.doctor import memory
 from kvtier.doctor.finding import Patient
@@ -41,6 +42,7 @@ from tests.connectors import halves
 PAGE = 8192
 MIB = 1 << 20
 TIB = 1 << 40
+PRIVATE = Weights("private:0", "sample:0")  # of another node, with files of its own
 DRAM, FAR, READ = 64 * MIB, 32 * MIB, 16 << 30
 
 
@@ -163,9 +165,11 @@ def start(
         parallel_config=parallel,
         model_config=SimpleNamespace(model="/nowhere", revision=None, seed=0),
         load_config=SimpleNamespace(load_format="dummy"),
+        compilation_config=SimpleNamespace(static_forward_context={}),
     )
     base: Any = SimpleNamespace(spec=spec, worker=None)
-    rank = Rank(config, vllm, SimpleNamespace(kv_cache_groups=[object()]), base)
+    cache: Any = SimpleNamespace(kv_cache_groups=[SimpleNamespace(layer_names=[])], num_blocks=4)
+    rank = Rank(config, vllm, cache, base)
     monkeypatch.setattr("kvtier.connectors.vllm.rank.find_pages", lambda *_: {})
     rank.learn({})
     assert spec.sharers == layout.sharers
@@ -266,11 +270,12 @@ def test_where_nodes_have_different_numbers_of_ranks_the_brain_takes_the_smalles
 def test_ranks_that_disagree_are_refused() -> None:
     one, other = halves.hello(8), halves.hello(8, rank=1)
     digest = one.config_digest
-    assert ranks.agree([one, other], 2, digest).hellos == (one, other)
+    for same in (other, replace(other, weights=None), replace(other, weights=PRIVATE)):
+        assert ranks.agree([one, same], 2, digest).hellos == (one, same)
     for hellos, message in [
         ([one], "1 of 2 ranks answered"),
         ([one, replace(other, config_digest="x")], "changed during the start"),
-        ([one, replace(other, weights="commit:1")], "disagree on weights"),
+        ([one, replace(other, weights=Weights("content:1", "sample:1"))], "disagree on weights"),
         ([one, replace(other, blocks_per_chunk=1)], "disagree on blocks_per_chunk"),
     ]:
         with pytest.raises(ConfigError, match=message):

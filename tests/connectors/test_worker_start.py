@@ -21,6 +21,7 @@ from kvtier.connectors.vllm.guard import Guard
 from kvtier.connectors.vllm.rank import Rank
 from kvtier.connectors.vllm.ranks import Sharers
 from kvtier.connectors.vllm.spec import KVTierSpec
+from kvtier.connectors.vllm.weights import Weights
 from kvtier.connectors.vllm.worker import KVTierWorker
 from kvtier.errors import ConfigError
 from kvtier.memory.arena import Arena
@@ -169,7 +170,9 @@ def test_a_rank_learns_who_is_here_and_where_keys_lie(
     tiers = [{"kind": "dram", "eviction": eviction}, {**FAR, "codec": codec}]
     spec = KVTierSpec.__new__(KVTierSpec)
     spec.config, spec.pages, spec.guard = SimpleNamespace(engine_id="a_dp1"), {}, Guard()
+    monkeypatch.setattr(rank, "identify", lambda *_: Weights("content:0"))
     parallel = SimpleNamespace(
+        rank=2,
         distributed_executor_backend="mp",
         world_size=4,
         local_world_size=2,
@@ -177,10 +180,20 @@ def test_a_rank_learns_who_is_here_and_where_keys_lie(
         data_parallel_index=1,
         data_parallel_size=1,
     )
-    vllm: Any = SimpleNamespace(parallel_config=parallel)
-    cache: Any = SimpleNamespace(kv_cache_groups=[object()])
+    vllm: Any = SimpleNamespace(
+        parallel_config=parallel,
+        model_config=None,
+        load_config=None,
+        compilation_config=SimpleNamespace(static_forward_context={}),
+    )
+    group = SimpleNamespace(layer_names=["a"])
+    cache: Any = SimpleNamespace(kv_cache_groups=[group], num_blocks=1)
     base: Any = SimpleNamespace(spec=spec)
-    Rank(load({"tiers": tiers}), vllm, cache, base).learn({"a": torch.zeros(1, device=device)})
+    for number, looks in ((2, True), (3, False)):  # the first on its node, and another
+        parallel.rank = number
+        made = Rank(load({"tiers": tiers}), vllm, cache, base)
+        made.learn({"a": torch.zeros(1, device=device)})
+        assert (made._weights is not None) == looks
     assert spec.pages == ({0: "asked"} if asked else {})
     assert spec.sharers == (2, 4)
     assert pages.asked_for(load({"tiers": tiers})) == (asked and device == "meta")

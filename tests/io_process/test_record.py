@@ -48,11 +48,12 @@ def test_comes_back() -> None:
 @given(
     key=st.binary(min_size=1, max_size=64),
     parent=st.binary(max_size=64),
-    numbers=st.tuples(*[st.integers(0, 2**32 - 1)] * 5),
+    numbers=st.tuples(*[st.integers(0, 2**32 - 1)] * 6),
 )
 def test_any_header_comes_back(key: bytes, parent: bytes, numbers: tuple[int, ...]) -> None:
-    rank, group, end_token, raw, stored = numbers
-    header = Header(2, NAMESPACE, rank, group, end_token, raw, stored, key, parent, HEADER.checksum)
+    rank, group, end_token, raw, stored, shard = numbers
+    checksum = HEADER.checksum
+    header = Header(2, NAMESPACE, rank, group, end_token, raw, stored, key, parent, checksum, shard)
     assert record.unpack(packed(header)) == header
 
 
@@ -90,6 +91,7 @@ def test_another_record_is_found(field: str) -> None:
         "group": 2,
         "key": b"x" * 36,
         "raw_nbytes": 20001,
+        "shard": 1,
     }[field]
     changed = HEADER._replace(**{field: other})  # type: ignore[arg-type] # of the field's type
     with pytest.raises(CorruptBlock, match=field):
@@ -99,7 +101,7 @@ def test_another_record_is_found(field: str) -> None:
 def test_another_version_is_named() -> None:
     page = packed()
     page[8] = 9
-    with pytest.raises(CorruptBlock, match="format version 9"):
+    with pytest.raises(CorruptBlock, match="format 9"):
         record.unpack(page)
 
 
@@ -128,8 +130,11 @@ def test_namespaces_are_names_and_differ() -> None:
 
 
 def test_a_golden_header_reads_for_ever() -> None:
-    """Version 1 on disk is a promise: a change of layout needs another version."""
-    assert record.checksum(packed()).hex() == "c2469afb37b12c6754d4ab64b0f21a9e"
+    """Format 2 on disk is a promise: a change of layout needs another format."""
+    assert (
+        record.checksum(packed(HEADER._replace(shard=7))).hex()
+        == "4349dbbcddd49e02aec0e352cef8aea8"
+    )
 
 
 def test_pieces_have_the_checksum_of_the_whole() -> None:

@@ -15,6 +15,7 @@ import pytest
 
 import kvtier.tiers.file as file_module
 from kvtier.errors import ConfigError, TierError
+from kvtier.io_process.record import FORMAT
 from kvtier.testing.tiers import FIRST, SECOND, TierContract, pages
 from kvtier.tier import Site
 from kvtier.tiers import directory
@@ -275,6 +276,20 @@ class TestForeign(FileMedium):
         (thesis.parent / "manifest.json").write_text("{}")
         assert tier.reclaim(1 << 40) == 0
         assert thesis.exists()
+
+    def test_older_formats_are_foreign_and_newer_ones_are_left_alone(self) -> None:
+        tier = self.opened()
+        manifests = {"1": '{"format": 1}', "2": f'{{"format": {FORMAT}}}', "3": '{"format'}
+        newer = f'{{"format": {FORMAT + 1}}}'
+        for name, manifest in (manifests | {"9": newer}).items():
+            record = self.base / (name * 32) / "r0" / "ab" / f"{name}.kvt"
+            record.parent.mkdir(parents=True)
+            record.write_bytes(bytes(PAGE))
+            (self.base / (name * 32) / "manifest.json").write_text(manifest)
+        assert 0 < tier.reclaim(0) < 4 * PAGE
+        assert tier.reclaim(1 << 40) == 0
+        left = {path.name for path in self.base.iterdir() if path.is_dir()}
+        assert left == {FIRST, "9" * 32}
 
     def test_only_its_own_trash_is_swept(self) -> None:
         kept = [self.base / ".trash-me-not" / "x", self.base / "precious" / "y"]

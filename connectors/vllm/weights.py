@@ -1,0 +1,184 @@
+"""Which weights an engine has loaded: by the content of their files, or by a private name until that is known.
+
+Reads files; called once, at the start, in the node's first rank.
+"""
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from kvtier.connectors.vllm import plugin
+from kvtier.io_process.weights import FileState, Ledger, Unread, WeightFile, content_of, peek
+
+if TYPE_CHECKING:
+    from vllm.config import LoadConfig, ModelConfig
+
+FROM_FILES = ("content:", "private:")
+"""How the names of weights begin that are named by their files."""
+
+_SAMPLE = 64 << 10
+_SLACK_NS = 50_000_000  # a file's times lag behind the clock by a tick
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+_NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state).*")  # as vLLM does
+_SETTINGS = ("config.json", "params.json", "*quant*config*.json", "*.py")
+_PART = re.compile(r"(.*)-\d+-of-\d+\.gguf")
+_BLOB = re.compile(r"[0-9a-f]{64}")
+_READ_FROM_FILES = {
+    *("auto", "hf", "safetensors", "pt", "npcache", "mistral", "gguf", "bitsandbytes"),
+    *("fastsafetensors", "instanttensor", "runai_streamer", "runai_streamer_sharded"),
+    "sharded_state",
+}
+
+
+class Weights(NamedTuple):
+    """What is known of the weights at the start."""
+
+    name: str = ""  # what the namespace calls them; empty: another name at each start
+    sample: str = ""  # equal on all nodes that have the same model; also beside the user's own word
+    why: str = ""  # there is no name
+    unread: Unread | None = None  # what the I/O process is to find out, and to remember
+
+
+def identify(model: "ModelConfig", load: "LoadConfig", folder: Path | None) -> Weights:
+    """Identify the weights that this process has loaded since it began.
+
+    Args:
+        folder: of the tier that remembers what files hold; None: no tier outlives the engine.
+    """
+    kind = str(load.load_format)
+    if kind == "dummy":
+        return Weights(f"dummy:{model.seed}", f"dummy:{model.seed}")
+    if kind not in _READ_FROM_FILES:
+        return Weights(why=f"load_format {kind} takes them from where kvtier cannot look")
+    if weights := getattr(model, "model_weights", ""):
+        return Weights(why=f"they come from {weights}")
+    where = _locate(model.model, model.revision, load.download_dir)
+    if where is None:
+        return Weights(why=f"{model.model} is neither a local path nor in the hub's cache")
+    try:
+        return name_files(where, folder, plugin.registered_ns or _born_ns())
+    except OSError as exc:
+        return Weights(why=f"they cannot be read: {exc}")
+
+
+def name_files(where: Path, folder: Path | None, loaded_ns: int) -> Weights:
+    """Identify the weights in a directory, or in a file.
+
+    Args:
+        loaded_ns: a time before they were loaded, ns since the epoch: what changed since may be another content.
+    """
+    home, paths = (where, list(_weight_files(where))) if where.is_dir() else _parts(where)
+    if not paths:
+        return Weights(why=f"{where} holds no weight files")
+    ledger = peek(folder) if folder else Ledger()
+    settings = _settings(home)
+    files = [_describe(path, ledger) for path in paths]
+    sample = _digest("sample", settings, *(_sample(file) for file in files))
+    if recent := _changed(files, home, loaded_ns):
+        return Weights(sample=sample, why=f"{recent} changed after this process began to load")
+    content = content_of(files, settings)
+    if content and ledger is not None:
+        name = ledger.names.get(content, content)
+    else:
+        states = [(file.name, file.state) for file in files]
+        name = _digest("private", sample, msgspec.json.encode(states).decode())
+    return Weights(name, sample, "", Unread(str(folder), files, settings, name) if folder else None)
+
+
+def _born_ns() -> int:
+    """Return when this process began, ns since the epoch."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    seconds = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return time.time_ns() - int(seconds * 1e9)
+
+
+def _locate(model: str, revision: str | None, download_dir: str | None) -> Path | None:
+    path = Path(model)
+    if path.exists():
+        return path
+    if os.getenv("VLLM_USE_MODELSCOPE", "").lower() in ("1", "true"):
+        return None
+    try:
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(model, "config.json", download_dir, revision)
+    except (ImportError, ValueError):  # ValueError: no name of a repository either
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _weight_files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _SUFFIXES and not _NO_WEIGHTS.fullmatch(path.name) and path.is_file():
+            yield path
+
+
+def _parts(file: Path) -> tuple[Path, list[Path]]:
+    """Name the directory and the files of a model that is given as one file: all its parts, if it has parts."""
+    if match := _PART.fullmatch(file.name):
+        return file.parent, sorted(file.parent.glob(f"{match[1]}-*-of-*.gguf"))
+    return file.parent, [file]
+
+
+def _settings(folder: Path) -> str:
+    """Digest the small files that say what is computed with the weights."""
+    read = [(path.name, path.read_bytes()) for path in _setting_files(folder)]
+    return hashlib.sha256(msgspec.json.encode(read)).hexdigest()[:32]
+
+
+def _setting_files(folder: Path) -> list[Path]:
+    found = {path for pattern in _SETTINGS for path in folder.glob(pattern)}
+    return sorted(path for path in found if path.is_file())
+
+
+def _changed(files: Sequence[WeightFile], home: Path, loaded_ns: int) -> str:
+    """Name a file that is not for sure the one that was loaded; a blob of the hub was perhaps just fetched for it."""
+    times = {file.name: file.state.ctime_ns for file in files if not _is_as_named(file)}
+    for path in _setting_files(home):
+        if path.resolve().parent.name != "blobs":
+            times[path.name] = path.stat().st_ctime_ns
+    return next((name for name, at in times.items() if at > loaded_ns - _SLACK_NS), "")
+
+
+def _is_as_named(file: WeightFile) -> bool:
+    return file.sha256 == Path(file.path).name
+
+
+def _describe(path: Path, ledger: Ledger | None) -> WeightFile:
+    """Say what is known of a file. A blob of the hub is what its name says, until it changes in its place."""
+    real = path.resolve()
+    state = FileState.of(real.stat())
+    if ledger is None:  # nobody can say whether it has changed
+        return WeightFile(path.name, str(real), state)
+    known = ledger.files.get(str(real))
+    if known and known.state == state:
+        sha256 = known.sha256
+    elif _is_blob(real) and not (known and known.state.inode == state.inode):
+        sha256 = real.name
+    else:
+        sha256 = ""
+    return WeightFile(path.name, str(real), state, sha256)
+
+
+def _is_blob(path: Path) -> bool:
+    return path.parent.name == "blobs" and _BLOB.fullmatch(path.name) is not None
+
+
+def _sample(file: WeightFile) -> str:
+    """Digest pieces spread over the file, the head, the tail and 14 between: what a glance can tell apart."""
+    digest, size = hashlib.sha256(), file.state.size
+    with open(file.path, "rb") as stream:
+        for i in range(16):
+            stream.seek(max(0, (size - _SAMPLE) * i // 15))
+            digest.update(stream.read(_SAMPLE))
+    return f"{file.name}:{size}:{digest.hexdigest()}"
+
+
+def _digest(kind: str, *parts: str) -> str:
+    return f"{kind}:{hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:32]}"
