@@ -15,3 +15,9 @@ def replacement(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def create(partial: Path) -> int:
+    """Open a new file for writing, for its owner alone; what has its name, a link too, goes first."""
+    partial.unlink(missing_ok=True)
+    return os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)

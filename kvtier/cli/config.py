@@ -20,6 +20,7 @@ from kvtier.doctor.finding import Level
 from kvtier.errors import ConfigError
 from kvtier.memory.region import free_huge_nbytes
 from kvtier.registry import STAGES, in_memory
+from kvtier.tiers.ownership import refuse_shared
 from kvtier.types import PAGE
 from kvtier.units import format_nbytes
 
@@ -40,6 +41,7 @@ def check(
 ) -> None:
     """Check FILE as an engine on this machine would, and explain what it would do."""
     written = load(file)
+    refuse_places(written)
     geometry = read_geometry(model, ranks=tp, dtype=kv_dtype) if model else None
     chunk = chunk_of(written, geometry, block_tokens) if geometry else None
     config = fit_dram(written, tp, chunk.slot_nbytes if chunk else PAGE)
@@ -99,6 +101,21 @@ def refuse_memory(config: Config) -> None:
                     f"{format_nbytes(max(0, spare))} of memory are left for it beside the tiers above"
                 )
             spare -= wanted
+
+
+def refuse_places(config: Config) -> None:
+    """Refuse directories of file tiers that the start would refuse, because others may write there.
+
+    Raises:
+        ConfigError: the first of them.
+    """
+    for index, tier in enumerate(config.tiers):
+        if tier.kind == "file":
+            path, where = str(tier.options["path"]), f"tiers[{index}].path"
+            try:
+                refuse_shared(Path(path), where)
+            except OSError as exc:
+                raise ConfigError(f"{where}: {path} cannot be looked at: {exc.strerror}") from exc
 
 
 def notes(config: Config, geometry: Geometry | None) -> list[str]:

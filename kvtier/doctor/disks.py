@@ -12,6 +12,7 @@ from kvtier.doctor.finding import Finding, Level, Patient
 from kvtier.errors import FULL
 from kvtier.tiers.directory import SUFFIX
 from kvtier.tiers.file import refuses_direct
+from kvtier.tiers.ownership import objection
 from kvtier.units import format_nbytes
 
 _POOR = {
@@ -44,6 +45,7 @@ def look(path: Path, root: Path = Path("/")) -> Iterator[Finding]:
         there = nearest_folder(path)
         read_only = bool(os.statvfs(there).f_flag & os.ST_RDONLY)
         mount = mount_of(there, root)
+        why = objection(path)
     except OSError as exc:
         yield Finding(area, Level.FAIL, f"cannot be looked at: {exc}", "choose another path")
         return
@@ -56,6 +58,10 @@ def look(path: Path, root: Path = Path("/")) -> Iterator[Finding]:
         return
     if not os.access(there, os.W_OK | os.X_OK):
         yield Finding(area, Level.FAIL, f"{there} is not writable", "chown it to the engine's user")
+        return
+    if why:
+        said, _, fix = why.partition("; ")
+        yield Finding(area, Level.FAIL, said, fix)
         return
     advice = _POOR.get(mount.kind, "")
     yield Finding(area, Level.WARN if advice else Level.OK, f"on {mount.kind}", advice)

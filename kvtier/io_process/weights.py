@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from kvtier.replacement import replacement
+from kvtier.replacement import create, replacement
 
 logger = logging.getLogger(__name__)
 
@@ -205,10 +205,8 @@ def _save(folder: Path, ledger: Ledger) -> None:
     for rows, most in ((ledger.files, _MOST_FILES), (ledger.names, _MOST_NAMES)):
         while len(rows) > most:
             del rows[next(iter(rows))]
-    with replacement(folder / LEDGER) as partial:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        with os.fdopen(os.open(partial, flags, 0o600), "wb") as file:
-            file.write(msgspec.json.encode(ledger))
+    with replacement(folder / LEDGER) as partial, os.fdopen(create(partial), "wb") as file:
+        file.write(msgspec.json.encode(ledger))
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from kvtier.errors import ConfigError
 from kvtier.io_process.record import FORMAT
-from kvtier.replacement import replacement
+from kvtier.replacement import create, replacement
 from kvtier.tier import Site
 
 PARTIAL = "partial"
@@ -38,6 +38,8 @@ _IN_NAMESPACE = re.compile(r"r\d+|\.?manifest\.json.*")
 _TRASH = re.compile(r"\.trash-r(\d+|None)-\d+-\d+")
 _ENGINE = re.compile(r"dp\d+")
 _RETRY_S = 0.1
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+_LOCKED = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO must not hold anybody up
 _MANIFEST_NBYTES = 1 << 20
 
 
@@ -55,7 +57,7 @@ class Root:
             _describe(namespace, manifest)
             for directory in (self.path, self.path / PARTIAL):
                 directory.mkdir(mode=0o700, exist_ok=True)
-            self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            self.fd = os.open(self.path, _FOLDER)
         except OSError:
             os.close(lock)
             raise
@@ -131,7 +133,7 @@ def locked_ranks(base: Path) -> list[str]:
     """List who holds a rank of this directory, as `r0 (pid 17)`."""
     holders = []
     for lock in _locks(base):
-        fd = os.open(lock, os.O_RDONLY)
+        fd = os.open(lock, _LOCKED)
         try:
             if not _try_lock(fd):
                 holders.append(f"{lock.stem} (pid {os.pread(fd, 32, 0).decode().strip()})")
@@ -146,7 +148,7 @@ def no_engine(bases: Iterable[Path]) -> Iterator[None]:
     with ExitStack() as held:
         for base in bases:
             for lock in _locks(base):
-                fd = os.open(lock, os.O_RDONLY)
+                fd = os.open(lock, _LOCKED)
                 held.callback(os.close, fd)
                 if not _try_lock(fd):
                     holders = ", ".join(locked_ranks(base))
@@ -193,7 +195,7 @@ def left(path: Path, site: Site, own: str) -> list[Foreign]:
 def discard(namespace: Path) -> bool:
     """Remove a namespace unless somebody uses it, and return whether it is gone."""
     try:
-        fd = os.open(namespace, os.O_RDONLY | os.O_DIRECTORY)
+        fd = os.open(namespace, _FOLDER)
     except FileNotFoundError:
         return True
     try:
@@ -264,7 +266,7 @@ def _share(namespace: Path) -> int:
     """Make and lock a namespace directory; again if it was removed in between."""
     while True:
         namespace.mkdir(mode=0o700, exist_ok=True)
-        fd = os.open(namespace, os.O_RDONLY | os.O_DIRECTORY)
+        fd = os.open(namespace, _FOLDER)
         try:
             fcntl.flock(fd, fcntl.LOCK_SH)
             if _is_at(fd, namespace):
@@ -292,15 +294,14 @@ def _is_at(fd: int, path: Path) -> bool:
 
 def _describe(namespace: Path, manifest: str) -> None:
     """Write the manifest; where it is there already nothing is written, so that a full disk can be read."""
-    file = namespace / MANIFEST
+    path = namespace / MANIFEST
     with suppress(OSError, ValueError):
-        if stat.S_ISREG(file.lstat().st_mode) and file.read_text() == manifest:
+        if stat.S_ISREG(path.lstat().st_mode) and path.read_text() == manifest:
             with suppress(OSError):
-                os.utime(file)
+                os.utime(path)
             return
-    with replacement(namespace / MANIFEST) as partial:
-        partial.touch(0o600)
-        partial.write_text(manifest)
+    with replacement(path) as partial, os.fdopen(create(partial), "w") as file:
+        file.write(manifest)
 
 
 def _opened(namespace: Path) -> float:

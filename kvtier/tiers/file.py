@@ -21,7 +21,7 @@ import msgspec
 
 from kvtier.errors import FULL, ConfigError, TierError
 from kvtier.tier import Bytes, Entry, Site, Tier
-from kvtier.tiers import directory
+from kvtier.tiers import directory, ownership
 from kvtier.tiers.directory import PARTIAL, SUFFIX, Root
 from kvtier.types import PAGE
 
@@ -177,14 +177,16 @@ class FileTier(Tier):
         """Make the directory, lock it and find out how it is read; again where somebody has removed it.
 
         Raises:
-            ConfigError: another engine uses it.
+            ConfigError: another engine uses it, or others may write there.
             OSError: the medium says no.
         """
         on_root = directory.device_of(self._base) == directory.device_of(Path("/"))
         if self._mounted and on_root:
             raise OSError(errno.ENODEV, "its file system is not mounted any more")
         self._mounted = not on_root
-        self._base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        ownership.refuse_shared(self._path, f"tier {self._site.name!r}")
+        self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._base.mkdir(mode=0o700, exist_ok=True)
         if self._lock < 0 or not directory.has_lock(self._lock, self._base, self._site):
             lock = directory.lock_rank(self._base, self._site, lock_timeout_s)
             self._unlock()
@@ -325,7 +327,7 @@ def _scan(root: int) -> Iterator[Entry]:
 
 
 def _scan_prefix(root: int, prefix: str) -> Iterator[Entry]:
-    fd = os.open(prefix, os.O_RDONLY | os.O_DIRECTORY, dir_fd=root)
+    fd = os.open(prefix, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root)
     try:
         with os.scandir(fd) as files:
             for file in files:

@@ -42,7 +42,7 @@ class Disk:
         self.path = folder / "disk"
         self.control = folder / "faults.json"
         self.path.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_NBYTES}", "kvtier-test"]
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_NBYTES},mode=700", "kvtier-test"]
         done = subprocess.run([*mount, self.path], capture_output=True, check=False)
         self.mounted = done.returncode == 0
 
