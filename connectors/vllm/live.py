@@ -12,6 +12,7 @@ class LiveRequest:
     store: bool  # what it computes may be kept
     load: bool  # it may use what was kept
     told: list[int]  # keys that the brain knows, of each group
+    adapter: bytes | None = None  # what `Adapters` calls its LoRA adapter
     below: set[BlockKey] = field(default_factory=set)  # of its hit, what came from below tier 0
     reading: bool = False  # reads were ordered for it, and were not all there when vLLM asked last
     computed: int = 0  # tokens that the device's own cache had when vLLM asked last

@@ -22,6 +22,7 @@ from vllm.v1.request import RequestStatus
 from kvtier.brain import TieredCache, Why
 from kvtier.config import Config, digest, of_rank
 from kvtier.connectors.vllm import identity, start
+from kvtier.connectors.vllm.adapters import Adapters
 from kvtier.connectors.vllm.events import BlockEvents
 from kvtier.connectors.vllm.hints import Complaints, Hints
 from kvtier.connectors.vllm.live import LiveJob, LiveRequest
@@ -86,6 +87,7 @@ class Scheduling:
         self._opened = False
         self._namespace = ""  # its manifest, as it was at the start
         self._live: dict[str, LiveRequest] = {}
+        self._adapters = Adapters()
         self._complaints = Complaints()
         self._planned: dict[int, tuple[BlockKey, ...]] = {}  # by plan, until vLLM makes it a job
         self._jobs: dict[int, LiveJob] = {}
@@ -147,7 +149,8 @@ class Scheduling:
         hints = hints.in_session(getattr(request, "session_id", None))  # vLLM has one from 0.32 on
         name = request.request_id
         groups = self.statuses.keys(name)
-        self._live[name] = LiveRequest(hints.store, hints.load, [len(keys) for keys in groups])
+        told, adapter = list(map(len, groups)), self._adapters.arrived(request.lora_request)
+        self._live[name] = LiveRequest(hints.store, hints.load, told, adapter)
         lora = request.lora_request is None or self._config.persist_lora
         persist = hints.persist and lora and self._media.last(request.mm_features)
         reads = hints.load and not request.skip_reading_prefix_cache
@@ -230,9 +233,10 @@ class Scheduling:
         if live is not None and not live.load:
             return False
         allowed: bool = context.load_tier_filter.allows(Medium.CPU, Locality.LOCAL)
-        if not allowed:
-            self.brain.refuse_load(context.req_id, Why.TIER_FILTER)
-        return allowed
+        doubtful = live is not None and self._adapters.doubtful(live.adapter)
+        if doubtful or not allowed:
+            self.brain.refuse_load(context.req_id, Why.ADAPTER if doubtful else Why.TIER_FILTER)
+        return allowed and not doubtful
 
     def is_from_below(self, key: BlockKey, request: str) -> bool:
         """Whether a chunk of a request's hit was read from below tier 0 for it."""
@@ -248,8 +252,10 @@ class Scheduling:
     def store(self, keys: Sequence[BlockKey], request: str) -> PrepareStoreOutput:
         """Give slots to as many chunks as fit; what only lacks room is offered again at the end of the step."""
         live = self._live.get(request)
-        if not self._storing or (live is not None and not live.store):
-            self.brain.refuse_store(request, len(keys), Why.HINT if self._storing else Why.STALE)
+        doubtful = live is not None and self._adapters.doubtful(live.adapter)
+        if not self._storing or doubtful or (live is not None and not live.store):
+            why = Why.ADAPTER if doubtful else Why.HINT
+            self.brain.refuse_store(request, len(keys), why if self._storing else Why.STALE)
             return PrepareStoreOutput([], SlotSpec(None, ()), [])
         if live is not None:
             self._tell(request, live)
@@ -346,6 +352,7 @@ class Scheduling:
         for live in self._live.values():
             live.reading = False
         self._fail_loads = True
+        self._adapters.reset({live.adapter for live in self._live.values()})
         self.brain.reset(self._manifest(identity.new_epoch()), stale=self.statuses.begun())
 
     def forsake(self, meta: KVTierMetadata) -> None:

@@ -44,12 +44,15 @@ class Engine:
     def keys(self, name: str, chunks: int) -> list[bytes]:
         return [make_offload_key(f"{name}{i}".encode().ljust(32), 0) for i in range(chunks)]
 
-    def arrive(self, name: str, chunks: int, **hints: object) -> ReqContext:
-        keys = self.keys(name, chunks)
-        ends = {key: (i + 1) * TOKENS for i, key in enumerate(keys)}
+    def arrive(
+        self, name: str, chunks: int, *, keys: str = "", lora: object = None, **hints: object
+    ) -> ReqContext:
+        """Let a request come, whose chunks have keys of its own or the ones called `keys`."""
+        found = self.keys(keys or name, chunks)
+        ends = {key: (i + 1) * TOKENS for i, key in enumerate(found)}
         self.table[name] = SimpleNamespace(
             update_offload_keys=lambda: None,
-            group_states=[SimpleNamespace(offload_keys=keys, next_stored_chunk_idx=0)],
+            group_states=[SimpleNamespace(offload_keys=found, next_stored_chunk_idx=0)],
             req_context=SimpleNamespace(get_offload_key_position=ends.get),
             req=SimpleNamespace(num_computed_tokens=0, mm_features=self.media),
             transfer_jobs=set(),
@@ -57,7 +60,7 @@ class Engine:
         request: Any = SimpleNamespace(
             request_id=name,
             kv_transfer_params={"kvtier": hints},
-            lora_request=None,
+            lora_request=lora,
             mm_features=self.media,
             skip_reading_prefix_cache=self.skip_reading,
         )
@@ -259,7 +262,7 @@ def test_after_a_reset_that_is_carried_out_with_kvtier_off_nothing_is_looked_up(
 
 
 def test_nothing_is_read_ahead_of_a_request_that_does_not_load(engine: Engine) -> None:
-    def reads(name: str, **hints: object) -> bool:
+    def reads(name: str, **hints: Any) -> bool:
         engine.arrive(name, 2, **hints)
         return engine.side.brain.view.requests[name].reads
 

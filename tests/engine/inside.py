@@ -60,6 +60,31 @@ def hinted(llm: Any, prompts: list[list[int]], hints: dict[str, Any], tokens: in
     return [[list(o.outputs[0].token_ids), o.num_cached_tokens] for o in outputs]
 
 
+def adapted(
+    llm: Any, prompt: list[int], path: str, in_place: bool, hints: dict[str, Any], tokens: int
+) -> list[Any]:
+    """Generate with the LoRA adapter at `path`: tokens and cached tokens."""
+    from vllm.lora.request import LoRARequest
+
+    from tests.engine.driver import sampling
+
+    options = {"extra_args": {"kv_transfer_params": {"kvtier": hints}}}
+    (output,) = llm.generate(
+        {"prompt_token_ids": prompt},
+        sampling(tokens, options),
+        use_tqdm=False,
+        lora_request=LoRARequest("adapter", 1, path, load_inplace=in_place),
+    )
+    return [list(output.outputs[0].token_ids), output.num_cached_tokens]
+
+
+def load_in_place(llm: Any, path: str) -> bool:
+    """Load the LoRA adapter at `path` again."""
+    from vllm.lora.request import LoRARequest
+
+    return bool(llm.llm_engine.add_lora(LoRARequest("adapter", 1, path, load_inplace=True)))
+
+
 def policies(llm: Any) -> dict[str, Any]:
     """Which eviction policy tier 0 has, and what hooks did."""
     brain = connector(llm).scheduling.brain

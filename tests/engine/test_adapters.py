@@ -1,0 +1,76 @@
+"""A LoRA adapter that is loaded again from its path, with other weights, and a reset of the device's cache alone."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from tests.engine.conftest import EngineFactory
+from tests.engine.harness import EngineConfig
+from tests.engine.models import LLAMA, prompts
+from tests.engine.scenarios import TOKENS, nvme
+
+PROMPT = prompts(1, 1100, seed=95)[0]
+INSIDE = "tests.engine.inside"
+LONELY = {"store": False, "load": False}
+
+
+def write_adapter(path: Path, seed: int) -> None:
+    """Write an adapter of the small Llama's attention."""
+    path.mkdir(exist_ok=True)
+    rng, tensors = np.random.default_rng(seed), {}
+    head = LLAMA.hidden // LLAMA.heads
+    for layer in range(LLAMA.layers):
+        for name, rows in (("q", LLAMA.heads), ("k", LLAMA.kv_heads), ("v", LLAMA.kv_heads)):
+            at = f"base_model.model.model.layers.{layer}.self_attn.{name}_proj"
+            a, b = rng.standard_normal((8, LLAMA.hidden)), rng.standard_normal((rows * head, 8))
+            tensors[f"{at}.lora_A.weight"] = (a / 11).astype(np.float32)
+            tensors[f"{at}.lora_B.weight"] = (b / 3).astype(np.float32)
+    save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "llama",
+        "r": 8,
+        "lora_alpha": 8,
+        "target_modules": ["q_proj", "k_proj", "v_proj"],
+        "bias": "none",
+    }
+    (path / "adapter_config.json").write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize("by_request", [False, True])
+def test_an_adapter_loaded_in_place_hits_nothing_of_the_old_one(
+    engine: EngineFactory, llama: Path, tmp_path: Path, by_request: bool
+) -> None:
+    config = EngineConfig(
+        model=llama,
+        kvtier=nvme(tmp_path / "kv") | {"chunk_tokens": 128},
+        in_process=True,
+        options={"enable_lora": True, "max_lora_rank": 8, "max_loras": 2},
+    )
+    running, path = engine(config), tmp_path / "adapter"
+
+    def ask(*, in_place: bool = False, **hints: bool) -> tuple[list[int], int]:
+        assert running.reset()  # the device's cache alone
+        given = (PROMPT, str(path), in_place, hints, TOKENS)
+        tokens, cached = running.call(f"{INSIDE}:adapted", *given)
+        running.call(f"{INSIDE}:idle")
+        return tokens, cached
+
+    write_adapter(path, seed=1)
+    old, _ = ask()
+    assert ask() == (old, 1024)
+    write_adapter(path, seed=2)
+    if not by_request:
+        assert running.call(f"{INSIDE}:load_in_place", str(path))
+    new, cached = ask(in_place=by_request)
+    assert cached == 0
+    assert ask(**LONELY) == (new, 0)
+    assert new != old
+    assert ask() == (new, 0), "not kept until the whole cache is reset"
+    assert running.reset(connector=True)
+    assert ask() == (new, 0)
+    assert ask() == (new, 1024)
