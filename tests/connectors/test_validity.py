@@ -9,6 +9,8 @@ pytest.importorskip("vllm")
 
 import torch
 from vllm.config import ModelConfig
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiConnector
 from vllm.platforms import current_platform
 from vllm.v1.kv_cache_interface import (
     CrossAttentionSpec,
@@ -17,6 +19,8 @@ from vllm.v1.kv_cache_interface import (
     UniformTypeKVCacheSpecs,
 )
 
+from kvtier.connectors.vllm.connector import KVTierConnector
+from kvtier.connectors.vllm.null_connector import NullConnector
 from kvtier.connectors.vllm.validity import objection
 
 PAGE: dict[str, Any] = {
@@ -110,3 +114,31 @@ def test_latent_attention_that_needs_whole_prompts() -> None:
     assert not said(FULL, mla=True)
     assert not said(FULL, mla=True, caching=False), "the user's own switch"
     assert "MLA" in said(FULL, mla=True, caching=False, chunked=False)
+
+
+def test_under_a_multi_connector_its_metrics_are_found() -> None:
+    multi: Any = SimpleNamespace(_connectors=[off()])
+    stats = MultiConnector.get_kv_connector_stats(multi)
+    assert stats is not None
+    assert list(stats.data) == [KVTierConnector.__name__]
+
+
+def off() -> Any:
+    """What stands in for the connector of a model without KV, in EngineCore."""
+    vllm: Any = SimpleNamespace(kv_transfer_config=SimpleNamespace())
+    caches: Any = SimpleNamespace(kv_cache_groups=[])
+    made: object = KVTierConnector(vllm, KVConnectorRole.SCHEDULER, caches)
+    assert isinstance(made, NullConnector)
+    return made
+
+
+def test_it_neither_stores_nor_loads_and_says_so_once() -> None:
+    made = off()
+    request: Any = SimpleNamespace(request_id="r")
+    made.on_new_request(request)
+    assert made.get_num_new_matched_tokens(request, 0) == (0, False)
+    assert made.request_finished_all_groups(request, ()) == (False, None)
+    assert not made.requires_kv_delivery
+    assert made.reset_cache()
+    assert made.get_kv_connector_stats().data
+    assert made.get_kv_connector_stats() is None
