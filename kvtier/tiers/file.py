@@ -357,7 +357,7 @@ def refuses_direct(folder: Path) -> str:
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".kvtier-probe-") as file:
         os.pwritev(file.fileno(), [page], 0)
         try:
-            fd = os.open(file.name, os.O_RDWR | os.O_DIRECT)
+            fd = os.open(file.name, os.O_RDWR | os.O_DIRECT | os.O_NOFOLLOW)
             try:
                 os.pwritev(fd, [page], 0)
                 os.preadv(fd, [page], 0)

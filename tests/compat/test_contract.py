@@ -42,6 +42,12 @@ def test_calls_fit(file: str) -> None:
     none(source.member_faults(USES[file]))
 
 
+@pytest.mark.parametrize("hook", ["add_lora", "remove_lora"])
+def test_the_engine_is_told_of_adapters_in_one_argument(hook: str) -> None:
+    told = contract.signature(getattr(contract.load("vllm.v1.engine.core").EngineCore, hook))
+    assert len(told.parameters) == 2, "self and what it is about"
+
+
 def test_optional_configuration_exists_somewhere() -> None:
     config = contract.load("vllm.config")
     output = contract.load("vllm.v1.core.sched.output")
@@ -50,6 +56,7 @@ def test_optional_configuration_exists_somewhere() -> None:
     known = MODEL_FILES.union(
         REQUEST_FIELDS,
         source.declared(output.SchedulerOutput),
+        source.declared(contract.load("vllm.lora.request").LoRARequest),
         *(
             source.declared(cls)
             for cls in [*vars(config).values(), *vars(caches).values()]

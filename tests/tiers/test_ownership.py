@@ -104,3 +104,13 @@ def test_no_partial_of_a_manifest_is_followed_or_in_the_way(
     tier.close()
     assert target.read_text() == "mine"
     assert (namespace / "manifest.json").read_text() == "{}"
+
+
+def test_the_path_itself_may_be_a_link_of_its_user(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir(mode=0o700)
+    (tmp_path / "kv").symlink_to(tmp_path / "disk")
+    tier = FileTier(FileConfig(path=str(tmp_path / "kv")), Site("nvme"))
+    tier.open(NAMESPACE, "{}")
+    tier.reset("cd" * 16, "{}")
+    tier.close()
+    assert (tmp_path / "disk" / ("cd" * 16) / "manifest.json").exists()
