@@ -4,6 +4,23 @@ import errno
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """What the system says where a medium, its inodes or a quota are used up."""
+_HEAD, _TAIL = 700, 300
+
+
+def one_line(text: str) -> str:
+    """Make a message fit for a log: what cannot be printed is escaped, and of a long one the middle is left out.
+
+    Its start names the place and its end the fix; between them may stand whatever somebody wrote.
+    """
+    text = _cut(text)
+    if text.isprintable():
+        return text
+    return _cut("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
+
+
+def _cut(text: str) -> str:
+    left_out = len(text) - _HEAD - _TAIL
+    return f"{text[:_HEAD]} ...{left_out} more... {text[-_TAIL:]}" if left_out > 0 else text
 
 
 class KvtierError(Exception):
@@ -11,7 +28,10 @@ class KvtierError(Exception):
 
 
 class ConfigError(KvtierError, ValueError):
-    """A configuration that cannot work; the message names the path of the mistake and the fix."""
+    """A configuration that cannot work; the message names the path of the mistake and the fix, in one line."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
 
 
 class TierError(KvtierError):

@@ -192,6 +192,9 @@ def _load(kind: str, name: str, target: str) -> object:
         raise ConfigError(_missing(kind, name, module, exc.name or "")) from exc
     except AttributeError as exc:
         raise ConfigError(f"{kind} {name!r}: {module} has no {attribute!r}") from exc
+    except (Exception, SystemExit) as exc:  # whatever somebody's module does when it is imported
+        why = f"{type(exc).__name__}: {exc}"
+        raise ConfigError(f"{kind} {name!r}: {module} cannot be imported: {why}") from exc
 
 
 def _missing(kind: str, name: str, module: str, absent: str) -> str:

@@ -9,7 +9,6 @@ from typing import Annotated
 import msgspec
 import numpy as np
 import typer
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -20,6 +19,8 @@ from kvtier.cli.outputs import check_writable, save
 from kvtier.codec import Codec
 from kvtier.config import Plugin
 from kvtier.config.codecs import codec as read_codec
+from kvtier.config.load import read_yaml
+from kvtier.config.words import mistake, refuse_odd
 from kvtier.errors import ConfigError
 from kvtier.layout import ELEMENTS
 
@@ -64,7 +65,12 @@ def codec(
 
 def make(name: str) -> Codec:
     """Construct a codec as a tier's `codec:` in the YAML would; an unknown one is a ConfigError."""
-    raw = read_codec(yaml.safe_load(name), "--codec")
+    try:
+        decoded = read_yaml(name)
+        refuse_odd(decoded)
+    except ConfigError as exc:
+        raise mistake("--codec", exc) from exc
+    raw = read_codec(decoded, "--codec")
     return registry.build("codec", msgspec.convert(raw, Plugin))
 
 

@@ -9,10 +9,10 @@ from typing import Annotated
 import msgspec
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from kvtier.cli.outputs import plain
 from kvtier.errors import ConfigError
 from kvtier.tiers import directory, fsck
 from kvtier.tiers.fsck import Verdict
@@ -110,17 +110,17 @@ def _print(path: Path, report: Report) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for holder in report.in_use_by:
         console.print(f"in use by a live engine, {holder}: only read, and it may change meanwhile")
-    table = Table(title=escape(str(path)))
+    table = Table(title=plain(path))
     for heading in ("namespace", "records", "bytes", "bad"):
         table.add_column(heading, justify="left" if heading == "namespace" else "right")
     for found in report.namespaces:
-        name = escape(str(Path(found.path).relative_to(path)))
+        name = plain(Path(found.path).relative_to(path))
         table.add_row(name, str(found.records), format_nbytes(found.nbytes), str(found.bad))
     console.print(table)
     for bad in report.bad:
-        console.print(f"bad: {escape(bad.path)}: {escape(bad.fault)}")
+        console.print(f"bad: {plain(bad.path)}: {plain(bad.fault)}")
     for left in report.leftovers:
-        console.print(f"left over: {escape(left)}")
+        console.print(f"left over: {plain(left)}")
     if report.fixed:
         console.print(f"removed {len(report.bad)} bad, {len(report.leftovers)} left over")
     elif report.bad:

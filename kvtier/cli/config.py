@@ -11,6 +11,7 @@ from rich.table import Table
 
 from kvtier import topology
 from kvtier.cli.geometry import Geometry, read_geometry
+from kvtier.cli.outputs import plain
 from kvtier.cli.room import Chunk, chunk_of, chunks_held, tier_nbytes, tokens_of
 from kvtier.cli.suggest import suggest
 from kvtier.config import Config, Plugin, TierConfig, clamped, load, share
@@ -48,7 +49,7 @@ def check(
     refuse_memory(config)
     room = _room_table(config, geometry, chunk, tp)
     console = Console(highlight=False)
-    console.print(f"{escape(str(file))}: an engine would start with it on this machine")
+    console.print(f"{plain(file)}: an engine would start with it on this machine")
     if geometry and chunk:
         console.print(_describe_model(geometry, chunk, config, tp))
     console.print(room, _behaviour_table(config))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from kvtier.errors import ConfigError
 
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
+_MOST_LAYERS = 10_000
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
@@ -43,7 +44,7 @@ def read_geometry(model: Path, *, ranks: int, dtype: str = "auto") -> Geometry:
     file = model / "config.json" if model.is_dir() else model
     try:
         raw = json.loads(file.read_text())
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise ConfigError(f"{file}: cannot be read as a model's config.json: {exc}") from exc
     if not isinstance(raw, dict):
         raise ConfigError(f"{file}: not a model's config.json")
@@ -98,6 +99,8 @@ def _attention(raw: Mapping[str, object], ranks: int) -> tuple[str, int]:
 
 def _layer_kinds(raw: Mapping[str, object]) -> list[str]:
     layers = _int(raw, "num_hidden_layers", "n_layer")
+    if layers > _MOST_LAYERS:
+        raise KeyError("num_hidden_layers")
     listed = raw.get("layer_types")
     if isinstance(listed, list):
         kinds = [str(kind) for kind in listed[:layers]]

@@ -5,6 +5,7 @@ A module offers a function named like its command, or an `app` where the command
 
 import importlib
 import inspect
+import io
 import signal
 import sys
 from typing import Annotated
@@ -12,7 +13,7 @@ from typing import Annotated
 import typer
 
 from kvtier import __version__
-from kvtier.errors import KvtierError
+from kvtier.errors import KvtierError, one_line
 
 COMMANDS = {
     "config": "kvtier.cli.config",
@@ -49,10 +50,15 @@ def main() -> None:
     """Run the command line; what kvtier refuses on purpose is a message and status 1, not a trace."""
     # SIGTERM cleans up, as ^C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for stream in (sys.stdout, sys.stderr):  # a file's name may be no text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         build()()
+    except KeyboardInterrupt:  # before a command has begun; within one typer takes it
+        sys.exit(128 + signal.SIGINT)
     except (KvtierError, OSError) as exc:
-        typer.echo(f"kvtier: {exc}", err=True)
+        typer.echo(f"kvtier: {one_line(str(exc))}", err=True)
         sys.exit(1)
 
 

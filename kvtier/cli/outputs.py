@@ -5,7 +5,9 @@ import os
 import shutil
 from pathlib import Path
 
-from kvtier.errors import ConfigError
+from rich.markup import escape
+
+from kvtier.errors import ConfigError, one_line
 from kvtier.replacement import replacement
 
 _IN_PLACE = {errno.EACCES, errno.EPERM, errno.EBUSY, errno.EROFS}
@@ -19,6 +21,11 @@ def check_writable(*files: Path | None) -> None:
         written = file if file.exists() else file.resolve().parent
         if file.is_dir() or not os.access(written, os.W_OK):
             raise ConfigError(f"{file}: cannot be written")
+
+
+def plain(text: object) -> str:
+    """Make what somebody else named fit for a terminal: no control characters, no markup."""
+    return escape(one_line(str(text)))
 
 
 def save(file: Path, text: str) -> None:

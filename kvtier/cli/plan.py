@@ -10,6 +10,7 @@ from rich.table import Table
 
 from kvtier.cli.geometry import Geometry, read_geometry
 from kvtier.cli.options import read
+from kvtier.cli.outputs import plain
 from kvtier.cli.replay import assumed, policies
 from kvtier.cli.tracefile import Format, open_trace, say_skipped
 from kvtier.config import Plugin
@@ -81,7 +82,7 @@ def plan(  # noqa: PLR0913 - a command's options are its arguments
     if trace is not None:
         file, loaded = open_trace(trace, format)
         blocks = f"blocks of {loaded.block_tokens} tokens"
-        console.print(escape(f"{trace}: {len(loaded):,} requests, {policy}, {blocks}"))
+        console.print(plain(f"{trace}: {len(loaded):,} requests, {policy}, {blocks}"))
         plugin = policies(policy)[0]
         for line in sizing(loaded, plugin, kv, prefill, (dram_target, target)):
             console.print(escape(line))

@@ -7,11 +7,10 @@ from typing import Annotated
 import msgspec
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from kvtier.cli.outputs import check_writable, save
+from kvtier.cli.outputs import check_writable, plain, save
 from kvtier.cli.tracefile import RATE, Chunk, Format, Seed, SessionRate, open_trace, say_skipped
 from kvtier.config import Config, Plugin, ReplayConfig, load
 from kvtier.config.plugins import plugin
@@ -91,7 +90,7 @@ def replay(  # noqa: PLR0913 - a command's options are its arguments
         rows=run(loaded, work, jobs or cores()),
     )
     console = Console(highlight=False)
-    console.print(escape(what_was_replayed(table)))
+    console.print(plain(what_was_replayed(table)))
     console.print(block_table(table.rows) if tiers is None else tier_table(table.rows))
     say_skipped(file.skipped, console)
     if json is not None:

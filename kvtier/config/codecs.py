@@ -53,10 +53,23 @@ def _stages(raw: Sequence[object], path: str) -> list[dict[str, object]]:
     stages = []
     for i, each in enumerate(raw):
         at = join(path, f"[{i}]")
+        _refuse_short(each, at)
         stage = plugin("codec", each, at)
         stages.append(stage)
         _check(stage["kind"], at, i, len(raw))
     return stages
+
+
+def _refuse_short(stage: object, path: str) -> None:
+    """Refuse a short name among stages: it stands for a list of its own."""
+    name = stage.get("kind") if isinstance(stage, Mapping) else stage
+    if isinstance(name, str) and name in STAGES:
+        kinds = [str(each["kind"]) for each in STAGES[name]]
+        raise mistake(
+            path,
+            f"{name!r} is short for the whole list [{', '.join(kinds)}], and no stage; write it alone, or "
+            f"{kinds[0]!r} here",
+        )
 
 
 def _check(kind: object, path: str, index: int, stages: int) -> None:

@@ -5,11 +5,14 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 
 import yaml
+from yaml.reader import ReaderError
 
 from kvtier.config.parse import parse
 from kvtier.config.structs import Config
 from kvtier.config.words import describe
 from kvtier.errors import ConfigError
+
+_MOST_NBYTES = 1 << 20
 
 Source = str | os.PathLike[str] | Mapping[str, object]
 
@@ -35,7 +38,17 @@ def load(source: Source | None, *, here: bool = True) -> Config:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key that stands twice is a mistake, not an overwrite."""
+    """Safe YAML in which a key that stands twice is a mistake, not an overwrite, and every mistake has a line."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
+        try:
+            return super().construct_object(node, deep)
+        except (yaml.YAMLError, RecursionError):
+            raise
+        except Exception as exc:  # whatever int(), float() and date() raise
+            kind = node.tag.rpartition(":")[2]
+            problem = f"{node.value!r} is no {kind} ({exc}); put a text in quotes"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from exc
 
     def construct_mapping(
         self, node: yaml.MappingNode, deep: bool = False
@@ -49,20 +62,35 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read(path: Path) -> object:
+def read_yaml(text: str) -> object:
+    """Decode YAML; what is not valid is a ConfigError that names its line."""
     try:
-        raw: object = yaml.load(path.read_text(), _Loader)
-    except OSError as exc:
-        raise ConfigError(f"cannot be read: {exc.strerror}") from exc
-    except UnicodeDecodeError as exc:
-        raise ConfigError("cannot be read: it is not text") from exc
+        return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as exc:
         line = exc.problem_mark.line + 1 if exc.problem_mark else 1
         raise ConfigError(f"line {line}: not valid YAML: {exc.problem}") from exc
+    except ReaderError as exc:
+        line = text.count("\n", 0, exc.position) + 1
+        found = f"the character {text[exc.position]!r} is not allowed"
+        raise ConfigError(f"line {line}: not valid YAML: {found}") from exc
     except RecursionError as exc:
         raise ConfigError("not valid YAML for kvtier: nested too deeply") from exc
-    except yaml.YAMLError as exc:
-        raise ConfigError(f"not valid YAML: {exc}") from exc
+
+
+def _read(path: Path) -> object:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MOST_NBYTES + 1)
+    except OSError as exc:
+        raise ConfigError(f"cannot be read: {exc.strerror}") from exc
+    except ValueError as exc:
+        raise ConfigError(f"cannot be read: {exc}") from exc
+    if len(data) > _MOST_NBYTES:
+        raise ConfigError(f"cannot be read: more than {_MOST_NBYTES:,} bytes are no configuration")
+    try:
+        raw = read_yaml(data.decode())
+    except UnicodeDecodeError as exc:
+        raise ConfigError("cannot be read: it is not text") from exc
     if raw is None:
         raise ConfigError("the file is empty; it needs at least 'tiers:'")
     return raw

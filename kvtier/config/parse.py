@@ -16,7 +16,7 @@ from kvtier.config.words import (
     join,
     mapping,
     mistake,
-    refuse_infinity,
+    refuse_odd,
     refuse_unknown,
     section,
     translate,
@@ -51,7 +51,7 @@ def parse(raw: object, *, here: bool = True) -> Config:
 
     What is not to run `here` is not held against this machine.
     """
-    refuse_infinity(raw, "")
+    refuse_odd(raw)
     top = section(raw, "", Config.__struct_fields__, {})
     if top.get("chunk_tokens") == "auto":
         del top["chunk_tokens"]
@@ -94,6 +94,7 @@ def _trace(raw: object, *, here: bool) -> dict[str, object]:
     """Read the section `trace`; the first mistake is a ConfigError. The file's directory must be there."""
     made = section(raw, "trace", TraceConfig.__struct_fields__, {})
     if isinstance(record := made.get("record"), str):
+        _no_nul(record, "trace.record")
         if not os_path.isabs(record):
             raise mistake(
                 "trace.record",
@@ -199,13 +200,17 @@ def _is_no_directory(path: str) -> bool:
         return exc.errno in (ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG)
 
 
+def _no_nul(file: str, path: str) -> None:
+    if "\0" in file:
+        raise mistake(path, f"{file!r} has a NUL in it, which no path can")
+
+
 def _directory(options: object, path: str, here: bool) -> None:
     """Refuse a directory that cannot be made; the tier itself finds out whether it may write there."""
     directory = options.get("path") if isinstance(options, dict) else None
     if not isinstance(directory, str):
         return
-    if "\0" in directory:
-        raise mistake(path, f"{directory!r} has a NUL in it, which no path can")
+    _no_nul(directory, path)
     place = os_path.normpath(directory)
     parent = os_path.dirname(place)
     if not os_path.isabs(directory):

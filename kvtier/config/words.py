@@ -14,6 +14,10 @@ _BOUNDED = re.compile(r"Expected `(?P<want>\w+)` (?P<bound>.*)", re.DOTALL)
 _EXPECTED = re.compile(r"Expected `(?P<want>[^`]*)`, got `(?P<got>[^`]*)`")
 _MISSING = re.compile(r"Object missing required field `(?P<key>[^`]*)`")
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>[^`]*)`")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_DEEPEST = 24
+_MOST_VALUES = 10_000
+_SHOWN = 60  # characters of a path that goes in circles
 _TYPES = {
     "int": "an integer",
     "float": "a number",
@@ -36,20 +40,36 @@ def mistake(path: str, what: object) -> ConfigError:
     return ConfigError(f"{path}: {what}" if path else str(what))
 
 
-def refuse_infinity(value: object, path: str, seen: set[int] | None = None) -> None:
-    """Raise a ConfigError for the first number in a configuration that is not finite, options of plugins included.
+def refuse_odd(value: object) -> None:
+    """Raise a ConfigError for what no configuration has, options of plugins included.
 
-    YAML may name a part from several places and from within itself; each is looked at once.
+    That is a number that is not finite, a character that cannot be written, a part of itself, and thousands of
+    values: YAML can name a part from several places, so that a short file is long when it is written out.
     """
-    seen = set() if seen is None else seen
+    _weigh(value, "", {}, 0)
+
+
+def _weigh(value: object, path: str, known: dict[int, int], depth: int) -> int:
+    """Count the values in `value`; each part is looked at once, however often it is named."""
     if isinstance(value, float) and not math.isfinite(value):
         raise mistake(path, f"expected a finite number, got {value}")
-    if isinstance(value, Mapping | list | tuple) and id(value) not in seen:
-        seen.add(id(value))
+    if isinstance(value, str) and _SURROGATE.search(value):
+        raise mistake(path, "there is a character in it that no text can have")
+    if not isinstance(value, Mapping | list | tuple):
+        return 1
+    if depth == _DEEPEST:
+        raise mistake(path[:_SHOWN], "nested too deeply, or within itself")
+    if id(value) not in known:
+        total = 1
         named = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, part in named:
+            _weigh(key, path, known, depth + 1)
             below = join(path, str(key)) if isinstance(value, Mapping) else f"{path}[{key}]"
-            refuse_infinity(part, below, seen)
+            total += _weigh(part, below, known, depth + 1)
+            if total > _MOST_VALUES:
+                raise mistake(path, f"more than {_MOST_VALUES:,} values when it is written out")
+        known[id(value)] = total
+    return known[id(value)]
 
 
 def refuse_unknown(

@@ -6,6 +6,7 @@ the one that the header holds. What does not match exactly is CorruptBlock, with
 
 import hashlib
 import struct
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -89,6 +90,11 @@ def padded(nbytes: int) -> int:
 
 def checksum(*pieces: Bytes) -> bytes:
     """Digest payload and padding, given in one or several pieces."""
+    return checksum_of(pieces)
+
+
+def checksum_of(pieces: Iterable[Bytes]) -> bytes:
+    """Digest pieces as they come, in memory that does not grow with them."""
     digest = xxhash.xxh3_128()
     for piece in pieces:
         digest.update(piece)

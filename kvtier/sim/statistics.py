@@ -58,7 +58,7 @@ def describe(trace: Trace, capacities: Sequence[int]) -> TraceStats:
             _distribution("answer", "tokens", trace.output_tokens),
             _distribution("reuse gap", "s", reuse_gaps(trace)),
             _distribution("turn gap", "s", _gaps(trace.at_s, of)),
-            _distribution("turns", "per session", np.bincount(of)),
+            _distribution("turns", "per session", np.unique(of, return_counts=True)[1]),
             _distribution("arrival gap", "s", np.diff(trace.at_s)),
         ],
     )

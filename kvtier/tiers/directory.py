@@ -136,7 +136,9 @@ def locked_ranks(base: Path) -> list[str]:
         fd = os.open(lock, _LOCKED)
         try:
             if not _try_lock(fd):
-                holders.append(f"{lock.stem} (pid {os.pread(fd, 32, 0).decode().strip()})")
+                holders.append(
+                    f"{lock.stem} (pid {os.pread(fd, 32, 0).decode(errors='replace').strip()})"
+                )
         finally:
             os.close(fd)
     return holders

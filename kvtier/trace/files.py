@@ -1,20 +1,24 @@
 """Trace files on disk: plain, .gz or .zst; malformed rows are skipped, counted, and named."""
 
+import csv
 import gzip
 import io
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
-from kvtier.errors import ConfigError
+from kvtier import topology
+from kvtier.errors import ConfigError, one_line
 from kvtier.registry import nearest
 from kvtier.trace.formats import FORMATS, Drawing, TraceFormat
-from kvtier.trace.trace import Row, Trace, TraceBuilder
+from kvtier.trace.trace import Row, Trace, TraceBuilder, check
 
 _SHOWN = 10  # malformed rows that are remembered in words
+_LONGEST = 16 << 20  # bytes of a line: a recorded prompt of 16 million tokens
+_MALFORMED = (ValueError, OverflowError, IndexError, RecursionError, csv.Error)
 
 
 @dataclass(slots=True)
@@ -37,21 +41,31 @@ class TraceFile:
     def __init__(self, path: Path, name: str = "auto", drawing: Drawing | None = None) -> None:
         self.path = path
         self.skipped = Skipped()
+        self.number = 0  # of the line that was read last
         self.format = _format(path, name, drawing or Drawing())
 
     def rows(self) -> Iterator[Row]:
         """Walk the requests in the file's order, once; a file that cannot be read is a ConfigError."""
         with open_lines(self.path) as lines:
             for number, line in enumerate(lines, 1):
+                self.number = number
                 if not line.strip():
                     continue
                 try:
-                    row = self.format.parse(line)
-                except (ValueError, OverflowError, IndexError) as exc:
-                    self.skipped.add(number, str(exc))
+                    row = self._parse(line)
+                except _MALFORMED as exc:
+                    self.skipped.add(number, one_line(str(exc)))
                     continue
                 if row is not None:
                     yield row
+
+    def _parse(self, line: bytes) -> Row | None:
+        if len(line) > _LONGEST:
+            raise ValueError(f"more than {_LONGEST:,} bytes")
+        row = self.format.parse(line)
+        if row is not None:
+            check(row)
+        return row
 
     def load(self, chunk_tokens: int | None = None) -> Trace:
         """Read all of it, in chunks of so many tokens instead of the file's blocks.
@@ -60,14 +74,18 @@ class TraceFile:
             ConfigError: it has no request, or `chunk_tokens` is no multiple of its blocks.
         """
         builder: TraceBuilder | None = None
+        room = topology.free_nbytes()
         for row in self.rows():
             builder = builder or self._builder(chunk_tokens)
             builder.add(row)
+            if builder.nbytes > room:
+                raise ConfigError(
+                    f"{self.path}: line {self.number}: up to here it has {builder.references:,} references to "
+                    f"blocks, more than this machine's memory holds; give a larger --chunk-tokens, or a part of it"
+                )
         if builder is None:
-            first = f"; line {self.skipped.rows[0][0]}: {self.skipped.rows[0][1]}"
-            raise ConfigError(
-                f"{self.path}: there is no request in it{first if self.skipped.count else ''}"
-            )
+            first = "".join(f"; line {number}: {why}" for number, why in self.skipped.rows[:1])
+            raise ConfigError(f"{self.path}: there is no request in it{first}")
         return builder.build()
 
     def _builder(self, chunk_tokens: int | None) -> TraceBuilder:
@@ -83,11 +101,24 @@ class TraceFile:
 @contextmanager
 def open_lines(path: Path) -> Iterator[Iterator[bytes]]:
     """Open a file to read its lines, uncompressed; one that is not what its name says is a ConfigError."""
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path}: cannot be read: it is no file, and a trace is read twice")
     try:
-        with open_file(path, path.suffix, "rb") as file:
-            yield iter(io.BufferedReader(cast(io.RawIOBase, file), 1 << 20))
+        with (
+            open_file(path, path.suffix, "rb") as raw,
+            io.BufferedReader(cast(io.RawIOBase, raw), 1 << 20) as file,
+        ):
+            yield _lines(file)
     except _broken(path) as exc:
         raise ConfigError(f"{path}: cannot be read: {exc}") from exc
+
+
+def _lines(file: io.BufferedReader) -> Iterator[bytes]:
+    """Yield each line; of one that is too long only so much that this shows."""
+    while line := file.readline(_LONGEST + 1):
+        yield line
+        while len(line) > _LONGEST and not line.endswith(b"\n"):
+            line = file.readline(_LONGEST + 1)
 
 
 def open_file(path: Path, suffix: str, mode: Literal["rb", "wb"]) -> BinaryIO:
@@ -123,6 +154,7 @@ def _format(path: Path, name: str, drawing: Drawing) -> TraceFormat:
     with open_lines(path) as lines:
         first = next(lines, b"")
     for make in FORMATS.values():
-        if cast(type[TraceFormat], make).recognises(first):
-            return make(drawing)
+        with suppress(*_MALFORMED):
+            if cast(type[TraceFormat], make).recognises(first):
+                return make(drawing)
     raise ConfigError(f"{path}: its first line is of no known format; name it with --format")

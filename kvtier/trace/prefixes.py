@@ -6,13 +6,14 @@ are then all of that. Else it begins a conversation behind one of `systems` shar
 `system_tokens`, drawn by Zipf's law (rank r with weight 1/r).
 """
 
+import math
 from collections import deque
 from typing import NamedTuple
 
 import numpy as np
 
 from kvtier.trace.formats.base import Drawing
-from kvtier.trace.trace import Ids, Row
+from kvtier.trace.trace import Ids, Row, check_tokens
 
 _OPEN = 512  # conversations looked through
 
@@ -39,9 +40,10 @@ class PrefixModel:
         self._weights = [1 / rank for rank in range(1, drawing.systems + 1)]
 
     def draw(self, at_s: float, prompt_tokens: int, output_tokens: int) -> Row:
-        """Give one request its blocks; a negative length or time is a ValueError."""
-        if prompt_tokens < 0 or output_tokens < 0 or at_s < 0:
-            raise ValueError("a negative number")
+        """Give one request its blocks; a length or a time that no request has is a ValueError."""
+        check_tokens(prompt_tokens, output_tokens)
+        if not 0 <= at_s < math.inf:
+            raise ValueError(f"second {at_s:g}")
         past = self._past(at_s, prompt_tokens)
         if past is None:
             self._sessions += 1

@@ -19,6 +19,13 @@ _SLICE = 1 << 20
 _GROUP_BITS = 32  # of the KV-cache group that ends a key: always the first
 
 
+MOST_TOKENS = 1 << 25
+"""Of one prompt, or of one answer."""
+_MOST_NUMBER = 2**31 - 1  # of a session: a column of int32
+_MOST_S = 1e12
+_COPIES = 8  # of the column of block ids, while a trace is put in order and replayed
+
+
 class Row(NamedTuple):
     """One request as a file tells it."""
 
@@ -28,6 +35,26 @@ class Row(NamedTuple):
     blocks: Ids  # of the prompt, from its start
     session: int = NO_SESSION
     think_s: float | None = None  # from the end of the session's last answer to this request
+
+
+def check_tokens(*counts: int) -> None:
+    """Raise a ValueError for a length that no request has: before its blocks are written out."""
+    for count in counts:
+        if not 0 <= count <= MOST_TOKENS:
+            raise ValueError(f"{count} tokens: not from 0 to {MOST_TOKENS:,}")
+
+
+def check(row: Row) -> None:
+    """Raise a ValueError for numbers that do not fit into the columns of a trace."""
+    check_tokens(row.prompt_tokens, row.output_tokens)
+    if not abs(row.at_s) <= _MOST_S:
+        raise ValueError(f"second {row.at_s:g}")
+    if row.think_s is not None and not 0 <= row.think_s <= _MOST_S:
+        raise ValueError(f"{row.think_s:g} seconds of thinking")
+    if not NO_SESSION <= row.session <= _MOST_NUMBER:
+        raise ValueError(f"session {row.session}: not from {NO_SESSION} to {_MOST_NUMBER}")
+    if len(row.blocks) and row.blocks.min() < 0:
+        raise ValueError("a negative id")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +125,16 @@ class TraceBuilder:
         for column, number in zip(self._numbers, numbers, strict=True):
             column.append(number)
         self._ids.frombytes(ids.tobytes())
+
+    @property
+    def references(self) -> int:
+        """How many blocks the rows have, each as often as it is named."""
+        return len(self._ids)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the trace will take while it is replayed."""
+        return self._ids.itemsize * len(self._ids) * _COPIES
 
     def build(self) -> Trace:
         """Return the trace, sorted by arrival."""

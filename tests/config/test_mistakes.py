@@ -242,7 +242,7 @@ def test_a_lower_tier_without_its_own_required_option() -> None:
         ("- a\n", "expected a mapping, got a list"),
         ("store: all\ntiers: [\n", "line 3: not valid YAML: expected the node content"),
         ("store: all\nstore: prompt\n", "line 2: not valid YAML: the key 'store' is there twice"),
-        ("store: \x01\n", "not valid YAML: "),
+        ("store: \x01\n", "line 1: not valid YAML: the character '\\x01' is not allowed"),
         ("[" * 9999, "not valid YAML for kvtier: nested too deeply"),
         ("1: 2\n", "1: unknown key"),
         ("tiers: [{kind: dram, capcity: 1}]", "tiers[0].capcity: unknown key"),

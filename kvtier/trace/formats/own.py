@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from kvtier.trace.formats.base import Count, Drawing, Positive, Seconds, TraceFormat
-from kvtier.trace.trace import NO_SESSION, Ids, Row, expand
+from kvtier.trace.trace import MOST_TOKENS, NO_SESSION, Ids, Row, check_tokens, expand
 
 VERSION = 1
 KEY_DIGITS = 16
@@ -55,13 +55,18 @@ class OwnFormat(TraceFormat):
             self._head(line)
             return None
         row = self._decoder.decode(line)
-        blocks = expand(row.runs or []) if row.keys is None else _hashes(row.keys)
-        if len(blocks) > -(-row.prompt // self.block_tokens):
-            raise ValueError(f"{len(blocks)} blocks for {row.prompt} tokens")
+        check_tokens(row.prompt)
+        runs = row.runs or []
+        n = sum(n for _, n in runs) if row.keys is None else len(row.keys) // KEY_DIGITS
+        if n > -(-row.prompt // self.block_tokens):
+            raise ValueError(f"{n} blocks for {row.prompt} tokens")
+        blocks = expand(runs) if row.keys is None else _hashes(row.keys)
         return Row(row.at_s - self._start_s, row.prompt, row.output, blocks, row.s, row.think)
 
     def _head(self, line: bytes) -> None:
         heading = msgspec.json.decode(line, type=Heading)
+        if heading.block_tokens > MOST_TOKENS:
+            raise ValueError(f"blocks of {heading.block_tokens} tokens")
         if heading.kvtier_trace != VERSION:
             raise ValueError(f"version {heading.kvtier_trace} is not known, only {VERSION}")
         if self.block_tokens and heading.block_tokens != self.block_tokens:

@@ -3,7 +3,7 @@
 import msgspec
 
 from kvtier.trace.formats.base import Count, Drawing, Positive, Seconds, TraceFormat
-from kvtier.trace.trace import Row, expand
+from kvtier.trace.trace import Row, check_tokens, expand
 
 _LOCAL_BITS = 32
 
@@ -36,6 +36,9 @@ class WekaFormat(TraceFormat):
 
     def parse(self, line: bytes) -> Row | None:
         row = self._decoder.decode(line)
+        check_tokens(row.prompt)
+        if any(first + n > 1 << _LOCAL_BITS for first, n in row.runs):
+            raise ValueError(f"an id of more than {_LOCAL_BITS} bits")
         if sum(n for _, n in row.runs) > -(-row.prompt // self.block_tokens):
             raise ValueError(f"more blocks than {row.prompt} tokens have")
         if row.s not in self._starts:
