@@ -1,12 +1,13 @@
 # Everything a developer needs, from a machine that has only Python 3.11.
 #   make setup   the environment in .venv; quick when nothing changed
 #   make test    all checks: lint, types, layers, unit tests, engine tests, the wheel
+#   make soak    an engine under every kind of harm, and the fuzz with fresh examples: KVTIER_SOAK_S seconds of each
 .DEFAULT_GOAL := help
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup lint format types layers unit engine wheel test demo bench test-compat test-numa test-deepspeed
+.PHONY: help setup lint format types layers unit engine wheel test soak demo bench test-compat test-numa test-deepspeed
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -19,7 +20,7 @@ STAMP := $(VENV)/.setup-$(shell cat pyproject.toml Makefile | cksum | tr ' ' '-'
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "also: lint format types layers unit engine wheel demo bench test-compat test-numa test-deepspeed"
+	@echo "also: lint format types layers unit engine wheel soak demo bench test-compat test-numa test-deepspeed"
 
 setup: $(STAMP)
 
@@ -65,6 +66,11 @@ wheel: setup
 	$(BIN)/python -m pytest -q -m wheel
 
 test: lint types layers unit engine wheel
+
+# See docs/soak.md. A seed of before: make soak SEED=17
+soak: setup
+	KVTIER_SOAK_S=$${KVTIER_SOAK_S:-180} $(BIN)/python -m pytest -q tests/fuzz --timeout 0
+	KVTIER_SOAK_S=$${KVTIER_SOAK_S:-180} $(BIN)/python -m tests.soak $(addprefix --seed ,$(SEED))
 
 demo: setup
 	$(BIN)/kvtier demo

@@ -53,6 +53,7 @@ def synth(  # noqa: PLR0913 - a command's options are its arguments
     block_tokens: Annotated[int, typer.Option(min=1, help="Drawn: tokens of a block.")] = 512,
 ) -> None:
     """Write a synthetic trace, in memory that does not grow with it."""
+    check_writable(output)
     for option, value in {
         "--session-rate": session_rate,
         "--think": think,

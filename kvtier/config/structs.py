@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 from kvtier.registry import Plugin
 from kvtier.types import WriteMode
 
+_GIB = 1 << 30
 _MOST = 1e18  # tokens, or tokens per second: finite is what counts
 
 LEAST_QUEUE = 4096
@@ -22,13 +23,15 @@ MOST_THREADS = 256
 class MediumConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How fast a tier is: what the live engine starts from and then measures, what the replayer goes by."""
 
-    read: Annotated[float, Meta(gt=0)] = 5 << 30  # bytes per second, upwards; dram: to the device
-    write: Annotated[float, Meta(gt=0)] = 2 << 30
+    read: Annotated[float, Meta(gt=0)] = (
+        5.0 * _GIB
+    )  # bytes per second, upwards; dram: to the device
+    write: Annotated[float, Meta(gt=0)] = 2.0 * _GIB
     latency_s: Annotated[float, Meta(ge=0)] = 2e-4
     ratio: Annotated[float, Meta(gt=0, le=1)] = 1.0  # bytes of a record by bytes of its chunk
 
 
-ARENA = MediumConfig(read=25 << 30, write=25 << 30, latency_s=2e-5)
+ARENA = MediumConfig(read=25.0 * _GIB, write=25.0 * _GIB, latency_s=2e-5)
 """What tier 0 is taken to be: copies over PCIe 4.0 x16."""
 
 

@@ -44,12 +44,15 @@ class Pipe:
         self._inbox = FrameBuffer()
 
     def setup(self) -> IoSetup | None:
-        """Wait for the first frame; None where the worker is gone already."""
-        while data := self.sock.recv(_CHUNK):
-            self._inbox.feed(data)
-            for frame in self._inbox.frames():
-                self.sock.setblocking(False)
-                return wire.SETUP.decode(frame.body)
+        """Wait for the first frame; None where the worker is gone already, or says something else."""
+        try:
+            while data := self.sock.recv(_CHUNK):
+                self._inbox.feed(data)
+                for frame in self._inbox.frames():
+                    self.sock.setblocking(False)
+                    return wire.SETUP.decode(frame.body)
+        except (ConnectionError, ValueError, msgspec.MsgspecError) as exc:
+            logger.warning("the worker says no setup: %s", exc)
         return None
 
     def receive(self, service: Service) -> bool:

@@ -161,12 +161,8 @@ def no_engine(bases: Iterable[Path]) -> Iterator[None]:
 def namespaces(base: Path) -> Iterator[Path]:
     """List the namespace directories below `base`; nothing else there is ever touched."""
     for entry in base.iterdir():
-        if _NAMESPACE.fullmatch(entry.name) and _is_own_dir(entry):
-            with suppress(OSError):
-                names = os.listdir(entry)
-                ours = MANIFEST in names and all(map(_IN_NAMESPACE.fullmatch, names))
-                if ours and not _is_newer(entry / MANIFEST):
-                    yield entry
+        if _is_namespace(entry) and not _is_newer(entry / MANIFEST):
+            yield entry
 
 
 def foreign(base: Path, own: str) -> list[Foreign]:
@@ -213,6 +209,8 @@ def discard(namespace: Path) -> bool:
 def to_trash(path: Path, rank: int | None = None) -> Path:
     """Rename a namespace, or one rank's part of it, so that nobody finds it again."""
     base = path.parent if rank is None else path.parent.parent
+    if rank is not None and path.parent.is_symlink():  # what a rank has there is another's
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent))
     trash = base / f".trash-r{rank}-{os.getpid()}-{time.monotonic_ns()}"
     os.rename(path, trash)
     return trash
@@ -235,8 +233,17 @@ def trash_in(base: Path) -> list[Path]:
 
 def drop_if_empty(namespace: Path) -> None:
     """Remove a namespace directory that holds no rank's records any more and that nobody uses."""
-    if not any(namespace.glob("r*")):
+    if _is_namespace(namespace) and not any(namespace.glob("r*")):
         discard(namespace)
+
+
+def _is_namespace(path: Path) -> bool:
+    """Whether this is a namespace, with nothing in it that one does not have."""
+    if _NAMESPACE.fullmatch(path.name) and _is_own_dir(path):
+        with suppress(OSError):
+            names = os.listdir(path)
+            return MANIFEST in names and all(map(_IN_NAMESPACE.fullmatch, names))
+    return False
 
 
 def _is_own_dir(path: Path) -> bool:

@@ -108,12 +108,12 @@ def open_lines(path: Path) -> Iterator[Iterator[bytes]]:
             open_file(path, path.suffix, "rb") as raw,
             io.BufferedReader(cast(io.RawIOBase, raw), 1 << 20) as file,
         ):
-            yield _lines(file)
+            yield _lines(cast(BinaryIO, file))
     except _broken(path) as exc:
         raise ConfigError(f"{path}: cannot be read: {exc}") from exc
 
 
-def _lines(file: io.BufferedReader) -> Iterator[bytes]:
+def _lines(file: BinaryIO) -> Iterator[bytes]:
     """Yield each line; of one that is too long only so much that this shows."""
     while line := file.readline(_LONGEST + 1):
         yield line

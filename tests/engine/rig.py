@@ -74,12 +74,12 @@ class Disk:
 
     def weigh(self) -> int:
         """Sum the bytes of all records, whole or half written, at one moment: two looks in a row agree."""
-        before, now = None, self._sizes()
+        before, now = None, self.sizes()
         while now != before:
-            before, now = now, self._sizes()
+            before, now = now, self.sizes()
         return sum(now.values())
 
-    def _sizes(self) -> dict[int, int]:
+    def sizes(self) -> dict[int, int]:
         """List bytes by inode: a record that is renamed meanwhile is one."""
         sizes = {}
         for path in self.path.glob("*/r0/*/*"):

@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from kvtier import topology
 from kvtier.errors import ConfigError
 from kvtier.sim.statistics import describe
-from kvtier.trace import files
 from kvtier.trace.files import TraceFile
 from kvtier.trace.trace import Trace
 from tests.trace.test_formats import AZURE, BURSTGPT, MOONCAKE, OWN, WEKA
@@ -100,7 +100,7 @@ def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
 def test_many_small_rows_stop_before_the_memory_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files.topology, "free_nbytes", lambda: 64 << 20)
+    monkeypatch.setattr(topology, "free_nbytes", lambda: 64 << 20)
     row = '{"t": 0, "in": 32000000, "out": 1, "runs": [[0, 1000000]]}\n'
     with pytest.raises(ConfigError, match=r"line 3: .* 2,000,000 references to blocks"):
         load(OWN.splitlines()[0] + "\n" + row * 50, tmp_path)
