@@ -52,7 +52,7 @@ class Shop:
         site = Site("fuzz")
         self.tier = FileTier(FileConfig(path=str(path)), site)
         self.records = Records(self.tier, codec, site, self.slots, setup)
-        self.records.change(OpKind.OPEN, MANIFEST, 0)
+        self.records.change(TierOp(op=1, kind=OpKind.OPEN, tier=1, text=MANIFEST), 0)
         self.chunk = pattern(7, NBYTES)
 
     def serve(self, kind: OpKind, slot: int) -> OpStatus:

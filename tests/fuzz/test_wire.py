@@ -26,14 +26,14 @@ from tests.io_process.rig import MANIFEST, file_tier, rig
 from tests.patience import HANG_S, until
 
 SETUP = IoSetup(arena_nbytes=4096, slot_nbytes=4096, group_nbytes={0: 4096}, tiers=[])
-INT = st.sampled_from([0, 1, 2, 5, -1, 255, 2**31, 2**63 - 1, -(2**63)])
+INT = st.sampled_from([0, 1, 2, 5, -1, 255, 2**31, 2**63 - 1, 1 - 2**63])
 FLOAT = st.sampled_from([0.0, -1.0, 1e308, float("nan"), float("inf")])
 RESULTS = st.lists(
     st.builds(OpResult, rank=INT, op=INT, status=st.sampled_from(list(OpStatus)), nbytes=INT, seconds=FLOAT),
     max_size=4,
 )  # fmt: skip
 SCANS = st.builds(
-    ScanBatch, rank=INT, tier=INT, namespace=st.text(max_size=3), keys=st.lists(st.binary(max_size=4), max_size=3),
+    ScanBatch, rank=INT, tier=INT, op=INT, keys=st.lists(st.binary(max_size=4), max_size=3),
     nbytes=st.lists(INT, max_size=3), mtimes=st.lists(FLOAT, max_size=3), done=st.booleans(),
 )  # fmt: skip
 PLACED = st.lists(st.builds(Placed, rank=INT, tier=INT, node=INT, nbytes=INT), max_size=3)
