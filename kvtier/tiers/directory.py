@@ -161,8 +161,9 @@ def no_engine(bases: Iterable[Path]) -> Iterator[None]:
 def namespaces(base: Path) -> Iterator[Path]:
     """List the namespace directories below `base`; nothing else there is ever touched."""
     for entry in base.iterdir():
-        if _is_namespace(entry) and not _is_newer(entry / MANIFEST):
-            yield entry
+        with suppress(OSError):
+            if _is_namespace(entry) and not _is_newer(entry / MANIFEST):
+                yield entry
 
 
 def foreign(base: Path, own: str) -> list[Foreign]:
@@ -261,7 +262,7 @@ def _is_newer(manifest: Path) -> bool:
     with os.fdopen(fd, "rb") as file:
         try:
             said = json.loads(file.read(_MANIFEST_NBYTES))
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
     found = said.get("format") if isinstance(said, dict) else None
     return isinstance(found, int) and found > FORMAT

@@ -199,6 +199,8 @@ def scratch(home: Path) -> Iterator[Path]:
     finally:
         for found, folders, _ in os.walk(path):
             for name in folders:
+                folder = os.path.join(found, name)
                 with suppress(OSError):  # a sweep may be at work
-                    os.chmod(os.path.join(found, name), 0o700, follow_symlinks=False)
+                    if not os.path.islink(folder):
+                        os.chmod(folder, 0o700)
         shutil.rmtree(path, ignore_errors=True)
