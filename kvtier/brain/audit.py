@@ -95,7 +95,7 @@ def _check_reads(state: State, promotion: Promotion) -> None:
                 assert request.reading is waiter
                 assert key in waiter.left
     for request in state.requests.values():
-        for key in request.reading.left if request.reading else ():
+        for key in request.reading.left if isinstance(request.reading, Reading) else ():
             assert request.reading in promotion.fills[key].waiters, "a request waits for nothing"
     reads = sum(operation.op.kind is OpKind.READ for operation in flying.values())
     assert reads == len(promotion.fills), "a read without a fill"

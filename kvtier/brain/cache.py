@@ -228,14 +228,9 @@ class TieredCache:
         return self._promotion.plan(known, wanted)
 
     def ready(self, request: str) -> bool:
-        """Whether the request waits for no read any more; past its deadline it does not."""
+        """Whether the request waits for no read any more, nor for room; past its deadline it does not."""
         known = self._requests.get(request)
-        if known is None or known.reading is None:
-            return True
-        if self._state.clock() < known.reading.deadline:
-            return False
-        self._promotion.expire(known.reading)
-        return True
+        return known is None or known.reading is None or known.reading.over()
 
     def plan_load(self, request: str, keys: Sequence[BlockKey]) -> LoadPlan:
         """Give the slots of a hit to copy to the device; the plan takes over the request's pins."""

@@ -1,8 +1,10 @@
 """The tiers below to tier 0: reads that requests wait for, and reads ahead."""
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
+from kvtier.brain.budgets import Budgets
 from kvtier.brain.demotion import Demotion
 from kvtier.brain.groups import Place
 from kvtier.brain.lower_tier import LowerTier
@@ -11,13 +13,12 @@ from kvtier.brain.parts import shorter_reads, usable
 from kvtier.brain.plans import ReadPlan
 from kvtier.brain.requests import Request, Waiter
 from kvtier.brain.state import State
+from kvtier.brain.turn import Turn
 from kvtier.brain.why import Why
 from kvtier.hook import HookKind
 from kvtier.types import NO_SLOT, BlockKey, OpKind, OpStatus, Priority
 
-_ASKED_SHARE = 0.25  # of the slots, for the reads of all tiers whose room is not ours
-_MAX_READS = 2048  # under way from one tier; more would not fit into the ranks' queues
-_MAX_AHEAD = 512  # under way beside them
+_NO_ROOM = (Why.READ_BUDGET, Why.NO_SLOT)
 
 _AHEAD_LEAST = 8
 _AHEAD_SHARE = 0.25  # of the slots; more would drive out what is in use when a queue builds up
@@ -26,14 +27,16 @@ _AHEAD_SHARE = 0.25  # of the slots; more would drive out what is in use when a 
 class Reading:
     """The reads that one request waits for; it is told of each one's end."""
 
-    def __init__(self, request: Request, promotion: "Promotion", now: float) -> None:
+    def __init__(
+        self, request: Request, promotion: "Promotion", clock: Callable[[], float]
+    ) -> None:
         self.request = request
-        self.started = now
-        self.deadline = now
+        self.started = self.deadline = clock()
         self.left: set[BlockKey] = set()
         self.nbytes: dict[int, int] = {}  # per tier, what was ordered
         self.failed = False  # some read did: its time says nothing about speed
         self._promotion = promotion
+        self._clock = clock
 
     def expect(self, key: BlockKey, lower: LowerTier, nbytes: int) -> None:
         """Add a read to wait for."""
@@ -51,6 +54,12 @@ class Reading:
         if not self.left:
             self._promotion.over(self)
 
+    def over(self) -> bool:
+        """Whether its deadline has passed; then the request goes on without what is left."""
+        if late := self._clock() >= self.deadline:
+            self._promotion.expire(self)
+        return late
+
 
 @dataclass(slots=True)
 class Fill:
@@ -66,7 +75,7 @@ class Fill:
 class Promotion:
     """At most `read_share` of the slots are being filled from one tier at any time; what does not fit is a miss.
 
-    The tiers whose room is not ours have a smaller share together, and in it what is late does not count.
+    A request whose hit does not fit now may wait once for its turn.
     """
 
     def __init__(self, state: State, demotion: Demotion, *, read_share: float) -> None:
@@ -76,7 +85,7 @@ class Promotion:
         self._lowers = state.lowers
         self._groups = state.groups
         self._demotion = demotion
-        self._read_share = read_share
+        self._budgets = Budgets(state.lowers, state.residency.slots, read_share)
 
     def plan(self, request: Request, wanted: Sequence[BlockKey]) -> ReadPlan:
         """Order what of `wanted` is not in tier 0, in order, up to the first that cannot come.
@@ -89,10 +98,13 @@ class Promotion:
         if self._too_dear(request, wanted, missing):
             return self._settle(request, Why.TOO_DEAR)
         why = self._make_room(missing)
+        if why in _NO_ROOM and (turn := self._turn(request, missing)):
+            self._residency.unpin(request.await_turn(turn))
+            return ReadPlan(len(turn.left))
         if why and len(self._groups.specs) > 1:
             self._state.refuse_load(request, why)
             missing = self._shorter(request, wanted, missing)
-        reading = Reading(request, self, self._state.clock())
+        reading = Reading(request, self, self._state.clock)
         for key in missing:
             fill = self.wait_for(key, reading)
             if isinstance(fill, Why):
@@ -179,7 +191,7 @@ class Promotion:
 
     def abandon(self, request: Request) -> None:
         """Stop to wait; reads that nobody else waits for are cancelled."""
-        if (reading := request.give_up()) is None:
+        if not isinstance(reading := request.give_up(), Reading):
             return
         for key in reading.left:
             fill = self.fills[key]
@@ -266,7 +278,7 @@ class Promotion:
         lower = self._source(key)
         if isinstance(lower, Why):
             return lower
-        if self._budget(lower, priority) <= 0:
+        if self._budgets.left(lower, priority) <= 0:
             return Why.READ_BUDGET
         slot = self._residency.claim(key)
         if slot == NO_SLOT:
@@ -298,21 +310,6 @@ class Promotion:
                 why = refusal
         return why
 
-    def _budget(self, lower: LowerTier, priority: Priority) -> int:
-        """Return how many reads more may be ordered from a tier; reads ahead never stand in a request's way.
-
-        What one tier owes takes nothing from another: a late read counts against its own tier only.
-        """
-        owned, reads = lower.space is not None, lower.reads
-        share = int(self._residency.slots.n * (self._read_share if owned else _ASKED_SHARE))
-        if priority is Priority.PREFETCH:
-            return min(share, _MAX_AHEAD) - reads.all
-        taken = len(reads.demanded)
-        if not owned:
-            others = (low for low in self._lowers if not low.space and low is not lower)
-            taken += sum(low.reads.in_time for low in others)
-        return min(share, _MAX_READS) - taken
-
     def clear(self) -> None:
         """Forget every read under way."""
         self.fills.clear()
@@ -325,6 +322,15 @@ class Promotion:
             self.relieve(set(missing))
             self._demotion.make_room(n - slots.free)
         return Why.NO_SLOT if n > slots.free else why
+
+    def _turn(self, request: Request, missing: Sequence[BlockKey]) -> Turn | None:
+        """Return the turn that a request waits for, if it has not waited before and there is none now."""
+        keys = [key for key in missing if key not in self.fills]
+        reads = Counter(low for low in map(self._source, keys) if isinstance(low, LowerTier))
+        if request.waited or not reads:
+            return None
+        turn = Turn(self._state, self._budgets, request, keys, reads)
+        return None if turn.over() else turn
 
     def _shorter(
         self, request: Request, wanted: Sequence[BlockKey], missing: Sequence[BlockKey]
@@ -350,7 +356,7 @@ class Promotion:
                 return n, lower
             budget = lower if lower.space else None
             if budget not in left:
-                left[budget] = self._budget(lower, Priority.DEMAND)
+                left[budget] = self._budgets.left(lower, Priority.DEMAND)
             if left[budget] <= 0:
                 return n, Why.READ_BUDGET
             left[budget] -= 1

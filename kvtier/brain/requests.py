@@ -11,6 +11,7 @@ from kvtier.types import BlockKey
 
 if TYPE_CHECKING:
     from kvtier.brain.promotion import Reading
+    from kvtier.brain.turn import Turn
 
 _NOBODY = RequestFacts("", (), 0.0, RequestHints())
 
@@ -38,7 +39,8 @@ class Request:
     touched: set[BlockKey] = field(default_factory=set)  # chunks whose use by it was noted
     held: list[BlockKey] = field(default_factory=list)  # pinned, each once per mention
     given: bool = False  # `held` is a hit that was given, and counted
-    reading: "Reading | None" = None  # what it waits for
+    reading: "Reading | Turn | None" = None  # what it waits for
+    waited: bool = False  # for room, since it last started from nothing
     too_dear: bool = False  # reading costs more than computing, until it departs
     why: Why | None = None  # its hit ended early
     stale: bool = False  # its KV is of an epoch that ended
@@ -94,7 +96,13 @@ class Request:
         """Let it wait for reads."""
         self.reading = reading
 
-    def give_up(self) -> "Reading | None":
+    def await_turn(self, turn: "Turn") -> list[BlockKey]:
+        """Let it wait for room, once; return what it held and holds no more."""
+        self.waited = True
+        self.reading = turn
+        return self.hold([])
+
+    def give_up(self) -> "Reading | Turn | None":
         """Stop to wait; return what it waited for."""
         reading, self.reading = self.reading, None
         return reading
@@ -162,3 +170,4 @@ class Request:
         if not self.too_dear:
             self.sees = TIERS
             self.why = None
+            self.waited = False

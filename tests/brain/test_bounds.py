@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from kvtier.brain import TieredCache, TierSpec, promotion
+from kvtier.brain import TieredCache, TierSpec, budgets
 from kvtier.config.structs import LEAST_QUEUE
 from kvtier.facts import RequestFacts
 from kvtier.policies.eviction.lru import LruPolicy
@@ -102,5 +102,5 @@ def test_what_the_brain_has_under_way_on_a_tier_fits_into_its_queue() -> None:
     tier = TierSpec(
         name="t", capacity=1, write=WriteMode.IDLE, deadline_s=1, persistent=True, eviction=None
     )
-    reads = promotion._MAX_READS + promotion._MAX_AHEAD
+    reads = budgets._MAX_READS + budgets._MAX_AHEAD
     assert reads + tier.max_writes + tier.max_idle_writes < LEAST_QUEUE

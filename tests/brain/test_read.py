@@ -4,7 +4,7 @@ import pytest
 
 from kvtier.brain import ReadPlan, Why
 from kvtier.types import NO_SLOT, BlockKey, Medium, OpKind, OpStatus, Priority, WriteMode
-from tests.brain.fake_engine import Engine, Shape, arrive, here, put, sent, started, store
+from tests.brain.fake_engine import Engine, Shape, arrive, here, put, sent, started, store, stored
 from tests.brain.fake_ranks import CHUNK, RECORD, chain
 
 A, B = chain("a", 8), chain("b", 8)
@@ -106,13 +106,74 @@ def test_what_does_not_fit_is_a_miss_from_there_on() -> None:
     made = below(slots=6)  # at most half of them are filled at a time
     arrive(made, "r", A)
     assert made.cache.plan_read("r", A) == ReadPlan(3, tuple(A[:3]))
-    arrive(made, "s", A)
-    assert made.cache.plan_read("s", A) == ReadPlan(3, tuple(A[:3])), "joined, not read twice"
+    arrive(made, "s", A[:3])
+    assert made.cache.plan_read("s", A[:3]) == ReadPlan(3, tuple(A[:3])), "joined, not read twice"
     arrive(made, "t", B)
     assert len(sent(made, OpKind.READ)) == 3
     made.ranks.answer_all()
     assert hit(made, "r") == hit(made, "s") == 3
     made.verify()
+
+
+def test_requests_that_come_together_wait_their_turn_and_are_all_served() -> None:
+    """Each of five reads as much as may be read at a time."""
+    made = started(BELOW._replace(slots=8, capacity=60, found=()))
+    prefixes = [chain(f"p{i}", 4) for i in range(5)]
+    for keys in prefixes:
+        put(made, keys)
+        arrive(made, keys[0].hex(), keys)
+    waiting, served = list(prefixes), 0
+    for _ in range(20):
+        for keys in list(waiting):
+            name = keys[0].hex()
+            if not made.cache.ready(name):
+                continue
+            plan = made.cache.plan_read(name, keys)
+            if plan is None:
+                made.ranks.finish(made.ranks.loaded(made.cache.plan_load(name, keys), keys).plan_id)
+                made.cache.depart(name)
+                waiting.remove(keys)
+                served += 1
+            else:
+                assert plan.reading == 4, "no part of it is computed"
+                assert not made.cache.ready(name)
+        made.step()
+        made.verify()
+    assert served == 5
+    assert made.cache.stats().load_refusals == {}
+
+
+def test_a_turn_is_waited_for_once_no_longer_than_a_deadline_and_holds_nothing() -> None:
+    made = below(slots=8)
+    put(made, B)
+    stored(made, B[:1])
+    arrive(made, "hangs", A)
+    made.cache.plan_read("hangs", A[:4])
+    made.ranks.drain()
+    arrive(made, "r", B)
+    assert made.cache.plan_read("r", B[:5]) == ReadPlan(4)
+    made.clock.now += 1.9
+    assert not made.cache.ready("r")
+    assert not made.cache.view.pins
+    made.clock.now += 0.2
+    assert made.cache.ready("r")
+    assert made.cache.plan_read("r", B[:5]) == ReadPlan(0)
+    assert made.cache.ready("r")
+    assert made.cache.stats().load_refusals == {Why.READ_BUDGET: 1}
+    made.verify()
+
+
+def test_a_turn_is_not_waited_for_longer_than_computing_takes() -> None:
+    made = below(slots=8)
+    put(made, B)
+    arrive(made, "first", A)
+    made.cache.plan_read("first", A[:4])
+    made.cache.prefilled(16_000, 1.0)  # a chunk: 1 ms
+    arrive(made, "r", B)
+    assert made.cache.plan_read("r", B[:4]) == ReadPlan(4)
+    assert not made.cache.ready("r")
+    made.clock.now += 0.005
+    assert made.cache.ready("r")
 
 
 @pytest.mark.parametrize(

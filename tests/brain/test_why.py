@@ -91,6 +91,9 @@ def no_slot(made: Engine) -> None:
 def read_budget(made: Engine) -> None:
     read(made, "first", 8)
     arrive(made, "r", B)
+    made.cache.plan_read("r", B[:1])  # it waits for its turn, which does not come
+    made.clock.now += 3
+    assert made.cache.ready("r")
     made.cache.plan_read("r", B[:1])
 
 
