@@ -49,6 +49,10 @@ class TierContract(ABC):
         assert not tier.remove(b"k")
         assert list(tier.scan()) == []
 
+    def test_says_what_its_medium_takes_or_that_it_cannot(self, tier: Tier) -> None:
+        free = tier.free(2 * PAGE)
+        assert free is None or free >= 0
+
     def test_a_longer_record_says_its_length(self, tier: Tier) -> None:
         record = pages(3, seed=1)
         tier.write(b"k", [record])
