@@ -66,7 +66,7 @@ class Disk:
 
     def records(self) -> set[Path]:
         """Every record."""
-        return set(self.path.glob("*/r0/??/*.kvt"))
+        return set(self._found("*/r0/??/*.kvt"))
 
     def partial(self) -> list[Path]:
         """Everything that is half written."""
@@ -82,11 +82,17 @@ class Disk:
     def sizes(self) -> dict[int, int]:
         """List bytes by inode: a record that is renamed meanwhile is one."""
         sizes = {}
-        for path in self.path.glob("*/r0/*/*"):
+        for path in self._found("*/r0/*/*"):
             with suppress(FileNotFoundError):
                 found = path.stat()
                 sizes[found.st_ino] = found.st_size
         return sizes
+
+    def _found(self, pattern: str) -> list[Path]:
+        """List what is there; again, if a directory goes meanwhile."""
+        while True:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                return list(self.path.glob(pattern))
 
     def leave_partial(self) -> None:
         """Leave what a process leaves that dies inside a write."""

@@ -34,7 +34,7 @@ class Harm:
         for path in self._rng.sample(found, min(len(found), self._rng.choice((1, 1, 2, 5)))):
             ways = (self._flip, self._cut, self._extend, self._zero, self._swap, self._unlink)
             way = self._rng.choice(ways)
-            with suppress(FileNotFoundError):  # evicted meanwhile
+            with suppress(OSError):  # evicted meanwhile, or the disk is full
                 way(path)
                 self._done[f"record: {way.__name__.strip('_')}"] += 1
 
@@ -111,9 +111,9 @@ class Harm:
         with path.open("r+b") as file:
             at = self._rng.randrange(max(1, path.stat().st_size))
             file.seek(self._rng.choice((at, at % PAGE)))
-            byte = file.read(1) or b"\0"
-            file.seek(-len(byte), os.SEEK_CUR)
-            file.write(bytes([byte[0] ^ 1 << self._rng.randrange(8)]))
+            if byte := file.read(1):
+                file.seek(-1, os.SEEK_CUR)
+                file.write(bytes([byte[0] ^ 1 << self._rng.randrange(8)]))
 
     def _cut(self, path: Path) -> None:
         os.truncate(path, self._rng.randrange(path.stat().st_size + 1))

@@ -126,11 +126,10 @@ class Soak:
         """Do one thing."""
         assert self._engine
         self._harm.pass_time()
-        rare = 1 if self._rng.random() < 0.15 else 0
         what = self._rng.choices(
             (self._ask, self._step, self._abort, self._finish, self._reset, self._harm.records,
              self._harm.faults, self._harm_process, self._harm.full, self._harm.directory),
-            (30, 30, 6, 8, 3, 8, 3, 2, rare, rare),
+            (30, 30, 6, 8, 3, 8, 3, 3, 1, 1),
         )[0]  # fmt: skip
         what()
 
