@@ -1,7 +1,9 @@
 """How the pages of a device's KV cache came about: what tells pages of one size apart that mean different things."""
 
+import logging
 import platform
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
+logger = logging.getLogger(__name__)
+
 _VECTOR_UNITS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
 
 
@@ -20,16 +24,22 @@ def arrangements(
     kv_cache_config: "KVCacheConfig",
     caches: Mapping[str, "torch.Tensor | Sequence[torch.Tensor]"],
 ) -> dict[int, tuple[str, ...]]:
-    """Say per KV-cache group which backend vLLM has chosen, and how the tensors of its layers lie; no kernel runs."""
+    """Say per KV-cache group which backend vLLM has chosen, and how the tensors of its layers lie; no kernel runs.
+
+    What cannot be found out is another word at each start, so that nothing is shared by mistake.
+    """
     layers = vllm_config.compilation_config.static_forward_context
     blocks = kv_cache_config.num_blocks
     found: dict[int, tuple[str, ...]] = {}
     for index, group in enumerate(kv_cache_config.kv_cache_groups):
-        said = {
-            f"{_backend(layers.get(name))} {_tensors(caches[name], blocks)}"
-            for name in group.layer_names
-            if name in caches  # the others are on other ranks
-        }
+        try:
+            said = {
+                f"{_backend(layers.get(name))} {_tensors(caches[name], blocks)}"
+                for name in group.layer_names
+                if name in caches  # the others are on other ranks
+            }
+        except Exception as exc:  # whatever a backend has here, the engine starts
+            said = {_unknown(f"the pages of group {index}", exc)}
         found[index] = tuple(sorted(said))
     return found
 
@@ -38,10 +48,22 @@ def device_name(device: torch.device) -> str:
     """Name what decides the packing beyond the backend: a device's major architecture, or a CPU's vector units."""
     from vllm.platforms import current_platform
 
-    if device.type == "cpu":
-        return _cpu_name()
-    capability = current_platform.get_device_capability(device.index or 0)
+    try:
+        if device.type == "cpu":
+            return _cpu_name()
+        capability = current_platform.get_device_capability(device.index or 0)
+    except Exception as exc:  # see `arrangements`
+        return _unknown(f"the device {device}", exc)
     return f"{device.type}-{capability.major}" if capability else device.type
+
+
+def _unknown(what: str, why: Exception) -> str:
+    logger.warning(
+        "kvtier: what is stored will not be found after a restart: %s cannot be looked at: %r",
+        what,
+        why,
+    )
+    return f"unknown {secrets.token_hex(16)}"
 
 
 def _backend(layer: object) -> str:

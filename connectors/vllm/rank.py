@@ -81,7 +81,7 @@ class Rank:
         """Find out how the backend fills its pages, and who is here besides, before our worker is built."""
         spec, parallel = self._spec, self._vllm_config.parallel_config
         spec.sharers = ranks.sharers(spec.config.engine_id, parallel)
-        if ranks.looks_at_weights(parallel, spec.sharers):
+        if len(self._config.tiers) > 1 and ranks.looks_at_weights(parallel, spec.sharers):
             found = self._identify()
             spec.unread = found.unread
             self._weights = found._replace(unread=None)

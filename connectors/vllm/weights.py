@@ -63,7 +63,7 @@ def identify(model: "ModelConfig", load: "LoadConfig", folder: Path | None) -> W
         return Weights(why=f"{model.model} is neither a local path nor in the hub's cache")
     try:
         return name_files(where, folder, plugin.registered_ns or _born_ns())
-    except OSError as exc:
+    except (OSError, ValueError) as exc:
         return Weights(why=f"they cannot be read: {exc}")
 
 

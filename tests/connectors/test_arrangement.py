@@ -67,3 +67,9 @@ def test_the_device_is_named_by_its_architecture(monkeypatch: pytest.MonkeyPatch
         type(current_platform), "get_device_capability", lambda *_: capability, raising=False
     )
     assert device_name(torch.device("cuda", 0)) == "cuda-9"
+
+
+def test_what_cannot_be_looked_at_is_shared_with_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    seen = {arranged(object()) for _ in range(3)}
+    assert len(seen) == 3
+    assert "the pages of group 0 cannot be looked at" in caplog.text
