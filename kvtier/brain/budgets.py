@@ -30,11 +30,12 @@ class Budgets:
         """Return how many reads more may be ordered from a tier; reads ahead never stand in a request's way."""
         if priority is Priority.PREFETCH:
             return min(self._share(lower), _MAX_AHEAD) - lower.reads.all
-        taken = len(lower.reads.demanded)
-        if not lower.space:
+        left = self.most(lower) - len(lower.reads.demanded)
+        if lower.space is None:
             others = (low for low in self._lowers if not low.space and low is not lower)
-            taken += sum(low.reads.in_time for low in others)
-        return self.most(lower) - taken
+            left -= sum(low.reads.in_time for low in others)
+        return left
 
     def _share(self, lower: LowerTier) -> int:
-        return int(self._slots.n * (self._read_share if lower.space else _ASKED_SHARE))
+        share = _ASKED_SHARE if lower.space is None else self._read_share
+        return int(self._slots.n * share)

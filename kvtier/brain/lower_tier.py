@@ -199,7 +199,8 @@ class LowerTier:
             if self.space:
                 self.space.room.read(key)
             self.counters.count_read(operation.nbytes, operation.seconds)
-            self._suspects.pop(key, None)
+            if self._suspects:
+                self._suspects.pop(key, None)
         elif operation.status is not OpStatus.CANCELLED:
             self.fail(OpKind.READ, operation.status)
             failed = operation.status is OpStatus.ERROR

@@ -46,12 +46,12 @@ class Reads:
     def end(self, key: BlockKey) -> None:
         """Note the answer to a read."""
         self.all -= 1
-        demanded = key in self.demanded
-        self.demanded.discard(key)
-        if self._due.pop(key, None) is None:
+        in_time = self._due.pop(key, None) is not None
+        if not in_time:
             self._late.pop(key, None)
-        else:
-            self._in_time -= demanded
+        if key in self.demanded:
+            self.demanded.remove(key)
+            self._in_time -= in_time
 
     def is_late(self, key: BlockKey) -> bool:
         """Whether a read under way is past its deadline."""
