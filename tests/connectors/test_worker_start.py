@@ -50,6 +50,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         found.spare = arguments[-1]
 
     monkeypatch.setattr(topology, "free_nbytes", lambda: 32 * MIB)
+    monkeypatch.setattr(placing, "regions_of_others", lambda owner: [])  # of another test run
     monkeypatch.setattr(worker, "stream_engine", engine)
     monkeypatch.setattr(KVTierWorker, "_start_io", start_io)
     return found
