@@ -12,7 +12,7 @@ CALLED = set().union(*map(source.calls, USES.values()))
 
 MODEL_FILES = {"architectures", "rope_parameters", "rope_scaling"}
 """Attributes of the model's own config.json, not of vLLM."""
-REQUEST_FIELDS = {"session_id"}
+REQUEST_FIELDS = {"session_id", "load_inplace"}
 """Attributes of vLLM's requests that not every supported release has."""
 
 
