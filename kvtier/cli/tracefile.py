@@ -17,7 +17,7 @@ Chunk = Annotated[
     int | None,
     typer.Option(min=1, help="Replay in chunks of so many tokens; default: the file's blocks."),
 ]
-Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")]
 SessionRate = Annotated[
     float, typer.Option(help="Sessions per second, where the file has no clock of its own.")
 ]

@@ -306,7 +306,9 @@ def _describe(namespace: Path, manifest: str) -> None:
     """Write the manifest; where it is there already nothing is written, so that a full disk can be read."""
     path = namespace / MANIFEST
     with suppress(OSError, ValueError):
-        if stat.S_ISREG(path.lstat().st_mode) and path.read_text() == manifest:
+        found = path.lstat()
+        small = stat.S_ISREG(found.st_mode) and found.st_size <= _MANIFEST_NBYTES
+        if small and path.read_text() == manifest:
             with suppress(OSError):
                 os.utime(path)
             return

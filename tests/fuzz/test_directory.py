@@ -166,6 +166,7 @@ def test_nothing_of_others_is_touched(
     @given(ENTRIES)
     @example([(OWN, "link to a directory", 0o600)])
     @example([(f"{OWN}/thesis.tex", "file", 0o600)])
+    @example([(f"{OWN}/manifest.json", "huge", 0o600)])
     @examples(35)
     def check(entries: list[tuple[str, str, int]]) -> None:
         with scratch(home) as folder:

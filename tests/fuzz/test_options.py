@@ -80,6 +80,7 @@ def test_any_value(name: str, files: dict[str, str], monkeypatch: pytest.MonkeyP
 
     @given(given_options, st.booleans(), VALUES)
     @example([], True, "")
+    @example([("--seed", "-1")] if "--seed" in known else [], False, "")
     @examples(30)
     def check(options: list[tuple[str, str]], instead: bool, value: str) -> None:
         words = COMMANDS[name].copy()
