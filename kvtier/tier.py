@@ -45,6 +45,12 @@ class Tier(ABC):
     persistent: ClassVar[bool] = True
     """Whether records outlive the engine: then they are written behind by default, not on eviction."""
 
+    notes_in: ClassVar[str] = ""
+    """The option of its `Config` that names a local directory of its own: there the engine notes its resets.
+
+    Where there is none, a reset outlives an engine only as far as this process has carried it out.
+    """
+
     takes_numa: ClassVar[bool] = False
     """Whether its records are in memory that it binds to `Site.nodes`; else `numa` is refused for it."""
 
@@ -58,7 +64,7 @@ class Tier(ABC):
     def reclaim(self, nbytes: int) -> int:
         """Remove foreign namespaces nobody uses, oldest first, until `nbytes` are free; return the bytes left.
 
-        The answer is this rank's share. `reclaim(0)` only counts.
+        What is being removed counts until it is gone. The answer is this rank's share. `reclaim(0)` only counts.
         """
         return 0
 

@@ -93,7 +93,7 @@ class OpResult(NamedTuple):
     rank: int
     op: int
     status: OpStatus
-    nbytes: int = 0  # READ, WRITE: of the whole record; OPEN, RECLAIM: foreign ones left
+    nbytes: int = 0  # READ, WRITE: of the whole record; OPEN, RESET, RECLAIM: foreign ones left
     seconds: float = 0.0  # in service, without the time queued
     error: str = ""  # for people
     codec: str = ""  # WRITE: what the record is encoded with

@@ -188,6 +188,7 @@ class KVTierConnector(OffloadingConnector):
 
     def reset_cache(self) -> bool | None:
         side, nothing = self.scheduling, set[int]()
+        side.guard.always(side.epochs.end, None)  # it outlives us also when we are off
         side.guard.run(lambda: side.reset(emptied=self._emptied()), None)
         self._forsaking = True
         # vLLM asserts that no flush is due, but after another reset since the last step there is one

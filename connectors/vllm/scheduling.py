@@ -23,6 +23,7 @@ from kvtier.brain import TieredCache, Why
 from kvtier.config import Config, digest, of_rank
 from kvtier.connectors.vllm import identity, start
 from kvtier.connectors.vllm.adapters import Adapters
+from kvtier.connectors.vllm.epochs import Epochs
 from kvtier.connectors.vllm.events import BlockEvents
 from kvtier.connectors.vllm.hints import Complaints, Hints
 from kvtier.connectors.vllm.live import LiveJob, LiveRequest
@@ -84,6 +85,7 @@ class Scheduling:
         self._ranks: Ranks | None = None
         self._brain: TieredCache | None = None
         self._recorder: Recorder | None = None
+        self.epochs = Epochs()
         self._opened = False
         self._namespace = ""  # its manifest, as it was at the start
         self._live: dict[str, LiveRequest] = {}
@@ -129,6 +131,7 @@ class Scheduling:
         mine = of_rank(self._config, self._ranks.local_ranks)
         self._brain = start.make_brain(mine, self._ranks, self.statuses, self._vllm_config)
         self._recorder = start.make_recorder(self._config, self.statuses, self._vllm_config)
+        self.epochs = start.find_epochs(mine, self._ranks, self._vllm_config, self._manifest)
         self._manager.serve(self)
         start.announce(mine, self._ranks, self.statuses, self._vllm_config)
 
@@ -368,7 +371,7 @@ class Scheduling:
 
     def _open(self) -> None:
         self._opened = True
-        self.brain.open(self.ranks.slots, self._manifest())
+        self.brain.open(self.ranks.slots, self._manifest(self.epochs.first()))
 
     def _manifest(self, epoch: str = "") -> str:
         """Name the namespace, of the start or after a reset; the first call may look at files, no later one does."""

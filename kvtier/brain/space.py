@@ -10,7 +10,11 @@ from kvtier.brain.room import Room
 from kvtier.brain.scan import Scan
 from kvtier.types import PAGE, BlockKey, ScanBatch
 
-_RECLAIM_S = 60.0  # until foreign bytes that stayed are asked for again
+_RECLAIM_S = (
+    1.0  # until foreign bytes that stayed are asked for again; while none goes, twice as long
+)
+_MAX_RECLAIM_S = 60.0
+_DRAIN_S = 1.0  # so rarely asked for, foreign bytes are here to stay
 _AWAKE_S = 1.0
 
 
@@ -40,12 +44,14 @@ class Space:
         self._index = index
         self._groups = groups
         self._clock = clock
-        self._reclaim_at = 0.0
+        self._late = 0  # bytes of writes of before a reset, which nobody has counted yet
+        self._writing = 0
         self.clear()
 
     def clear(self) -> None:
         """Forget all of it, and every scan: the ranks start anew."""
         self.used = 0
+        self._late += self._writing
         self.wanted = 0  # bytes that a write was refused for
         self._over = max(0, -self.free)  # bytes above capacity that were there before us
         self.room.forget()
@@ -54,6 +60,7 @@ class Space:
         self._removals = Removals(self._clock)
         self._victims: set[BlockKey] = set()  # removals under way that are for room
         self._reclaiming: tuple[int, int] | None = None  # foreign bytes when asked, bytes asked
+        self._reclaim_at, self._reclaim_s = 0.0, _RECLAIM_S
         self._scan: Scan | None = None
         self._blind = False  # what the medium holds is not known yet
         self._listed = 0  # bytes found by the scan and not taken in yet
@@ -163,26 +170,34 @@ class Space:
         return max(0, need) if self.room.evicts and not self._reclaiming else 0
 
     def reclaim(self, nbytes: int) -> bool:
-        """Whether `nbytes` are to be reclaimed from other namespaces, which go before our own records."""
+        """Whether `nbytes` are to be reclaimed now from other namespaces."""
         if not self.foreign or self._clock() < self._reclaim_at:
             return False
         self._reclaiming = (self.foreign, nbytes)
         return True
 
     def reclaimed(self, left: int | None) -> None:
-        """Take the foreign bytes that a reclaim left, None if it failed; what did not go is not asked for again soon."""
+        """Take the foreign bytes that a reclaim left, None if it failed; what does not go is asked for more and more rarely."""
         before, asked = self._reclaiming or (0, 0)
         self._reclaiming = None
         left = before if left is None else left
         self.room.removed(max(0, before - left))
+        later = min(2 * self._reclaim_s, _MAX_RECLAIM_S)
+        self._reclaim_s = _RECLAIM_S if left < before else later
         if before - left < asked:
-            self._reclaim_at = self._clock() + _RECLAIM_S
+            self._reclaim_at = self._clock() + self._reclaim_s
         self.found_foreign(left)
+
+    @property
+    def waits(self) -> bool:
+        """Whether room comes by itself: foreign bytes go before our own records."""
+        return self.foreign > 0 and self._reclaim_s <= _DRAIN_S
 
     def found_foreign(self, nbytes: int) -> None:
         """Note the bytes of other namespaces on the same medium."""
         self._moved = self._clock()
-        self.foreign = nbytes
+        self.foreign = nbytes + self._late
+        self._late = 0
         self._refit()
 
     # what was there at start

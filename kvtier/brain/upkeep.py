@@ -137,7 +137,7 @@ class Upkeep:
         need = space.lacking()
         if need and space.reclaim(need):
             self._order(TierOp(0, OpKind.RECLAIM, priority=Priority.WRITE, nbytes=need))
-        elif need:
+        elif need and not space.waits:
             self._evict(space, need)
 
     def _evict(self, space: Space, need: int) -> None:

@@ -87,14 +87,13 @@ class TierControl:
             self.lower.change(op, epoch)
         finally:
             self._speaker.opened(self._index, epoch)
-        if op.kind is OpKind.RESET:
-            return Served(OpStatus.OK)
         foreign = 0
         try:
             foreign = self.lower.reclaim(0)
         except TierError as exc:
             logger.warning("foreign namespaces are not counted: %s", exc)
-        self._start_scan(op.op, foreign)
+        if op.kind is OpKind.OPEN:
+            self._start_scan(op.op, foreign)
         return Served(OpStatus.OK, foreign)
 
     def _start_scan(self, opening: int, foreign: int) -> None:

@@ -5,6 +5,7 @@
     <path>/[dp<i>/]<namespace>/r<rank>/<aa>/<key>.kvt
     <path>/[dp<i>/]<namespace>/r<rank>/partial/      records being written
     <path>/[dp<i>/].trash-<anything>                 on its way out; never read
+    <path>/[dp<i>/].epoch-<namespace>-<epoch>        in which epoch the next engine starts, see `epoch`
 
 Every process holds a shared flock on the namespace directory that it uses: nobody removes it then. Links are never
 followed, and a directory is a namespace only if it has a manifest, of this format or an older one, and nothing that a
@@ -172,7 +173,7 @@ def foreign(base: Path, own: str) -> list[Foreign]:
     for path in namespaces(base):
         if path.name != own:
             with suppress(FileNotFoundError):
-                found.append(Foreign(_opened(path), _weigh(path), path))
+                found.append(Foreign(_opened(path), weigh(path), path))
     return sorted(found)
 
 
@@ -194,17 +195,47 @@ def left(path: Path, site: Site, own: str) -> list[Foreign]:
 def discard(namespace: Path) -> bool:
     """Remove a namespace unless somebody uses it, and return whether it is gone."""
     try:
-        fd = os.open(namespace, _FOLDER)
+        trash = retire(namespace)
     except FileNotFoundError:
         return True
+    if trash is not None:
+        shutil.rmtree(trash, ignore_errors=True)
+    return trash is not None
+
+
+def retire(namespace: Path) -> Path | None:
+    """Make a namespace trash; None where somebody uses it.
+
+    Raises:
+        FileNotFoundError: it is gone already.
+    """
+    fd = os.open(namespace, _FOLDER)
     try:
-        if not (_try_lock(fd) and _is_at(fd, namespace)):
-            return False
-        trash = to_trash(namespace)
+        return to_trash(namespace) if _try_lock(fd) and _is_at(fd, namespace) else None
     finally:
         os.close(fd)
-    shutil.rmtree(trash, ignore_errors=True)
-    return True
+
+
+def ended(base: Path, own: str) -> Iterator[Path]:
+    """List the namespaces that differ from `own` in nothing but the epoch: no engine opens them again.
+
+    There are none where `own` is of an epoch of its own because nobody could read which it should be.
+    """
+    mine = _but_epoch(base / own)
+    if mine and not mine[1].startswith("unread"):
+        for path in namespaces(base):
+            theirs = _but_epoch(path)
+            if path.name != own and theirs and theirs[0] == mine[0]:
+                yield path
+
+
+def _but_epoch(namespace: Path) -> tuple[dict[str, object], str] | None:
+    """Read a manifest, and the epoch in it apart; None where it has none."""
+    try:
+        described = json.loads((namespace / MANIFEST).read_bytes())
+        return described, str(described.pop("epoch"))
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        return None
 
 
 def to_trash(path: Path, rank: int | None = None) -> Path:
@@ -323,13 +354,14 @@ def _opened(namespace: Path) -> float:
         return namespace.stat().st_mtime
 
 
-def _weigh(directory: str | os.PathLike[str]) -> int:
+def weigh(directory: str | os.PathLike[str]) -> int:
+    """Sum the bytes below a directory; what goes meanwhile may or may not be in it."""
     total = 0
-    with os.scandir(directory) as entries:
+    with suppress(FileNotFoundError), os.scandir(directory) as entries:
         for entry in entries:
             with suppress(FileNotFoundError):
                 if entry.is_dir(follow_symlinks=False):
-                    total += _weigh(entry.path)
+                    total += weigh(entry.path)
                 else:
                     total += entry.stat(follow_symlinks=False).st_size
     return total

@@ -57,6 +57,7 @@ class FileTier(Tier):
 
     Config = FileConfig
     persistent = True
+    notes_in = "path"
 
     def __init__(
         self, config: FileConfig, site: Site, *, lock_timeout_s: float = _LOCK_TIMEOUT_S
@@ -67,6 +68,7 @@ class FileTier(Tier):
         self._serial = itertools.count()
         self._root: Root | None = None
         self._tried: Path | None = None  # what was opened last, well or badly
+        self._sweeping: set[Path] = set()  # trash that is being removed
         self._lock = -1
         self._mounted = False  # it began on a file system of its own, not on the root's
         self._direct: int | None = None  # the flag of O_DIRECT or 0; None: not known yet
@@ -90,6 +92,9 @@ class FileTier(Tier):
                 if exc.errno not in FULL or not self._make_way(namespace):
                     raise
                 self._root = Root(self._base / namespace, self._site.rank, manifest)
+            for old in directory.ended(self._base, namespace):
+                with suppress(FileNotFoundError):
+                    self._sweep([trash for trash in [directory.retire(old)] if trash])
 
     def reclaim(self, nbytes: int) -> int:
         own = self._opened("reclaim").path.parent.name
@@ -103,6 +108,10 @@ class FileTier(Tier):
                     freed += namespace.nbytes
                 else:
                     left += namespace.nbytes
+            # After the namespaces: what becomes trash meanwhile is counted twice rather than not at all.
+            trash = directory.trash_in(self._base)
+            self._sweep(trash)
+            left += sum(map(directory.weigh, trash))
         return -(-left // self._site.local_ranks)
 
     def free(self, nbytes: int) -> int | None:
@@ -244,9 +253,11 @@ class FileTier(Tier):
             directory.drop_if_empty(path.parent)
 
     def _sweep(self, trash: list[Path]) -> None:
-        """Remove in the background; what a crash leaves is found at the next start."""
-        if trash:
-            threading.Thread(target=_remove_trees, args=(trash,), name="sweep", daemon=True).start()
+        """Remove in the background what is not being removed; what a crash leaves is found at the next start."""
+        if fresh := [path for path in trash if path not in self._sweeping]:
+            self._sweeping.update(fresh)
+            args = (fresh, self._sweeping)
+            threading.Thread(target=_remove_trees, args=args, name="sweep", daemon=True).start()
 
 
 def _name(key: bytes) -> str:
@@ -262,9 +273,10 @@ def _is_odd(root: int, name: str) -> bool:
     return False
 
 
-def _remove_trees(paths: list[Path]) -> None:
+def _remove_trees(paths: list[Path], sweeping: set[Path]) -> None:
     for path in paths:
         shutil.rmtree(path, ignore_errors=True)
+        sweeping.discard(path)
 
 
 def _read(fd: int, bufs: Sequence[Bytes]) -> int:

@@ -49,9 +49,11 @@ def scheduling(
     )
     vllm_config: Any = SimpleNamespace(
         model_config=SimpleNamespace(get_hidden_size=lambda: 64, multimodal_config=None),
-        parallel_config=SimpleNamespace(world_size=len(met)),
+        parallel_config=SimpleNamespace(
+            world_size=len(met), data_parallel_size=1, data_parallel_index=0
+        ),
         cache_config=SimpleNamespace(prefix_caching_hash_algo="sha256"),
-        **vllm,
+        **{"kv_transfer_config": SimpleNamespace(engine_id="engine"), **vllm},
     )
     cache_config: Any = SimpleNamespace(kv_cache_groups=list(groups))
     made = Scheduling(config, vllm_config, cache_config, base)

@@ -191,6 +191,26 @@ def test_nothing_of_before_a_reset_is_hit_after_a_restart(
         assert answer.tokens == reference.of([prompt])[0]
 
 
+def test_a_reset_outlives_an_engine_that_never_steps_again(
+    reference: Reference,
+    engine: EngineFactory,
+    llama: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("reset")
+    config = nvme(folder, dram_capacity="24MiB", write="through")
+    first = engine(EngineConfig(model=llama, blocks=BLOCKS, kvtier=config, in_process=True))
+    fill(first, reference)
+    assert idle(first) == CLEAN
+    assert first.reset(connector=True)
+    first.close()
+    assert list(folder.rglob("*.kvt")), "no I/O process has heard of it"
+    again = engine(EngineConfig(model=llama, blocks=BLOCKS, kvtier=config))
+    for prompt in LONG[:2]:
+        (answer,) = again.answers([prompt], TOKENS)
+        assert (answer.tokens, answer.cached) == (reference.of([prompt])[0], 0)
+
+
 def test_a_tier_that_was_measured_slow_is_computed_around_from_the_first_request_on(
     reference: Reference,
     engine: EngineFactory,

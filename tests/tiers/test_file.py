@@ -21,7 +21,7 @@ from kvtier.tier import Site
 from kvtier.tiers import directory
 from kvtier.tiers.file import FileConfig, FileTier
 from kvtier.types import PAGE
-from tests.patience import until
+from tests.patience import HANG_S, until
 from tests.tiers.medium import FileMedium
 
 KEY = b"\xab" * 36
@@ -88,6 +88,26 @@ class TestFileTier(FileMedium, TierContract):
         assert list(again.scan()) == []
         assert not list(self.base.rglob("*.partial"))
         assert not trash.exists()
+
+    def test_what_is_being_removed_counts_until_it_is_gone(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tier, go = self.opened(), threading.Event()
+        real = file_module._remove_trees
+
+        def slow(*args: object) -> None:
+            go.wait(HANG_S)
+            real(*args)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(file_module, "_remove_trees", slow)
+        tier.write(KEY, [pages(20)])
+        assert tier.reclaim(0) == 0
+        tier.reset(SECOND, "{}")
+        for _ in range(3):
+            assert tier.reclaim(0) == 10 * PAGE, "this rank's share"
+        assert sum(thread.name == "sweep" for thread in threading.enumerate()) == 1
+        go.set()
+        until(lambda: tier.reclaim(0) == 0, "the trash is gone")
 
     def test_says_who_holds_the_directory(self) -> None:
         self.opened()
