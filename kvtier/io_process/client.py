@@ -140,7 +140,7 @@ class IoClient:
         else:
             self._pending[op.op] = op
             if changes:
-                self._replay.record(op)
+                self._replay.record(op, self._pending)
                 self._lists.pop(op.tier, None)
                 self._drop_reads(op.tier, OpStatus.CANCELLED, "the tier changes its namespace")
             if op.kind is OpKind.OPEN:

@@ -17,12 +17,14 @@ class Namespaces:
         self._changes: dict[int, list[TierOp]] = {}
         self._last_id = 0
 
-    def record(self, op: TierOp) -> None:
-        """Note an OPEN or RESET as it is submitted; an OPEN takes the place of one that was not answered OK."""
-        changes = self._changes.setdefault(op.tier, [])
-        if op.kind is OpKind.OPEN and changes and changes[-1].kind is OpKind.OPEN:
-            del changes[-1]
-        changes.append(op)
+    def record(self, op: TierOp, awaited: Container[int]) -> None:
+        """Note an OPEN or RESET as it is submitted; it takes the place of those like it that failed.
+
+        Those of which an answer is `awaited` stay: a new process must give it.
+        """
+        changes = self._changes.get(op.tier, [])
+        kept = [each for each in changes if each.kind is not op.kind or each.op in awaited]
+        self._changes[op.tier] = [*kept, op]
 
     def acknowledge(self, op_id: int) -> None:
         """Note that an operation was answered OK; others than changes are ignored."""

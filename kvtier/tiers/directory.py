@@ -163,7 +163,7 @@ def namespaces(base: Path) -> Iterator[Path]:
     """List the namespace directories below `base`; nothing else there is ever touched."""
     for entry in base.iterdir():
         with suppress(OSError):
-            if _is_namespace(entry) and not _is_newer(entry / MANIFEST):
+            if _is_namespace(entry) and not _is_newer(entry):
                 yield entry
 
 
@@ -231,11 +231,11 @@ def ended(base: Path, own: str) -> Iterator[Path]:
 
 def _but_epoch(namespace: Path) -> tuple[dict[str, object], str] | None:
     """Read a manifest, and the epoch in it apart; None where it has none."""
-    try:
-        described = json.loads((namespace / MANIFEST).read_bytes())
-        return described, str(described.pop("epoch"))
-    except (OSError, ValueError, LookupError, AttributeError, TypeError):
-        return None
+    with suppress(OSError):
+        said = _said_in(namespace)
+        if isinstance(said, dict) and "epoch" in said:
+            return said, str(said.pop("epoch"))
+    return None
 
 
 def to_trash(path: Path, rank: int | None = None) -> Path:
@@ -287,16 +287,25 @@ def _lock_of(base: Path, site: Site) -> Path:
     return base / f"r{site.rank}.lock"
 
 
-def _is_newer(manifest: Path) -> bool:
-    """Whether a manifest says that a later kvtier wrote what is there; a damaged one does not."""
-    fd = os.open(manifest, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with os.fdopen(fd, "rb") as file:
-        try:
-            said = json.loads(file.read(_MANIFEST_NBYTES))
-        except (ValueError, RecursionError):
-            return False
+def _is_newer(namespace: Path) -> bool:
+    """Whether its manifest says that a later kvtier wrote what is there; a damaged one does not."""
+    said = _said_in(namespace)
     found = said.get("format") if isinstance(said, dict) else None
     return isinstance(found, int) and found > FORMAT
+
+
+def _said_in(namespace: Path) -> object:
+    """Read a manifest, never more than one can have; None where it is damaged.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO must not hold anybody up
+    with os.fdopen(os.open(namespace / MANIFEST, flags), "rb") as file:
+        try:
+            return json.loads(file.read(_MANIFEST_NBYTES) or b"")
+        except (ValueError, RecursionError):
+            return None
 
 
 def _locks(base: Path) -> list[Path]:

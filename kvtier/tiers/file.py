@@ -93,8 +93,9 @@ class FileTier(Tier):
                     raise
                 self._root = Root(self._base / namespace, self._site.rank, manifest)
             for old in directory.ended(self._base, namespace):
-                with suppress(FileNotFoundError):
-                    self._sweep([trash for trash in [directory.retire(old)] if trash])
+                with suppress(OSError):  # a full disk may refuse it: it counts
+                    if trash := directory.retire(old):
+                        self._sweep([trash])
 
     def reclaim(self, nbytes: int) -> int:
         own = self._opened("reclaim").path.parent.name
@@ -103,7 +104,7 @@ class FileTier(Tier):
             found = directory.foreign(self._base, own)
             found += directory.left(self._path, self._site, own)
             for namespace in sorted(found):
-                if freed < nbytes and directory.discard(namespace.path):
+                if freed < nbytes and _discard(namespace.path):
                     logger.info("removed foreign namespace %s", namespace.path)
                     freed += namespace.nbytes
                 else:
@@ -258,6 +259,15 @@ class FileTier(Tier):
             self._sweeping.update(fresh)
             args = (fresh, self._sweeping)
             threading.Thread(target=_remove_trees, args=args, name="sweep", daemon=True).start()
+
+
+def _discard(namespace: Path) -> bool:
+    """Remove a foreign namespace; one that the medium does not let go must not protect the others."""
+    try:
+        return directory.discard(namespace)
+    except OSError as exc:
+        logger.warning("foreign namespace %s stays: %s", namespace, exc)
+        return False
 
 
 def _name(key: bytes) -> str:

@@ -231,7 +231,7 @@ def test_replay_tells_what_is_open_and_every_change_since() -> None:
     first, second = TierOp(1, OpKind.OPEN, 1, text="a"), TierOp(2, OpKind.OPEN, 2, text="a")
     reset, last = TierOp(3, OpKind.RESET, 1, text="b"), TierOp(4, OpKind.RESET, 1, text="c")
     for op in (first, second, reset, last):
-        replay.record(op)
+        replay.record(op, {3, 4})
     told = [(op.kind, op.tier, op.text, op.op in (3, 4)) for op in replay.ops({3, 4})]
     assert sorted(told, key=lambda t: t[1]) == [
         (OpKind.OPEN, 1, "a", False),
@@ -247,3 +247,16 @@ def test_replay_tells_what_is_open_and_every_change_since() -> None:
     answered = next(op.op for op in replay.ops(()) if op.text == "c")
     replay.acknowledge(answered)
     assert [(op.kind, op.text) for op in replay.ops(()) if op.tier == 1] == [(OpKind.OPEN, "c")]
+
+
+def test_changes_that_fail_again_and_again_are_told_once() -> None:
+    replay = Namespaces()
+    replay.record(TierOp(1, OpKind.OPEN, 1, text="a"), {1})
+    replay.acknowledge(1)
+    for i in range(2, 1000):
+        awaited = {i - 1, i} if i % 100 == 0 else {i}
+        replay.record(TierOp(i, OpKind.RESET, 1, text=f"{i}"), awaited)
+    assert [(op.kind, op.text) for op in replay.ops({999})] == [
+        (OpKind.OPEN, "a"),
+        (OpKind.RESET, "999"),
+    ]

@@ -311,6 +311,63 @@ class TestForeign(FileMedium):
         left = {path.name for path in self.base.iterdir() if path.is_dir()}
         assert left == {FIRST, "9" * 32}
 
+    def before_a_reset(self) -> Path:
+        """Leave a namespace that differs from the ones to come in its epoch alone."""
+        tier = self.make(Site("kv"))
+        tier.open(FIRST, '{"epoch": "1"}')
+        tier.write(KEY, [pages(4)])
+        tier.close()
+        return self.base / FIRST
+
+    def test_what_of_before_a_reset_cannot_be_removed_keeps_no_tier_closed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        old = self.before_a_reset()
+
+        def full(path: Path, rank: int | None = None) -> Path:
+            raise OSError(errno.ENOSPC, "a rename takes room here")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(directory, "to_trash", full)
+            tier = self.make(Site("kv"))
+            tier.open(SECOND, '{"epoch": "2"}')
+            assert tier.reclaim(0) >= 4 * PAGE, "it counts"
+        tier.open(SECOND, '{"epoch": "2"}')
+        assert not old.exists()
+
+    def test_one_that_cannot_be_removed_protects_no_other(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for i, namespace in enumerate("ab"):
+            self.left_by(None, namespace * 32).close()
+            os.utime(self.base / (namespace * 32) / "manifest.json", (i, i))
+        tier, real = self.opened(FIRST), directory.to_trash
+
+        def ill(path: Path, rank: int | None = None) -> Path:
+            if path.name[0] == "a":
+                raise OSError(errno.EIO, "bad sector")
+            return real(path, rank)
+
+        monkeypatch.setattr(directory, "to_trash", ill)
+        assert tier.reclaim(1 << 40) > 0
+        assert sorted(p.name[0] for p in directory.namespaces(self.base)) == ["1", "a"]
+
+    @pytest.mark.parametrize("kind", ["fifo", "sparse"])
+    def test_no_manifest_of_others_is_waited_for(self, kind: str) -> None:
+        other = self.base / SECOND
+        other.mkdir(parents=True, mode=0o700)
+        if kind == "fifo":
+            os.mkfifo(other / "manifest.json")
+        else:
+            (other / "manifest.json").touch()
+            os.truncate(other / "manifest.json", 1 << 42)
+        tier = self.make(Site("kv"))
+        opening = threading.Thread(target=tier.open, args=(FIRST, '{"epoch": "1"}'), daemon=True)
+        opening.start()
+        opening.join(5.0)
+        assert not opening.is_alive()
+        assert tier.reclaim(0) >= 0, "it is open"
+
     def test_only_its_own_trash_is_swept(self) -> None:
         kept = [self.base / ".trash-me-not" / "x", self.base / "precious" / "y"]
         for path in kept:
