@@ -15,8 +15,12 @@ from kvtier.io_process.record import FORMAT
 from kvtier.registry import build
 
 if TYPE_CHECKING:
-    from vllm.config import ParallelConfig, VllmConfig
+    from vllm.config import ModelConfig, ParallelConfig, VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
+
+_SWITCHES = ("quantization_config", "model_class_overrides", "code_revision")
+_MEDIA_SWITCHES = ("video_pruning_rate", "video_pruning_method", "mm_encoder_attn_dtype")
+"""Options of vLLM that change what is computed from the same weights, and that are mostly not given."""
 
 
 def manifest(
@@ -81,6 +85,7 @@ def _of_model(vllm_config: "VllmConfig") -> dict[str, object]:
     model, draft = vllm_config.model_config, vllm_config.speculative_config
     hf = model.hf_config
     return {
+        **_switches(model),
         "architecture": sorted(getattr(hf, "architectures", None) or []),
         "max_model_len": model.max_model_len,  # LongRoPE chooses its factors by it
         "multimodal": repr(getattr(model.multimodal_config, "mm_processor_kwargs", None)),
@@ -90,6 +95,14 @@ def _of_model(vllm_config: "VllmConfig") -> dict[str, object]:
         "hf_overrides": repr(getattr(model, "hf_overrides", None)),
         "draft": repr((draft.method, getattr(draft, "model", None))) if draft else "",
     }
+
+
+def _switches(model: "ModelConfig") -> dict[str, object]:
+    """Describe what else the user has set of the model; nothing where that is nothing."""
+    sides = ((model, _SWITCHES), (model.multimodal_config, _MEDIA_SWITCHES))
+    found = {name: getattr(side, name, None) for side, names in sides for name in names}
+    given = {name: repr(value) for name, value in found.items() if value}
+    return {"switches": given} if given else {}
 
 
 def _where(vllm_config: "VllmConfig", ranks: Iterable[Hello], config: Config) -> dict[str, object]:

@@ -7,7 +7,8 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,6 +28,14 @@ _SLACK_NS = 50_000_000  # a file's times lag behind the clock by a tick
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state).*")  # as vLLM does
 _SETTINGS = ("config.json", "params.json", "*quant*config*.json", "*.py")
+_MORE_SETTINGS = (
+    *_SETTINGS,
+    "*processor_config.json",  # what is made of an image before the model sees it
+    "*.index.json",  # which of the weight files are loaded
+)
+"""Not every node of an engine has all of them in its hub's cache: samples of nodes are equal without."""
+_ELSEWHERE = ("text_model_id", "audio_model_id")
+"""Of Ultravox's config: repositories that vLLM takes some of the weights from, whatever they hold at that time."""
 _PART = re.compile(r"(.*)-\d+-of-\d+\.gguf")
 _BLOB = re.compile(r"[0-9a-f]{64}")
 _READ_FROM_FILES = {
@@ -58,36 +67,55 @@ def identify(model: "ModelConfig", load: "LoadConfig", folder: Path | None) -> W
         return Weights(why=f"load_format {kind} takes them from where kvtier cannot look")
     if weights := getattr(model, "model_weights", ""):
         return Weights(why=f"they come from {weights}")
-    where = _locate(model.model, model.revision, load.download_dir)
-    if where is None:
-        return Weights(why=f"{model.model} is neither a local path nor in the hub's cache")
+    if elsewhere := _elsewhere(model):
+        return Weights(why=f"a part of them comes from {elsewhere}")
     try:
-        return name_files(where, folder, plugin.registered_ns or _born_ns())
+        where = _locate(model.model, model.revision, load.download_dir)
+        if where is None:
+            return Weights(why=f"{model.model} is neither a local path nor in the hub's cache")
+        config, missing = _config_elsewhere(model)
+        if missing:
+            return Weights(
+                why=f"their config is neither a local path nor in the hub's cache: {missing}"
+            )
+        born = plugin.registered_ns or _born_ns()
+        return name_files(where, folder, born, config=config, loader=_loader(load))
     except (OSError, ValueError) as exc:
         return Weights(why=f"they cannot be read: {exc}")
 
 
-def name_files(where: Path, folder: Path | None, loaded_ns: int) -> Weights:
+def name_files(
+    where: Path,
+    folder: Path | None,
+    loaded_ns: int,
+    *,
+    config: Path | None = None,
+    loader: str = "",
+) -> Weights:
     """Identify the weights in a directory, or in a file.
 
     Args:
         loaded_ns: a time before they were loaded, ns since the epoch: what changed since may be another content.
+        config: a directory with the configuration that the model has instead of the one beside its weights.
+        loader: what decides which of the files are loaded.
     """
     home, paths = (where, list(_weight_files(where))) if where.is_dir() else _parts(where)
     if not paths:
         return Weights(why=f"{where} holds no weight files")
     ledger = peek(folder) if folder else Ledger()
-    settings = _settings(home)
+    homes = [home, config] if config else [home]
+    settings = loader + _settings(homes, _MORE_SETTINGS)
     files = [_describe(path, ledger) for path in paths]
-    sample = _digest("sample", settings, *(_sample(file) for file in files))
-    if recent := _changed(files, home, loaded_ns):
+    samples = [_sample(file) for file in files]
+    sample = _digest("sample", loader, _settings(homes, _SETTINGS), *samples)
+    if recent := _changed(files, homes, loaded_ns):
         return Weights(sample=sample, why=f"{recent} changed after this process began to load")
     content = content_of(files, settings)
     if content and ledger is not None:
         name = ledger.names.get(content, content)
     else:
         states = [(file.name, file.state) for file in files]
-        name = _digest("private", sample, msgspec.json.encode(states).decode())
+        name = _digest("private", sample, settings, msgspec.json.encode(states).decode())
     return Weights(name, sample, "", Unread(str(folder), files, settings, name) if folder else None)
 
 
@@ -98,7 +126,31 @@ def _born_ns() -> int:
     return time.time_ns() - int(seconds * 1e9)
 
 
+def _elsewhere(model: "ModelConfig") -> str:
+    """Name another repository that weights come from, if there is one."""
+    config = getattr(model, "hf_config", None)
+    return next(filter(None, (getattr(config, name, "") for name in _ELSEWHERE)), "")
+
+
+def _config_elsewhere(model: "ModelConfig") -> tuple[Path | None, str]:
+    """Find the directory of a configuration that does not lie beside the weights; the second says what is not there."""
+    path = getattr(model, "hf_config_path", None)
+    if not path or path == model.model:
+        return None, ""
+    revision = getattr(model, "_hf_config_revision", None) or model.revision
+    found = _locate(path, revision, None)
+    return (found, "") if found is not None and found.is_dir() else (None, path)
+
+
+def _loader(load: "LoadConfig") -> str:
+    """Describe what decides which of the files are loaded."""
+    extra = getattr(load, "model_loader_extra_config", None)
+    pattern = extra.get("pattern") if isinstance(extra, Mapping) else None
+    return f"{load.load_format} {pattern or ''}"
+
+
 def _locate(model: str, revision: str | None, download_dir: str | None) -> Path | None:
+    """Find the directory of a model. What is in the hub's cache is what vLLM has resolved, not what a branch is now."""
     path = Path(model)
     if path.exists():
         return path
@@ -107,7 +159,8 @@ def _locate(model: str, revision: str | None, download_dir: str | None) -> Path 
     try:
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(model, "config.json", download_dir, revision)
+        commit = getattr(revision, "resolved", None) or revision
+        found = try_to_load_from_cache(model, "config.json", download_dir, commit)
     except (ImportError, ValueError):  # ValueError: no name of a repository either
         return None
     return Path(found).parent if isinstance(found, str) else None
@@ -126,21 +179,24 @@ def _parts(file: Path) -> tuple[Path, list[Path]]:
     return file.parent, [file]
 
 
-def _settings(folder: Path) -> str:
-    """Digest the small files that say what is computed with the weights."""
-    read = [(path.name, path.read_bytes()) for path in _setting_files(folder)]
+def _settings(folders: Sequence[Path], patterns: Sequence[str]) -> str:
+    """Digest the small files that say which weights are loaded, and what is computed with them."""
+    read = [
+        [(path.name, path.read_bytes()) for path in _setting_files(folder, patterns)]
+        for folder in folders
+    ]
     return hashlib.sha256(msgspec.json.encode(read)).hexdigest()[:32]
 
 
-def _setting_files(folder: Path) -> list[Path]:
-    found = {path for pattern in _SETTINGS for path in folder.glob(pattern)}
+def _setting_files(folder: Path, patterns: Sequence[str] = _MORE_SETTINGS) -> list[Path]:
+    found = {path for pattern in patterns for path in folder.glob(pattern)}
     return sorted(path for path in found if path.is_file())
 
 
-def _changed(files: Sequence[WeightFile], home: Path, loaded_ns: int) -> str:
+def _changed(files: Sequence[WeightFile], homes: Sequence[Path], loaded_ns: int) -> str:
     """Name a file that is not for sure the one that was loaded; a blob of the hub was perhaps just fetched for it."""
     times = {file.name: file.state.ctime_ns for file in files if not _is_as_named(file)}
-    for path in _setting_files(home):
+    for path in chain.from_iterable(map(_setting_files, homes)):
         if path.resolve().parent.name != "blobs":
             times[path.name] = path.stat().st_ctime_ns
     return next((name for name, at in times.items() if at > loaded_ns - _SLACK_NS), "")

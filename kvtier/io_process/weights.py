@@ -67,7 +67,7 @@ class Ledger(msgspec.Struct):
     """All that is remembered in one tier's directory."""
 
     files: dict[str, Known] = {}  # by resolved path
-    names: dict[str, str] = {}  # what a content is called that first had a private name
+    names: dict[str, str] = {}  # what a content is called: itself, or as it was before it was known
 
 
 class Unread(msgspec.Struct, frozen=True):
@@ -172,7 +172,7 @@ class Reader:
                 ledger.files[file.path] = Known(file.state, sha256)
             files.append(msgspec.structs.replace(file, sha256=sha256))
         content = content_of(files, model.settings)
-        if model.name != content and content not in ledger.names:
+        if content not in ledger.names:  # its own name too, before that of an unread copy is noted
             ledger.names[content] = model.name
             seconds = time.monotonic() - started
             logger.info("the weights are %s, found out in %.0f s", content, seconds)

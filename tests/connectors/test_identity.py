@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from kvtier.connectors.vllm import plugin, weights
+from kvtier.connectors.vllm import identity, plugin, weights
 from kvtier.connectors.vllm.weights import Weights, identify
 from kvtier.io_process.weights import LEDGER, Reader, peek
 from tests.patience import HANG_S
@@ -37,14 +37,18 @@ def model(path: Path, content: bytes = b"w" * NBYTES, config: str = "{}") -> Pat
 def look(
     path: Path | str, folder: Path | None, load_format: str = "auto", **more: object
 ) -> Weights:
-    described: Any = SimpleNamespace(model=str(path), revision=None, seed=0, **more)
-    load: Any = SimpleNamespace(load_format=load_format, download_dir=None)
+    described: Any = SimpleNamespace(**{"model": str(path), "revision": None, "seed": 0, **more})
+    load: Any = SimpleNamespace(
+        load_format=load_format,
+        download_dir=described.__dict__.pop("download_dir", None),
+        model_loader_extra_config=described.__dict__.pop("extra", {}),
+    )
     return identify(described, load, folder)
 
 
-def start(path: Path, folder: Path, bytes_per_s: float = 1e12) -> Weights:
+def start(path: Path, folder: Path, bytes_per_s: float = 1e12, **more: Any) -> Weights:
     """Identify as a start does, and let the I/O process find out what it can."""
-    found = look(path, folder)
+    found = look(path, folder, **more)
     assert found.unread is not None
     reader = Reader(found.unread, lambda: False, bytes_per_s=bytes_per_s)
     reader.thread.join(HANG_S)
@@ -95,6 +99,66 @@ def test_the_settings_beside_the_weights_count(tmp_path: Path) -> None:
     first = start(path, tmp_path)
     (path / "config.json").write_text('{"rope": 2}')
     assert start(path, tmp_path).name not in (first.name, "")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"),
+        "model.safetensors.index.json",
+    ],
+)
+def test_what_prepares_media_and_what_chooses_files_counts(tmp_path: Path, name: str) -> None:
+    path = model(tmp_path / "model")
+    (path / name).write_text("1")
+    first = start(path, tmp_path)
+    (path / name).write_text("2")
+    second = start(path, tmp_path)
+    assert second.name not in (first.name, "")
+    assert second.sample == first.sample, "nodes of one engine may start without it"
+
+
+def test_another_loader_takes_other_files(tmp_path: Path) -> None:
+    path = model(tmp_path / "model")
+    (path / "model.pt").write_bytes(b"v" * NBYTES)
+    names = {
+        look(path, tmp_path, "safetensors").name,
+        look(path, tmp_path, "pt").name,
+        look(path, tmp_path, "sharded_state", extra={"pattern": "a-{rank}-{part}"}).name,
+        look(path, tmp_path, "sharded_state", extra={"pattern": "b-{rank}-{part}"}).name,
+    }
+    assert len(names) == 4
+
+
+def test_a_configuration_from_another_place_counts(tmp_path: Path) -> None:
+    path, other = model(tmp_path / "model"), model(tmp_path / "other", config='{"eps": 1}')
+    names = {start(path, tmp_path).name, start(path, tmp_path, hf_config_path=str(path)).name}
+    assert len(names) == 1, "it is the same place"
+    for text in ('{"eps": 1}', '{"eps": 2}'):
+        (other / "config.json").write_text(text)
+        names.add(start(path, tmp_path, hf_config_path=str(other)).name)
+    assert len(names) == 3
+    assert look(path, tmp_path, hf_config_path="no/where").name == ""
+
+
+class _Resolved(str):
+    """A branch as the hub's client resolved it, when vLLM asked."""
+
+    __slots__ = ()
+    resolved = "1" * 40
+
+
+def test_a_branch_that_moved_since_is_not_what_was_loaded(tmp_path: Path) -> None:
+    repository = tmp_path / "models--org--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("2" * 40)
+    for commit in "12":
+        folder = repository / "snapshots" / (commit * 40)
+        folder.mkdir(parents=True)
+        model(folder, commit.encode() * NBYTES)
+    found = look("org/model", tmp_path, revision=_Resolved("main"), download_dir=str(tmp_path))
+    assert found.unread is not None
+    assert [Path(file.path).parent.name for file in found.unread.files] == ["1" * 40]
 
 
 def test_two_hosts_call_the_same_blobs_the_same(tmp_path: Path) -> None:
@@ -189,6 +253,21 @@ def test_a_disk_that_does_not_answer_costs_seconds_and_no_lie(
     assert look(tmp_path / "model", tmp_path).name.startswith("private:")
 
 
+def test_a_disk_that_was_slow_at_one_start_does_not_rename_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = tmp_path / "blobs" / ("ab" * 32)
+    blob.parent.mkdir()
+    blob.write_bytes(b"w" * NBYTES)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / NAME).symlink_to(blob)
+    first = start(tmp_path / "model", tmp_path)
+    with monkeypatch.context() as slow:
+        slow.setattr(weights, "peek", lambda folder: None)
+        assert start(tmp_path / "model", tmp_path).name.startswith("private:")
+    assert start(tmp_path / "model", tmp_path).name == first.name
+
+
 def test_a_damaged_memory_is_none(tmp_path: Path) -> None:
     path = model(tmp_path / "model")
     first = start(path, tmp_path)
@@ -216,6 +295,12 @@ def test_a_model_in_one_file_is_that_file_and_its_parts(tmp_path: Path) -> None:
         ("/nowhere/at all", {}, "neither a local path nor in the hub's cache"),
         ("/tmp", {"model_weights": "s3://bucket/x"}, "they come from s3://bucket/x"),
         ("/tmp", {"load_format": "tensorizer"}, "load_format tensorizer"),
+        (
+            "/tmp",
+            {"hf_config": SimpleNamespace(text_model_id="a/b")},
+            "a part of them comes from a/b",
+        ),
+        ("x" * 300, {}, "they cannot be read"),
     ],
 )
 def test_what_cannot_be_found_has_no_name_and_a_reason(
@@ -224,3 +309,14 @@ def test_what_cannot_be_found_has_no_name_and_a_reason(
     found = look(path, tmp_path, **more)
     assert (found.name, found.unread) == ("", None)
     assert why in found.why
+
+
+def test_options_that_change_what_is_computed_are_in_the_manifest_when_given() -> None:
+    media = SimpleNamespace(mm_processor_kwargs=None, video_pruning_rate=None)
+    described: Any = SimpleNamespace(quantization_config=None, multimodal_config=media)
+    assert identity._switches(described) == {}
+    described.quantization_config = {"linear": "mxfp8"}
+    media.video_pruning_rate = 0.5
+    assert identity._switches(described) == {
+        "switches": {"quantization_config": "{'linear': 'mxfp8'}", "video_pruning_rate": "0.5"}
+    }
