@@ -8,28 +8,38 @@ from kvtier.brain.index import TIERS, Index
 from kvtier.brain.requests import Request
 from kvtier.types import BlockKey
 
+# The engine waits while a part is sought: a look costs the length of the windows, a part the length of the hit.
+_MOST_LOOKS = 512
+_MOST_PARTS = 16
+
 
 def shorter_reads(
     index: Index, groups: Groups, request: Request, wanted: Sequence[BlockKey], most: int
 ) -> Iterator[list[BlockKey]]:
     """Yield what must be read for each shorter part of a hit, the longest first, where that is at most `most` chunks.
 
-    A part is what the full groups have up to some token, and the windows of the others before that token.
+    A part is what the full groups have up to some token, and the windows of the others before that token. After so
+    many looks there is none.
     """
     spans = groups.spans(request, wanted)
     full = sorted((spans[key][1], key) for key in spans if groups.group(key).window_chunks is None)
+    absent = [key for _, key in full if not index.resident(key)]
     lacking = [0, *accumulate(not index.resident(key) for _, key in full)]
+    looks, parts = _MOST_LOOKS, _MOST_PARTS
     for n in range(len(full) - 1, 0, -1):
+        if not (most > 0 and looks and parts):
+            return
         end = full[n - 1][0]
         if full[n][0] == end or lacking[n] > most:
             continue
         windows = _windows(index, groups, request, end)
         if windows is None:
             continue
-        keys = [*(key for _, key in full[:n]), *windows]
-        reads = [key for key in keys if not index.resident(key)]
-        if 0 < len(reads) <= most:
-            yield reads
+        looks -= 1
+        apart = [key for key in windows if not index.resident(key)]
+        if 0 < lacking[n] + len(apart) <= most:
+            parts -= 1
+            yield [*absent[: lacking[n]], *apart]
 
 
 def usable(index: Index, groups: Groups, request: Request) -> set[BlockKey]:

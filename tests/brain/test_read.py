@@ -3,6 +3,9 @@
 import pytest
 
 from kvtier.brain import ReadPlan, Why
+from kvtier.brain.budgets import Budgets
+from kvtier.brain.index import Index
+from kvtier.brain.lower_tier import LowerTier
 from kvtier.types import NO_SLOT, BlockKey, Medium, OpKind, OpStatus, Priority, WriteMode
 from tests.brain.fake_engine import Engine, Shape, arrive, here, put, sent, started, store, stored
 from tests.brain.fake_ranks import CHUNK, RECORD, chain
@@ -199,6 +202,37 @@ def test_with_several_groups_a_hit_that_does_not_fit_is_cut_for_all_of_them(
     made.ranks.answer_all()
     assert made.cache.stats().load_refusals == ({} if reading == 6 else {Why.READ_BUDGET: 1})
     made.verify()
+
+
+@pytest.mark.parametrize("full_in", [0, 1])
+def test_what_is_left_of_a_long_hit_is_sought_in_linear_time(
+    full_in: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The windows are in a tier that takes no read now, and so none of all the parts of the hit can be read."""
+    n = 600
+    full, window = chain("a", n), chain("a", n, group=1)
+    shape = Shape(slots=4 * n, capacity=4 * n, modes=(WriteMode.ON_EVICT,) * 2, hybrid=True)
+    made = started(shape)
+    put(made, window, tier=2)
+    made.cache.arrive("r", [full, window])
+    if full_in:
+        put(made, full)
+    else:
+        assert len(store(made, "r", full).keys) == n
+    real, looks = Index.resident, 0
+
+    def counted(index: Index, key: BlockKey) -> bool:
+        nonlocal looks
+        looks += 1
+        return real(index, key)
+
+    def left(budgets: Budgets, lower: LowerTier, priority: Priority) -> int:
+        return 0 if lower.tier == 2 else n
+
+    monkeypatch.setattr(Index, "resident", counted)
+    monkeypatch.setattr(Budgets, "left", left)
+    assert made.cache.plan_read("r", [*full, *window[-2:]]) == ReadPlan(0)
+    assert looks < 30 * n
 
 
 def test_a_request_that_gets_no_read_is_settled_at_once() -> None:
