@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 _ENGINE = re.compile(r"_dp(\d+)$")
 _PLACED_BY_VLLM = ("mp", "uni")
+FOREIGN_HANDSHAKE = (
+    "MultiConnector passes on the handshake of one connector only, and it is another's"
+)
+"""Why kvtier is off where vLLM brings no rank's hello."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,7 +32,7 @@ from kvtier.connectors.vllm.media import MediaNames
 from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata, SlotSpec
 from kvtier.connectors.vllm.metrics import Meter
 from kvtier.connectors.vllm.overwrites import Overwrites
-from kvtier.connectors.vllm.ranks import Hello, Ranks, agree
+from kvtier.connectors.vllm.ranks import FOREIGN_HANDSHAKE, Hello, Ranks, agree
 from kvtier.connectors.vllm.speed import Speed
 from kvtier.connectors.vllm.statuses import Statuses
 from kvtier.trace.recorder import Recorder
@@ -115,8 +115,7 @@ class Scheduling:
     def meet(self, metadata: Sequence[KVConnectorHandshakeMetadata]) -> None:
         """Take the ranks' hellos and make the brain that fits them.
 
-        From 0.33 on, vLLM repeats them at each wake-up: the slots are still the ones of the start, and so
-        is the brain.
+        From 0.33 on, vLLM repeats them at each wake-up: the slots and the brain are still the ones of the start.
 
         Raises:
             ConfigError: the ranks disagree or one is missing; the start is refused.
@@ -125,6 +124,10 @@ class Scheduling:
         if self._ranks is not None:
             if hellos != self._ranks.hellos:
                 self.guard.trip("the ranks are not those of the start")
+            return
+        if metadata and not hellos:
+            self._manager.serve(self)  # for the counters
+            self.guard.trip(FOREIGN_HANDSHAKE)
             return
         world_size = self._vllm_config.parallel_config.world_size
         self._ranks = agree(hellos, world_size, digest(self._config))

@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandshakeMetadata
 from vllm.v1.kv_offload.base import GPULoadStoreSpec, LookupResult, ReqContext, make_offload_key
 from vllm.v1.request import RequestStatus
 
@@ -113,6 +114,28 @@ def test_what_is_stored_is_found_by_all_and_by_hints_not_used(engine: Engine) ->
     assert engine.hit(key, first)
     assert not engine.hit(key, engine.arrive("b", 1, load=False))
     assert not engine.side.guard.broken
+
+
+class _OfAnother(KVConnectorHandshakeMetadata):
+    """What `MultiConnector` passes on to all where the first connector has a handshake of its own, as for NIXL."""
+
+
+def test_the_engine_starts_although_another_connectors_handshake_came() -> None:
+    other: Any = _OfAnother()
+    side = halves.scheduling(hellos=[other])
+    assert "MultiConnector" in side.guard.broken
+    manager, context, key = side._manager, ReqContext(req_id="a"), make_offload_key(b"a" * 32, 0)
+    assert manager.lookup(key, context) is LookupResult.MISS
+    out = manager.prepare_store([key], context)
+    assert out is not None
+    assert not out.keys_to_store
+    manager.on_request_finished(context)
+    assert not manager.has_pending_work()
+    assert not list(manager.take_events())
+    assert not side.unopened()
+    stats = manager.get_stats()
+    assert stats is not None
+    assert "kvtier:off" in str(stats.data)
 
 
 def test_by_hint_nothing_is_stored(engine: Engine) -> None:
