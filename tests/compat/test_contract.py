@@ -14,6 +14,8 @@ MODEL_FILES = {"architectures", "rope_parameters", "rope_scaling"}
 """Attributes of the model's own config.json, not of vLLM."""
 REQUEST_FIELDS = {"session_id", "load_inplace"}
 """Attributes of vLLM's requests that not every supported release has."""
+NOT_DECLARED = {"_hf_config_revision", "resolved", "notes_in"}
+"""Set by vLLM's own code, of a revision that the hub's client has resolved, and of kvtier's tiers."""
 
 
 def none(faults: Iterator[str]) -> None:
@@ -55,6 +57,7 @@ def test_optional_configuration_exists_somewhere() -> None:
 
     known = MODEL_FILES.union(
         REQUEST_FIELDS,
+        NOT_DECLARED,
         source.declared(output.SchedulerOutput),
         source.declared(contract.load("vllm.lora.request").LoRARequest),
         *(

@@ -116,7 +116,7 @@ def test_what_is_stored_is_found_by_all_and_by_hints_not_used(engine: Engine) ->
     assert not engine.side.guard.broken
 
 
-class _OfAnother(KVConnectorHandshakeMetadata):
+class _OfAnother(KVConnectorHandshakeMetadata):  # type: ignore[misc] # vLLM has no types
     """What `MultiConnector` passes on to all where the first connector has a handshake of its own, as for NIXL."""
 
 
