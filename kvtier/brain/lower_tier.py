@@ -128,10 +128,14 @@ class LowerTier:
             return Why.NO_ROOM
         return None
 
-    def fail(self, verb: OpKind, status: OpStatus) -> None:
-        """Count a failure; only what the medium did wrong to a READ or a WRITE tries the breaker."""
+    def fail(self, verb: OpKind, status: OpStatus, *, ahead: bool = False) -> None:
+        """Count a failure; only what the medium did wrong to a READ or a WRITE tries the breaker.
+
+        A read `ahead` of any request that never had its turn says only that others went first.
+        """
         self.counters.failures[status] += 1
-        if status not in _NOT_ITS_FAULT and verb in _TRYING:
+        outrun = ahead and status is OpStatus.DEADLINE
+        if status not in _NOT_ITS_FAULT and verb in _TRYING and not outrun:
             self.breaker.failed(verb)
 
     def watch(self) -> None:
@@ -202,7 +206,8 @@ class LowerTier:
             if self._suspects:
                 self._suspects.pop(key, None)
         elif operation.status is not OpStatus.CANCELLED:
-            self.fail(OpKind.READ, operation.status)
+            ahead = operation.priority is Priority.PREFETCH
+            self.fail(OpKind.READ, operation.status, ahead=ahead)
             failed = operation.status is OpStatus.ERROR
             if operation.status in _GONE or (failed and self._is_bad(key)):
                 nbytes = self._residency.erase(self.tier, key)

@@ -6,7 +6,7 @@ import pytest
 
 from kvtier.brain import ReadPlan, Why
 from kvtier.brain.breaker import Breaker, BreakerState
-from kvtier.types import BlockKey, OpKind, OpResult, OpStatus, WriteMode
+from kvtier.types import BlockKey, OpKind, OpResult, OpStatus, Priority, WriteMode
 from tests.brain.fake_engine import (
     Engine,
     Shape,
@@ -194,6 +194,20 @@ def test_missed_deadlines_tire_the_tier() -> None:
         made.ranks.drain()
         made.ranks.answer_all(OpStatus.CANCELLED, [OpKind.READ])
     assert tier_of(made).breaker is BreakerState.RESTING
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_reads_ahead_that_never_had_their_turn_rest_no_tier(asked: bool) -> None:
+    """They are the last in the queue of a tier that is busy, and fall due together."""
+    shape = THROUGH._replace(slots=64, capacity=20, found=tuple(("a", i) for i in range(8)))
+    made = started(shape._replace(prefetch=True))
+    arrive(made, "r", A)
+    if asked:
+        made.cache.plan_read("r", A)
+    assert [op.priority for op in sent(made, OpKind.READ)] == [Priority.PREFETCH] * 8
+    made.ranks.answer_all(OpStatus.DEADLINE, [OpKind.READ])
+    assert tier_of(made).failures == {OpStatus.DEADLINE: 8}
+    assert (tier_of(made).breaker is BreakerState.RESTING) == asked
 
 
 def test_a_success_of_one_verb_says_nothing_about_another() -> None:
