@@ -34,7 +34,10 @@ def refuse_shared(path: Path, where: str) -> None:
 
 
 def _of_directory(path: Path) -> str:
-    found, user = path.stat(), os.geteuid()
+    try:
+        found, user = path.stat(), os.geteuid()
+    except FileNotFoundError:
+        return ""  # another rank or engine has removed it since it was listed
     mode = stat.S_IMODE(found.st_mode)
     if found.st_uid != user:
         return (

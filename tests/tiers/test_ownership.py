@@ -1,7 +1,7 @@
 """A file tier keeps its records where nobody but its user can write, or not at all."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from kvtier.doctor.disks import look
 from kvtier.doctor.finding import Level
 from kvtier.errors import ConfigError
 from kvtier.tier import Site
+from kvtier.tiers import directory
 from kvtier.tiers.file import FileConfig, FileTier
 
 NAMESPACE = "ab" * 16
@@ -114,3 +115,19 @@ def test_the_path_itself_may_be_a_link_of_its_user(tmp_path: Path) -> None:
     tier.reset("cd" * 16, "{}")
     tier.close()
     assert (tmp_path / "disk" / ("cd" * 16) / "manifest.json").exists()
+
+
+def test_a_namespace_that_goes_while_an_engine_starts_refuses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "kv"
+    place(path, NAMESPACE)
+    listed = directory.namespaces
+
+    def passing(base: Path) -> Iterator[Path]:
+        for namespace in listed(base):
+            directory.discard(namespace)  # as another rank may, between the list and the look
+            yield namespace
+
+    monkeypatch.setattr("kvtier.tiers.ownership.namespaces", passing)
+    started(path)
