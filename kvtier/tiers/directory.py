@@ -199,7 +199,7 @@ def discard(namespace: Path) -> bool:
     except FileNotFoundError:
         return True
     if trash is not None:
-        shutil.rmtree(trash, ignore_errors=True)
+        remove_tree(trash)
     return trash is not None
 
 
@@ -261,6 +261,15 @@ def sync(*directories: Path) -> None:
 def trash_in(base: Path) -> list[Path]:
     """List what a reset or a reclaim left to be removed."""
     return sorted(p for p in base.iterdir() if _TRASH.fullmatch(p.name) and _is_own_dir(p))
+
+
+def remove_tree(path: Path) -> None:
+    """Remove as much of a directory as can be removed; what took its name meanwhile stays.
+
+    It is looked at once more because `shutil.rmtree` opens whatever it is given, and to open a FIFO can take for ever.
+    """
+    if _is_own_dir(path):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def drop_if_empty(namespace: Path) -> None:

@@ -9,7 +9,6 @@ import itertools
 import logging
 import mmap
 import os
-import shutil
 import stat
 import tempfile
 import threading
@@ -285,7 +284,7 @@ def _is_odd(root: int, name: str) -> bool:
 
 def _remove_trees(paths: list[Path], sweeping: set[Path]) -> None:
     for path in paths:
-        shutil.rmtree(path, ignore_errors=True)
+        directory.remove_tree(path)
         sweeping.discard(path)
 
 
