@@ -49,7 +49,7 @@ class Removals:
     @property
     def left(self) -> int:
         """How many more may be under way."""
-        return 0 if self._vain >= _ROUND else _MAX - len(self._under_way)
+        return 0 if self._vain >= _ROUND else max(0, _MAX - len(self._under_way))
 
     def doom(self, key: BlockKey, nbytes: int) -> None:
         """Let a record go, when there is a turn for it."""
@@ -57,7 +57,7 @@ class Removals:
 
     def take(self) -> list[BlockKey]:
         """Take the records to order off every rank now."""
-        keys = list(islice(self._doomed, max(0, self.left)))
+        keys = list(islice(self._doomed, self.left))
         for key in keys:
             self.begin(key, self._doomed.pop(key))
         return keys + self._take_round()

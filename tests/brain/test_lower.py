@@ -6,6 +6,7 @@ import pytest
 
 from kvtier.brain import ReadPlan, Why
 from kvtier.brain.breaker import Breaker, BreakerState
+from kvtier.brain.removals import Removals
 from kvtier.types import BlockKey, OpKind, OpResult, OpStatus, Priority, WriteMode
 from tests.brain.fake_engine import (
     Engine,
@@ -398,3 +399,16 @@ def test_room_is_not_made_at_the_cost_of_what_cannot_be_removed() -> None:
     stored(made, chain("last", 1))
     made.ranks.settle()
     assert below(made, chain("last", 1)) == [True]
+
+
+def test_no_policy_is_ever_asked_for_fewer_than_no_victims() -> None:
+    """A round of what would not go comes on top of the removals that may be under way."""
+    clock = Clock()
+    removals = Removals(clock)
+    removals.doom(A[0], RECORD)
+    removals.end(*removals.take(), ok=False)
+    clock.now += 60
+    for key in chain("c", 200):
+        removals.doom(key, RECORD)
+    assert len(removals.take()) > 100
+    assert removals.left == 0
