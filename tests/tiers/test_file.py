@@ -95,6 +95,7 @@ class TestFileTier(FileMedium, TierContract):
         assert not trash.exists()
 
     def test_what_took_the_name_of_trash_meanwhile_stays(self) -> None:
+        self.opened()
         fifo = self.base / ".trash-r0-1-1"
         os.mkfifo(fifo)
         directory.remove_tree(fifo)  # opened, it would wait for a writer for ever
