@@ -70,16 +70,17 @@ def identify(model: "ModelConfig", load: "LoadConfig", folder: Path | None) -> W
     if elsewhere := _elsewhere(model):
         return Weights(why=f"a part of them comes from {elsewhere}")
     try:
-        where = _locate(model.model, model.revision, load.download_dir)
+        where, configs = _places(model, load.download_dir)
         if where is None:
             return Weights(why=f"{model.model} is neither a local path nor in the hub's cache")
-        config, missing = _config_elsewhere(model)
-        if missing:
-            return Weights(
-                why=f"their config is neither a local path nor in the hub's cache: {missing}"
-            )
+        if own := getattr(model, "hf_config_path", None):
+            revision = getattr(model, "_hf_config_revision", None) or model.revision
+            config = _locate(own, revision, None)
+            if config is None or not config.is_dir():
+                return Weights(why=f"{own} is neither a local directory nor in the hub's cache")
+            configs = [*configs, config]
         born = plugin.registered_ns or _born_ns()
-        return name_files(where, folder, born, config=config, loader=_loader(load))
+        return name_files(where, folder, born, configs=configs, loader=_loader(load))
     except (OSError, ValueError) as exc:
         return Weights(why=f"they cannot be read: {exc}")
 
@@ -89,21 +90,21 @@ def name_files(
     folder: Path | None,
     loaded_ns: int,
     *,
-    config: Path | None = None,
+    configs: Sequence[Path] = (),
     loader: str = "",
 ) -> Weights:
     """Identify the weights in a directory, or in a file.
 
     Args:
         loaded_ns: a time before they were loaded, ns since the epoch: what changed since may be another content.
-        config: a directory with the configuration that the model has instead of the one beside its weights.
+        configs: directories with what else configures the model, but for the one of the weights.
         loader: what decides which of the files are loaded.
     """
     home, paths = (where, list(_weight_files(where))) if where.is_dir() else _parts(where)
     if not paths:
         return Weights(why=f"{where} holds no weight files")
     ledger = peek(folder) if folder else Ledger()
-    homes = [home, config] if config else [home]
+    homes = [home, *configs]
     settings = loader + _settings(homes, _MORE_SETTINGS)
     files = [_describe(path, ledger) for path in paths]
     samples = [_sample(file) for file in files]
@@ -132,14 +133,16 @@ def _elsewhere(model: "ModelConfig") -> str:
     return next(filter(None, (getattr(config, name, "") for name in _ELSEWHERE)), "")
 
 
-def _config_elsewhere(model: "ModelConfig") -> tuple[Path | None, str]:
-    """Find the directory of a configuration that does not lie beside the weights; the second says what is not there."""
-    path = getattr(model, "hf_config_path", None)
-    if not path or path == model.model:
-        return None, ""
-    revision = getattr(model, "_hf_config_revision", None) or model.revision
-    found = _locate(path, revision, None)
-    return (found, "") if found is not None and found.is_dir() else (None, path)
+def _places(model: "ModelConfig", download_dir: str | None) -> tuple[Path | None, list[Path]]:
+    """Find where the weights are; and their configuration, which vLLM does not fetch into a `download_dir`."""
+    where = _locate(model.model, model.revision, download_dir)
+    if where is not None or not download_dir:
+        return where, []
+    config = _locate(model.model, model.revision, None)
+    if config is None:
+        return None, []
+    where = Path(download_dir, config.parent.parent.name, "snapshots", config.name)
+    return (where if where.is_dir() else None), [config]
 
 
 def _loader(load: "LoadConfig") -> str:

@@ -11,6 +11,8 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from huggingface_hub import constants
+
 from kvtier.connectors.vllm import identity, plugin, weights
 from kvtier.connectors.vllm.weights import Weights, identify
 from kvtier.io_process.weights import LEDGER, Reader, peek
@@ -132,8 +134,7 @@ def test_another_loader_takes_other_files(tmp_path: Path) -> None:
 
 def test_a_configuration_from_another_place_counts(tmp_path: Path) -> None:
     path, other = model(tmp_path / "model"), model(tmp_path / "other", config='{"eps": 1}')
-    names = {start(path, tmp_path).name, start(path, tmp_path, hf_config_path=str(path)).name}
-    assert len(names) == 1, "it is the same place"
+    names = {start(path, tmp_path).name}
     for text in ('{"eps": 1}', '{"eps": 2}'):
         (other / "config.json").write_text(text)
         names.add(start(path, tmp_path, hf_config_path=str(other)).name)
@@ -148,17 +149,39 @@ class _Resolved(str):
     resolved = "1" * 40
 
 
+def snapshot(cache: Path, commit: str) -> Path:
+    """Make a model's directory in a cache of the hub."""
+    repository = cache / "models--org--model"
+    folder = repository / "snapshots" / (commit * 40)
+    folder.mkdir(parents=True)
+    (repository / "refs").mkdir(exist_ok=True)
+    (repository / "refs" / "main").write_text(commit * 40)
+    return folder
+
+
 def test_a_branch_that_moved_since_is_not_what_was_loaded(tmp_path: Path) -> None:
-    repository = tmp_path / "models--org--model"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("2" * 40)
     for commit in "12":
-        folder = repository / "snapshots" / (commit * 40)
-        folder.mkdir(parents=True)
-        model(folder, commit.encode() * NBYTES)
+        model(snapshot(tmp_path, commit), commit.encode() * NBYTES)
     found = look("org/model", tmp_path, revision=_Resolved("main"), download_dir=str(tmp_path))
     assert found.unread is not None
     assert [Path(file.path).parent.name for file in found.unread.files] == ["1" * 40]
+
+
+def test_weights_that_were_fetched_into_another_directory_than_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
+    (snapshot(tmp_path, "1") / NAME).write_bytes(b"w" * NBYTES)
+    there = partial(look, "org/model", tmp_path, download_dir=str(tmp_path))
+    assert there().name == ""
+    names = set()
+    config = snapshot(hub, "1") / "config.json"
+    for text in ('{"eps": 1}', '{"eps": 2}'):
+        config.write_text(text)
+        names |= {there().name, there().name}
+    assert len(names) == 2
+    assert "" not in names
 
 
 def test_two_hosts_call_the_same_blobs_the_same(tmp_path: Path) -> None:
