@@ -172,7 +172,7 @@ def foreign(base: Path, own: str) -> list[Foreign]:
     found = []
     for path in namespaces(base):
         if path.name != own:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 found.append(Foreign(_opened(path), weigh(path), path))
     return sorted(found)
 
@@ -373,11 +373,14 @@ def _opened(namespace: Path) -> float:
 
 
 def weigh(directory: str | os.PathLike[str]) -> int:
-    """Sum the bytes below a directory; what goes meanwhile may or may not be in it."""
+    """Sum the bytes below a directory; what goes meanwhile may or may not be in it.
+
+    What cannot be listed is not: the rest must count all the same.
+    """
     total = 0
-    with suppress(FileNotFoundError), os.scandir(directory) as entries:
+    with suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 if entry.is_dir(follow_symlinks=False):
                     total += weigh(entry.path)
                 else:

@@ -365,6 +365,22 @@ class TestForeign(FileMedium):
         assert tier.reclaim(1 << 40) > 0
         assert sorted(p.name[0] for p in directory.namespaces(self.base)) == ["1", "a"]
 
+    def test_what_cannot_be_listed_hides_no_other(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for namespace in "ab":
+            self.left_by(None, namespace * 32).close()
+        tier, real = self.opened(FIRST), os.scandir
+        ill = self.base / ("a" * 32) / "r0"
+
+        def broken(path: str | int | Path) -> object:
+            if path == str(ill):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(path)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(os, "scandir", broken)
+        assert tier.reclaim(0) >= 4 * PAGE // 2
+        tier.reclaim(1 << 40)
+        assert not list((self.base / ("b" * 32)).rglob("*.kvt"))
+
     @pytest.mark.parametrize("kind", ["fifo", "sparse"])
     def test_no_manifest_of_others_is_waited_for(self, kind: str) -> None:
         other = self.base / SECOND
