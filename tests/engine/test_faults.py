@@ -116,7 +116,7 @@ def writes_fail_and_dram_goes_on(bad: Rig, prompt: list[int]) -> float:
     assert bad.cached(prompt) == 0
     bad.wait_for("tier_trips_total", trips)
     assert bad.failures("error") >= failed + 5
-    assert bad.disk.records() == before
+    assert bad.disk.records() <= before, "nothing new; what was to be removed may have gone"
     assert bad.engine.reset()
     assert bad.cached(prompt) == 8, "from DRAM"
     return trips

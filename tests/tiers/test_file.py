@@ -374,7 +374,7 @@ class TestForeign(FileMedium):
         def broken(path: str | int | Path) -> object:
             if path == str(ill):
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
-            return real(path)  # type: ignore[arg-type]
+            return real(path)
 
         monkeypatch.setattr(os, "scandir", broken)
         assert tier.reclaim(0) >= 4 * PAGE // 2
