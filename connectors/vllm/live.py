@@ -1,4 +1,4 @@
-"""What EngineCore's half remembers of what is alive: one record per request, one per job."""
+"""What EngineCore's half remembers of each live request."""
 
 from dataclasses import dataclass, field
 
@@ -17,13 +17,3 @@ class LiveRequest:
     reading: bool = False  # reads were ordered for it, and were not all there when vLLM asked last
     computed: int = 0  # tokens that the device's own cache had when vLLM asked last
     scheduled: bool = False  # since it started from nothing; then it was found why its hit ends
-
-
-@dataclass(slots=True)
-class LiveJob:
-    """A load or store that the ranks carry out."""
-
-    plan: int
-    keys: tuple[BlockKey, ...]
-    ranks_left: int
-    failed: set[int] = field(default_factory=set)

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterable, Sequence
 from enum import Enum, auto
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandshakeMetadata
@@ -26,7 +25,8 @@ from kvtier.connectors.vllm.adapters import Adapters
 from kvtier.connectors.vllm.epochs import Epochs
 from kvtier.connectors.vllm.events import BlockEvents
 from kvtier.connectors.vllm.hints import Complaints, Hints
-from kvtier.connectors.vllm.live import LiveJob, LiveRequest
+from kvtier.connectors.vllm.jobs import Jobs
+from kvtier.connectors.vllm.live import LiveRequest
 from kvtier.connectors.vllm.manager import TieredCacheManager
 from kvtier.connectors.vllm.media import MediaNames
 from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata, SlotSpec
@@ -91,8 +91,7 @@ class Scheduling:
         self._live: dict[str, LiveRequest] = {}
         self._adapters = Adapters()
         self._complaints = Complaints()
-        self._planned: dict[int, tuple[BlockKey, ...]] = {}  # by plan, until vLLM makes it a job
-        self._jobs: dict[int, LiveJob] = {}
+        self._jobs = Jobs()
         self._crowded_out: list[tuple[str, Sequence[BlockKey]]] = []  # in this step, by request
         self._storing = True
         self._fail_loads = False
@@ -252,7 +251,7 @@ class Scheduling:
     def load(self, keys: tuple[BlockKey, ...], request: str) -> SlotSpec:
         """Give the slots of a hit to copy to the device."""
         plan = self.brain.plan_load(request, keys)
-        self._planned[plan.plan_id] = keys
+        self._jobs.plan(plan.plan_id, keys)
         return self.slot_spec(plan.plan_id, keys, plan.slots)
 
     def store(self, keys: Sequence[BlockKey], request: str) -> PrepareStoreOutput:
@@ -269,7 +268,7 @@ class Scheduling:
         if plan.no_room:
             self._crowded_out.append((request, plan.no_room))
         if plan.keys:
-            self._planned[plan.plan_id] = plan.keys
+            self._jobs.plan(plan.plan_id, plan.keys)
         spec = self.slot_spec(plan.plan_id, plan.keys, plan.slots)
         return PrepareStoreOutput([OffloadKey(key) for key in plan.keys], spec, [])
 
@@ -303,11 +302,7 @@ class Scheduling:
         """End a step: adopt vLLM's new jobs, offer again what had no room, take the brain's operations."""
         if not self._opened:
             self._open()
-        for job_id, job in chain(meta.load_jobs.items(), meta.store_jobs.items()):
-            spec = job.src_spec if job_id in meta.load_jobs else job.dst_spec
-            if isinstance(spec, SlotSpec) and spec.plan is not None:
-                keys = self._planned.pop(spec.plan)
-                self._jobs[job_id] = LiveJob(spec.plan, keys, len(self.ranks.hellos))
+        self._jobs.begin(meta, len(self.ranks.hellos))
         for request, refused in self._crowded_out:
             if request in self._live:
                 self.statuses.offer_again(request, refused)
@@ -329,11 +324,8 @@ class Scheduling:
         load = meta.transfer_stats.load
         if load.time:
             self.brain.transferred(load.bytes, load.time)
-        for job_id, positions in meta.failed.items():
-            if job_id in self._jobs:
-                self._jobs[job_id].failed |= positions
-        for job_id, count in meta.completed_jobs.items():
-            self._acknowledge(job_id, count)
+        for plan, failed in self._jobs.end(meta):
+            self.brain.finish(plan, failed)
         if sample := self.speed.end(meta.timed):
             self.brain.prefilled(*sample)
 
@@ -390,12 +382,3 @@ class Scheduling:
             persist = self._media.last(self.statuses.media(request))
             self.brain.extend(request, i, keys, persist=persist)
             live.told[i] += len(keys)
-
-    def _acknowledge(self, job_id: int, count: int) -> None:
-        job = self._jobs.get(job_id)
-        if job is None:
-            return
-        job.ranks_left -= count
-        if job.ranks_left <= 0:
-            del self._jobs[job_id]
-            self.brain.finish(job.plan, [job.keys[i] for i in job.failed])

@@ -202,7 +202,8 @@ def test_nothing_is_left_of_a_request(engine: Engine) -> None:
         engine.store(context)
         engine.manager.on_request_finished(context)
     side = engine.side
-    assert (side._live, side._planned, side._jobs, side._crowded_out) == ({}, {}, {}, [])
+    assert (side._live, side._crowded_out) == ({}, [])
+    assert (side._jobs.planned, side._jobs.live) == ({}, {})
     side.brain.check()
 
 

@@ -1,0 +1,50 @@
+"""The loads and stores under way: a plan of the brain becomes a job of vLLM, and ends when every rank has done it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+
+from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata, SlotSpec
+from kvtier.types import BlockKey
+
+
+@dataclass(slots=True)
+class Job:
+    """A load or store that the ranks carry out."""
+
+    plan: int
+    keys: tuple[BlockKey, ...]
+    ranks_left: int
+    failed: set[int] = field(default_factory=set)
+
+
+class Jobs:
+    """The plans that vLLM has not made a job of yet, and the jobs that not every rank has done. EngineCore's main thread only."""
+
+    def __init__(self) -> None:
+        self.planned: dict[int, tuple[BlockKey, ...]] = {}
+        self.live: dict[int, Job] = {}
+
+    def plan(self, plan: int, keys: tuple[BlockKey, ...]) -> None:
+        """Note the keys of a plan."""
+        self.planned[plan] = keys
+
+    def begin(self, meta: KVTierMetadata, ranks: int) -> None:
+        """Adopt the jobs of a step, which all `ranks` are to do."""
+        for job_id, job in chain(meta.load_jobs.items(), meta.store_jobs.items()):
+            spec = job.src_spec if job_id in meta.load_jobs else job.dst_spec
+            if isinstance(spec, SlotSpec) and spec.plan is not None:
+                self.live[job_id] = Job(spec.plan, self.planned.pop(spec.plan), ranks)
+
+    def end(self, meta: KVTierWorkerMetadata) -> Iterator[tuple[int, list[BlockKey]]]:
+        """Take what the ranks report; give the plan and the failed keys of each job that every rank has done now."""
+        for job_id, positions in meta.failed.items():
+            if job_id in self.live:
+                self.live[job_id].failed |= positions
+        for job_id, ranks in meta.completed_jobs.items():
+            if (job := self.live.get(job_id)) is None:
+                continue
+            job.ranks_left -= ranks
+            if job.ranks_left <= 0:
+                del self.live[job_id]
+                yield job.plan, [job.keys[i] for i in job.failed]
