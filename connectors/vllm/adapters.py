@@ -9,7 +9,7 @@ import functools
 import hashlib
 import logging
 import weakref
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 logger = logging.getLogger(__name__)
@@ -61,6 +61,14 @@ class Adapters:
             if known == lora_id:
                 self._ids[adapter] = _IN_DOUBT
 
+    def hear(self, told: Callable[..., None], *about: object) -> None:
+        """Be told what EngineCore does; where that makes no sense, every adapter is in doubt and the engine goes on."""
+        try:
+            told(self, *about)
+        except Exception:
+            logger.exception("kvtier: what is stored of LoRA adapters is not used any more")
+            self._deaf = True
+
     def doubtful(self, adapter: bytes | None) -> bool:
         """Whether chunks of an adapter may be of other weights; None: of no adapter."""
         if adapter is None:
@@ -80,27 +88,25 @@ def _watch(adapters: Adapters) -> bool:
     from vllm.v1.engine.core import EngineCore
 
     _watching.add(adapters)
-    for hook, heard in (("add_lora", Adapters.loaded), ("remove_lora", Adapters.unloaded)):
-        theirs = getattr(EngineCore, hook, None)
-        if theirs is None:
+    for name, told in (("add_lora", Adapters.loaded), ("remove_lora", Adapters.unloaded)):
+        method = getattr(EngineCore, name, None)
+        if method is None:
             return False
-        if not hasattr(theirs, "__wrapped__"):
-            setattr(EngineCore, hook, _told(theirs, heard))
+        if not hasattr(method, "__wrapped__"):
+            setattr(EngineCore, name, _telling(method, told))
     return True
 
 
-def _told(theirs: Any, heard: Any) -> Any:
-    @functools.wraps(theirs)
-    def hook(core: Any, *args: Any, **kwargs: Any) -> Any:
-        for adapters in list(_watching):
-            try:
-                heard(adapters, [*args, *kwargs.values()][0])
-            except Exception:  # the engine loads it all the same
-                logger.exception("kvtier: what is stored of LoRA adapters is not used any more")
-                adapters._deaf = True
-        return theirs(core, *args, **kwargs)
+def _telling(method: Any, told: Callable[..., None]) -> Any:
+    """Wrap a method of EngineCore: what it is called with is told to all who watch, and then it runs."""
 
-    return hook
+    @functools.wraps(method)
+    def wrapped(core: Any, *args: Any, **kwargs: Any) -> Any:
+        for adapters in list(_watching):
+            adapters.hear(told, *args, *kwargs.values())
+        return method(core, *args, **kwargs)
+
+    return wrapped
 
 
 def _in_place(lora: Lora) -> bool:

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from kvtier.facts import RequestHints
+from kvtier.limited_log import LimitedLog
 
 logger = logging.getLogger(__name__)
 
@@ -21,20 +22,12 @@ class Complaints:
     """Says what is wrong with hints: a client that errs in every request makes one line in a while, not one each."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._next = 0.0
-        self._unsaid = 0
+        self._log = LimitedLog(logger, _QUIET_S, clock)
 
     def about(self, mistakes: list[str]) -> None:
         """Take the mistakes of one request."""
-        if not mistakes:
-            return
-        if self._clock() < self._next:
-            self._unsaid += 1
-            return
-        more = f" (and {self._unsaid} requests before)" if self._unsaid else ""
-        logger.warning("kv_transfer_params: %s; ignored%s", "; ".join(mistakes[:4]), more)
-        self._next, self._unsaid = self._clock() + _QUIET_S, 0
+        if mistakes:
+            self._log.warning(None, "kv_transfer_params: %s; ignored", "; ".join(mistakes[:4]))
 
 
 class Hints(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from kvtier.errors import TierError
 from kvtier.io_process.records import Records, Served, Session
+from kvtier.limited_log import LimitedLog
 from kvtier.tier import Entry
 from kvtier.types import OpKind, OpStatus, ScanBatch, TierOp
 
@@ -65,7 +66,7 @@ class TierControl:
             if self._finishing and op.kind not in (OpKind.OPEN, OpKind.RESET):
                 continue
             started = time.monotonic()
-            served = guarded(op, lambda: self._run(op, epoch))  # noqa: B023 - called at once
+            served = guarded(op, lambda: self._run(op, epoch), self.lower.log)  # noqa: B023 - called at once
             self._speaker.answer(op, served, time.monotonic() - started)
 
     def _run(self, op: TierOp, epoch: int) -> Served:
@@ -131,13 +132,19 @@ class TierControl:
             logger.warning("the scan ends early: %s", exc)
 
 
-def guarded(op: TierOp, run: Callable[[], Served]) -> Served:
-    """Run one operation; whatever it raises is its answer, and a line in the log."""
+def guarded(op: TierOp, run: Callable[[], Served], log: LimitedLog) -> Served:
+    """Run one operation; whatever it raises is its answer, and a line in the log, one per cause in a while."""
+    what = op.key.hex() or "tier"
     try:
         return run()
     except TierError as exc:
-        logger.warning("%s of %s failed: %s", op.kind.name, op.key.hex() or "tier", exc)
+        log.warning(_cause(op, exc.__cause__), "%s of %s failed: %s", op.kind.name, what, exc)
         return Served(OpStatus.NO_ROOM if exc.full else OpStatus.ERROR, error=str(exc))
     except Exception as exc:
-        logger.exception("%s of %s failed", op.kind.name, op.key.hex() or "tier")
+        log.traced(_cause(op, exc), "%s of %s failed", op.kind.name, what)
         return Served(OpStatus.ERROR, error=repr(exc))
+
+
+def _cause(op: TierOp, exc: BaseException | None) -> tuple[object, ...]:
+    """What makes two failures the same for a log."""
+    return op.kind, type(exc), exc.errno if isinstance(exc, OSError) else None

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from kvtier.io_process.key_norms import key_norm, objection
 from kvtier.io_process.record import Header, Identity, padded
 from kvtier.io_process.shelf import TierShelf
 from kvtier.io_process.wire import IoSetup
+from kvtier.limited_log import LimitedLog
 from kvtier.tier import Bytes, Entry, Site, Tier
 from kvtier.types import PAGE, OpKind, OpStatus, TierOp
 from kvtier.units import format_nbytes
@@ -25,7 +25,7 @@ from kvtier.units import format_nbytes
 logger = logging.getLogger(__name__)
 
 PROBE_KEY = b"\0kvtier probe"
-_SAY_S = 60.0  # between two lines about a medium that is full
+_SAY_S = 60.0  # between two lines of one cause
 WORTH_IT = 0.97  # an encoding larger than this share of the chunk is not kept
 
 
@@ -81,6 +81,7 @@ class Records:
         depth: int | None = None,
     ) -> None:
         self.name = site.name
+        self.log = LimitedLog(logger, _SAY_S)
         self.depth = depth
         self._tier = tier
         self._codec = codec
@@ -97,7 +98,6 @@ class Records:
         self._scratch = ThreadBuffers(padded(largest + MARGIN))
         self._session: Session | None = None
         self._pending: _Change | None = None
-        self._say_full_at = 0.0
         self._judged = False
 
     @property
@@ -206,11 +206,15 @@ class Records:
         try:
             nbytes = self._fill(op, session)
         except CorruptBlock as exc:
-            logger.warning("record %s is corrupt and goes: %s", op.key.hex(), exc)
+            self.log.warning(
+                OpStatus.CORRUPT, "record %s is corrupt and goes: %s", op.key.hex(), exc
+            )
             try:
                 self._tier.remove(op.key)
             except TierError as stays:
-                logger.warning("record %s cannot be removed: %s", op.key.hex(), stays)
+                self.log.warning(
+                    OpKind.REMOVE, "record %s cannot be removed: %s", op.key.hex(), stays
+                )
             return Served(OpStatus.CORRUPT, error=str(exc))
         return Served(OpStatus.OK if nbytes else OpStatus.MISSING, nbytes)
 
@@ -238,18 +242,11 @@ class Records:
         except TierError as exc:
             if not exc.full:
                 raise
-            self._say_full(exc)
+            said = "tier %r has no room: %s; it goes on with what it has, and takes that for its capacity"
+            self.log.warning(OpStatus.NO_ROOM, said, self.name, exc)
             free = -1 if exc.quota else self.free(sum(map(len, pieces)))
             return Served(OpStatus.NO_ROOM, error=str(exc), free=free)
         return Served(OpStatus.OK, nbytes, codec=encoding.label)
-
-    def _say_full(self, exc: TierError) -> None:
-        """Log it, now and then."""
-        now = time.monotonic()
-        if now >= self._say_full_at:
-            self._say_full_at = now + _SAY_S
-            said = "tier %r has no room: %s; it goes on with what it has, and takes that for its capacity"
-            logger.warning(said, self.name, exc)
 
     def _score(self, op: TierOp) -> Served:
         layout = self._layouts.get(op.group, "nobody said")

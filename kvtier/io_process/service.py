@@ -128,6 +128,6 @@ class Service:
             else:
                 lower = self._tiers[op.tier].lower
                 waiting = self._queue.reads if op.kind is OpKind.WRITE else 0
-                served = guarded(op, lambda: lower.serve(op, epoch, waiting))  # noqa: B023 - called at once
+                served = guarded(op, lambda: lower.serve(op, epoch, waiting), lower.log)  # noqa: B023 - called at once
             self._queue.done(job)
             self.answer(op, served, time.monotonic() - started)

@@ -72,7 +72,7 @@ def test_who_errs_in_every_request_is_told_once_in_a_while(
         Hints.of({"kvtier": {"store": 1}}, complaints)
     assert [record.getMessage() for record in caplog.records] == [
         "kv_transfer_params: kvtier.store: expected true or false; ignored",
-        "kv_transfer_params: kvtier.store: expected true or false; ignored (and 99 requests before)",
+        "kv_transfer_params: kvtier.store: expected true or false; ignored (and 99 more before)",
     ]
 
 

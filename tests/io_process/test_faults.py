@@ -5,6 +5,8 @@ import resource
 import signal
 from pathlib import Path
 
+import pytest
+
 from kvtier.types import OpKind, OpStatus
 from tests.interrupts import heeded
 from tests.io_process.rig import file_tier, rig
@@ -38,6 +40,22 @@ def test_no_descriptors_left_is_an_error(tmp_path: Path) -> None:
         resource.prlimit(io.client.pid, resource.RLIMIT_NOFILE, limits)
         assert io.one(OpKind.WRITE, 0).status is OpStatus.OK
         assert len(os.listdir(f"/proc/{io.client.pid}/fd")) == used
+
+
+def test_a_medium_that_fails_every_read_does_not_flood_the_log(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with rig([file_tier(tmp_path)]) as io:
+        assert io.client.pid
+        io.fill(0)
+        assert io.one(OpKind.WRITE, 0).status is OpStatus.OK
+        used = len(os.listdir(f"/proc/{io.client.pid}/fd"))
+        _, hard = resource.prlimit(io.client.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(io.client.pid, resource.RLIMIT_NOFILE, (used - 1, hard))
+        reads = io.run(*[io.op(OpKind.READ, 0, slot=1) for _ in range(50)])
+        assert {read.status for read in reads} == {OpStatus.ERROR}
+    said = [line for line in capfd.readouterr().err.splitlines() if "READ of" in line]
+    assert len(said) == 1
 
 
 def test_an_interrupt_of_the_terminal_does_not_reach_it(tmp_path: Path) -> None:
