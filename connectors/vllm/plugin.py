@@ -1,4 +1,4 @@
-"""vLLM's plugin entry point: makes `"kv_connector": "KVTierConnector"` known in every process."""
+"""vLLM's plugin entry point, in every process: makes `"kv_connector": "KVTierConnector"` known and its start looked at."""
 
 import logging
 import time
@@ -17,6 +17,8 @@ def register() -> None:
         from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
         from vllm.v1.kv_offload.factory import OffloadingSpecFactory
 
+        from kvtier.connectors.vllm import preflight
+
         if "KVTierConnector" not in KVConnectorFactory._registry:
             KVConnectorFactory.register_connector(
                 "KVTierConnector", "kvtier.connectors.vllm.connector", "KVTierConnector"
@@ -25,5 +27,6 @@ def register() -> None:
             OffloadingSpecFactory.register_spec(
                 "KVTierSpec", "kvtier.connectors.vllm.spec", "KVTierSpec"
             )
+        preflight.watch()
     except Exception:
         logger.exception("kvtier is installed but could not register with this vLLM")

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
 
+_SPEC = "KVTierSpec"
 _KNOWN_KEYS = {
     *("kvtier", "spec_name", "spec_module_path", "offload_prompt_only", "blocks_per_chunk"),
     *("sync_load_budget_bytes", "canonical_layout", "self_describing_kv_events"),
 }
 """Of `kv_connector_extra_config`: ours, what we set for vLLM, what we refuse, and what vLLM reads beside."""
+_WORDS = ["kvtier", "self_describing_kv_events"]  # that a user may mean
 
 
 def configure(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> Config:
@@ -32,10 +34,21 @@ def configure(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> Co
     config = load(extra.get("kvtier"))
     name_spec(extra)
     transfer.kv_load_failure_policy = "recompute"
+    extra["sync_load_budget_bytes"] = 0  # whatever a release takes for the default
     extra.setdefault("self_describing_kv_events", True)  # a chunk of several blocks is nothing else
-    extra["offload_prompt_only"] = config.store == "prompt"
-    extra["blocks_per_chunk"] = blocks_per_chunk(config, vllm_config, kv_cache_config)
+    settle(extra, "offload_prompt_only", config.store == "prompt", "store")
+    blocks = blocks_per_chunk(config, vllm_config, kv_cache_config)
+    settle(extra, "blocks_per_chunk", blocks, "chunk_tokens")
     return config
+
+
+def settle(extra: dict[str, Any], key: str, value: object, ours: str) -> None:
+    """Set an option of vLLM that follows from `ours`; another value of it would never be read."""
+    if extra.setdefault(key, value) != value:
+        raise ConfigError(
+            f"kv_connector_extra_config.{key}: kvtier sets it, to {value}; remove it, and set {ours} in kvtier's "
+            f"configuration"
+        )
 
 
 def summary(mine: Config, arena_nbytes: int) -> str:
@@ -49,12 +62,16 @@ def summary(mine: Config, arena_nbytes: int) -> str:
 
 def name_spec(extra: dict[str, Any]) -> None:
     """Point vLLM's factory at our spec; the API server needs this for the metrics too."""
-    extra["spec_name"] = "KVTierSpec"
+    extra["spec_name"] = _SPEC
     extra["spec_module_path"] = "kvtier.connectors.vllm.spec"
 
 
 def refuse_foreign_keys(extra: dict[str, Any]) -> None:
     """Refuse options that would not mean what they say here, and those that nobody would read."""
+    if extra.get("spec_name", _SPEC) != _SPEC:
+        raise ConfigError(
+            f"kv_connector_extra_config.spec_name: kvtier brings its own, {_SPEC}; remove it"
+        )
     for key in ("sync_load_budget_bytes", "canonical_layout"):
         if extra.get(key):
             raise ConfigError(
@@ -62,7 +79,7 @@ def refuse_foreign_keys(extra: dict[str, Any]) -> None:
             )
     for key in extra.keys() - _KNOWN_KEYS:
         raise ConfigError(
-            f"kv_connector_extra_config.{key}: unknown key{nearest(key, ['kvtier'])}; what is kvtier's goes "
+            f"kv_connector_extra_config.{key}: unknown key{nearest(key, _WORDS)}; what is kvtier's goes "
             f"into {{'kvtier': FILE or mapping}}"
         )
 

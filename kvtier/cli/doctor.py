@@ -18,7 +18,7 @@ from kvtier.errors import ConfigError
 CHECKS: tuple[Check, ...] = (
     *(software.vllm, software.kernel, devices.gpus, devices.drives, devices.cxl),
     *(memory.nodes, memory.neighbours, probes.binding, devices.cross_check),
-    *(memory.room, memory.huge_pages, memory.memlock, disks.paths, engines.arenas),
+    *(memory.room, memory.huge_pages, memory.memlock, disks.paths, engines.servers, engines.arenas),
 )
 _COLOURS = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
 

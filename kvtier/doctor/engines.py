@@ -1,4 +1,4 @@
-"""Engines that run here now: where the pages of their arenas really are."""
+"""Engines that run here now: whether kvtier runs in them, and where the pages of their arenas really are."""
 
 import re
 from collections import Counter
@@ -11,11 +11,32 @@ from kvtier.units import format_nbytes
 
 _COUNT = re.compile(r" N(\d+)=(\d+)")
 _PAGE = re.compile(r"kernelpagesize_kB=(\d+)")
+_ARENA = "memfd:kvtier"
+SIGN_OF_LIFE = "kvtier: chunks of"
+"""How the line begins that every engine logs at its start if kvtier runs in it."""
+
+
+def servers(patient: Patient) -> Iterator[Finding]:
+    """Look at every process that is told to run kvtier: whether any that it started holds an arena."""
+    proc = patient.root / "proc"
+    told = {pid: _parent(proc, pid) for pid in _pids(proc) if _is_told(proc / str(pid))}
+    for pid in sorted(told.keys() - set(told.values())):  # not what only starts it, such as a shell
+        holders = [member for member in _family(proc, pid) if _holds_arena(proc / str(member))]
+        if holders:
+            who = ", ".join(map(str, holders))
+            yield Finding("engine", Level.OK, f"process {pid}: kvtier runs in it; arenas in {who}")
+            continue
+        what = f"process {pid} is told to run kvtier, and none that it started holds an arena"
+        advice = (
+            f"it may still start, or be another user's. Otherwise its log says why: where kvtier runs, there is a line "
+            f"'{SIGN_OF_LIFE} ...'. With --kv-offloading-size vLLM runs its own offload in place of kvtier"
+        )
+        yield Finding("engine", Level.WARN, what, advice)
 
 
 def arenas(patient: Patient) -> Iterator[Finding]:
     """Look at every process that holds an arena, by the I/O process that it started."""
-    for pid in sorted(set(_workers(patient.root / "proc"))):
+    for pid in sorted({*_workers(patient.root / "proc")} - {0}):
         held = _pages(patient.root / "proc" / str(pid) / "numa_maps")
         if held is None:
             advice = "run it as the engine's user"
@@ -27,13 +48,39 @@ def arenas(patient: Patient) -> Iterator[Finding]:
         yield Finding("engine", Level.OK, f"process {pid}: arena: {where or 'not touched yet'}")
 
 
+def _pids(proc: Path) -> list[int]:
+    return sorted(int(folder.name) for folder in proc.glob("[0-9]*"))
+
+
+def _parent(proc: Path, pid: int) -> int:
+    """Name the process that started one; 0 where that is not known."""
+    fields = (text(proc / str(pid) / "stat") or "").rpartition(")")[2].split()
+    return int(fields[1]) if len(fields) > 1 else 0
+
+
+def _family(proc: Path, pid: int) -> list[int]:
+    """Name a process and all that it started, and those started."""
+    parents = {each: _parent(proc, each) for each in _pids(proc)}
+    family = [pid]
+    for member in family:
+        family += [each for each, parent in parents.items() if parent == member]
+    return family
+
+
+def _is_told(folder: Path) -> bool:
+    command = text(folder / "cmdline") or ""
+    return "--kv-transfer-config" in command and "KVTierConnector" in command
+
+
+def _holds_arena(folder: Path) -> bool:
+    return _ARENA in (text(folder / "maps") or "")
+
+
 def _workers(proc: Path) -> Iterator[int]:
     """Name the parents of I/O processes."""
-    for folder in proc.glob("[0-9]*"):
-        if "kvtier.io_process.main" in (text(folder / "cmdline") or ""):
-            fields = (text(folder / "stat") or "").rpartition(")")[2].split()
-            if len(fields) > 1:
-                yield int(fields[1])
+    for pid in _pids(proc):
+        if "kvtier.io_process.main" in (text(proc / str(pid) / "cmdline") or ""):
+            yield _parent(proc, pid)
 
 
 def _pages(numa_maps: Path) -> Counter[int] | None:
@@ -43,7 +90,7 @@ def _pages(numa_maps: Path) -> Counter[int] | None:
     if lines is None:
         return None
     for line in lines.splitlines():
-        if "memfd:kvtier" in line:
+        if _ARENA in line:
             size = _PAGE.search(line)
             for node, pages in _COUNT.findall(line):
                 found[int(node)] += int(pages) * (int(size[1]) if size else 4) << 10

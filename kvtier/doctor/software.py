@@ -7,9 +7,10 @@ import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
+from kvtier import releases
+from kvtier.doctor.engines import SIGN_OF_LIFE
 from kvtier.doctor.finding import Finding, Level, Patient
 
-_OLDEST, _NEWEST = (0, 31), (0, 33)
 _POPULATE = (5, 14)  # MADV_POPULATE_WRITE
 _IO_URING_SETUP = 425  # on every architecture
 
@@ -30,16 +31,17 @@ def vllm(patient: Patient) -> Iterator[Finding]:
 
 def judge_vllm(name: str, found: str) -> Finding:
     """Judge a version of vLLM."""
-    supported = f"{_OLDEST[0]}.{_OLDEST[1]} to {_NEWEST[0]}.{_NEWEST[1]} are supported"
-    if _OLDEST <= _numbers(found) <= _NEWEST:
-        return Finding("vllm", Level.OK, f"{name} {found}")
-    return Finding("vllm", Level.FAIL, f"{name} {found}; {supported}", "install one of those")
+    if releases.supported(found):
+        sign = f"an engine that has kvtier logs '{SIGN_OF_LIFE} ...' at its start; no such line, no kvtier"
+        return Finding("vllm", Level.OK, f"{name} {found}", sign)
+    what = f"{name} {found}; {releases.SUPPORTED} are supported"
+    return Finding("vllm", Level.FAIL, what, "install one of those")
 
 
 def kernel(patient: Patient) -> Iterator[Finding]:
     """Features of the kernel that make things faster."""
     release = platform.release()
-    if _numbers(release) < _POPULATE:
+    if releases.numbers(release) < _POPULATE:
         advice = "memory is filled in when it is first used; Linux 5.14 does it at start"
         yield Finding("kernel", Level.WARN, f"Linux {release} has no MADV_POPULATE_WRITE", advice)
     else:
@@ -56,10 +58,3 @@ def io_uring() -> str:
     libc.syscall(ctypes.c_long(_IO_URING_SETUP), ctypes.c_uint(0), None)
     code = ctypes.get_errno()
     return "" if code in (errno.EFAULT, errno.EINVAL) else os.strerror(code)
-
-
-def _numbers(text: str) -> tuple[int, int]:
-    """Read major and minor of a version."""
-    major, _, rest = text.partition(".")
-    minor = "".join(c for c in rest.partition(".")[0] if c.isdigit())
-    return int(major), int(minor or 0)

@@ -110,7 +110,8 @@ def test_other_tools_are_held_against_the_kernel(tmp_path: Path) -> None:
 
 def test_nothing_readable_is_a_warning_not_an_error(tmp_path: Path) -> None:
     patient = Patient(tmp_path)
-    for check in (devices.gpus, devices.drives, devices.cxl, memory.neighbours, engines.arenas):
+    running = (engines.servers, engines.arenas)
+    for check in (devices.gpus, devices.drives, devices.cxl, memory.neighbours, *running):
         assert all(finding.level is Level.OK for finding in check(patient)), check
     assert [level for level, _ in said(memory.nodes(patient))] == [Level.WARN]
     assert worst(memory.huge_pages(patient)).level is Level.WARN
@@ -154,7 +155,33 @@ def test_huge_pages(tmp_path: Path) -> None:
     [("0.30.2", Level.FAIL), ("0.31.0", Level.OK), ("0.33.1rc1", Level.OK), ("0.34", Level.FAIL)],
 )
 def test_versions_of_vllm(version: str, level: Level) -> None:
-    assert software.judge_vllm("vllm", version).level is level
+    found = software.judge_vllm("vllm", version)
+    assert found.level is level
+    assert (engines.SIGN_OF_LIFE in found.advice) == (level is Level.OK)
+
+
+def process(root: Path, pid: int, parent: int, command: str, maps: str = "/usr/lib/x") -> None:
+    trees.write(root, f"proc/{pid}/stat", f"{pid} (VLLM (x) y) S {parent} 9 9 0 -1")
+    trees.write(root, f"proc/{pid}/cmdline", command)
+    trees.write(root, f"proc/{pid}/maps", f"7f00-7f80 rw-s 00000000 00:01 7 {maps}")
+
+
+def test_a_server_that_is_told_to_run_kvtier_and_does_not_is_found(tmp_path: Path) -> None:
+    serve = 'vllm serve m --kv-transfer-config {"kv_connector":"KVTierConnector"}'
+    process(tmp_path, 10, 1, f"sh -c {serve}")
+    process(tmp_path, 11, 10, serve.replace(" ", "\0"))
+    process(tmp_path, 12, 11, "VLLM::EngineCore")
+    process(tmp_path, 13, 12, "VLLM::Worker_TP0")
+    process(tmp_path, 20, 1, "grep KVTierConnector")
+    process(tmp_path, 21, 1, "vllm serve other", "/memfd:kvtier (deleted)")
+    patient = Patient(tmp_path)
+    (lost,) = engines.servers(patient)
+    assert (lost.level, lost.what.startswith("process 11 is told")) == (Level.WARN, True)
+    assert engines.SIGN_OF_LIFE in lost.advice
+    assert "--kv-offloading-size" in lost.advice
+    process(tmp_path, 13, 12, "VLLM::Worker_TP0", "/memfd:kvtier (deleted)")
+    what = "process 11: kvtier runs in it; arenas in 13"
+    assert said(engines.servers(patient)) == [(Level.OK, what)]
 
 
 def test_where_the_pages_of_a_running_engine_are(tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""What vLLM is told to run, looked at before any process of it starts: would kvtier run at all, and as it is meant?
+
+vLLM tells a connector nothing that it does not read, and replaces one that `--kv-offloading-size` stands beside.
+"""
+
+import functools
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from kvtier import releases
+from kvtier.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vllm.config import KVTransferConfig, VllmConfig
+
+logger = logging.getLogger(__name__)
+
+OURS = "KVTierConnector"
+
+
+def watch() -> None:
+    """Look at every configuration that this process makes of vLLM; the processes that it starts are given it."""
+    from vllm.config import VllmConfig
+
+    theirs = VllmConfig.__post_init__
+    if "looks" in vars(theirs):
+        return
+
+    @functools.wraps(theirs)
+    def hook(config: "VllmConfig", *args: Any) -> None:
+        try:
+            look(config)
+        except ConfigError:
+            raise
+        except Exception:  # not what it knows: vLLM may start all the same
+            logger.exception("kvtier: vLLM's configuration was not looked at")
+        theirs(config, *args)
+
+    vars(hook)["looks"] = look
+    VllmConfig.__post_init__ = hook
+
+
+def look(config: "VllmConfig") -> None:
+    """Refuse what would run without kvtier or not as written, and warn of a vLLM that kvtier was not run with.
+
+    Raises:
+        ConfigError: the start is refused; says what to change.
+    """
+    if config.kv_transfer_config is None:
+        return
+    connectors = list(_connectors(config.kv_transfer_config))
+    for name, extra in connectors:
+        if name != OURS and ("kvtier" in extra or extra.get("spec_name") == "KVTierSpec"):
+            raise ConfigError(f"kv_connector: {name!r} does not run kvtier; write {OURS!r}")
+    ours = [extra for name, extra in connectors if name == OURS]
+    if ours:
+        _check(config, ours)
+
+
+def _check(config: "VllmConfig", ours: list[dict[str, Any]]) -> None:
+    from vllm import __version__
+    from vllm.logger import init_logger
+
+    from kvtier.connectors.vllm.settings import refuse_foreign_keys
+
+    if config.cache_config.kv_offloading_size is not None:
+        raise ConfigError(
+            f"--kv-offloading-size: with it vLLM runs its own offload in place of {OURS}; remove it, and give "
+            f"kvtier's tier in DRAM a capacity"
+        )
+    for extra in ours:
+        refuse_foreign_keys(extra)
+    if not releases.supported(__version__):
+        init_logger("vllm.kvtier").warning_once(
+            "kvtier was not run with vLLM %s, but with %s: it may turn itself off, and `kvtier:off` is 1 then",
+            __version__,
+            releases.SUPPORTED,
+        )
+
+
+def _connectors(transfer: "KVTransferConfig") -> Iterator[tuple[str | None, dict[str, Any]]]:
+    """Name the connectors with their options: the one, and those that `MultiConnector` has."""
+    extra = transfer.kv_connector_extra_config
+    yield transfer.kv_connector, extra
+    if transfer.kv_connector == "MultiConnector":
+        for child in extra.get("connectors") or ():
+            if isinstance(child, dict):
+                yield child.get("kv_connector"), child.get("kv_connector_extra_config") or {}

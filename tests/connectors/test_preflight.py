@@ -1,0 +1,112 @@
+"""What is refused, and what is warned of, before any process of vLLM starts."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+pytest.importorskip("vllm")
+
+import vllm
+from vllm.config import CacheConfig, KVTransferConfig, VllmConfig
+
+from kvtier import releases
+from kvtier.connectors.vllm import plugin, preflight
+
+OURS = {"kv_connector": "KVTierConnector", "kv_role": "kv_both"}
+THEIRS = {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}
+MIXED = {"kv_connector": "MultiConnector", "kv_role": "kv_both"}
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> None:
+    plugin.register()
+    plugin.register()
+
+
+@pytest.fixture
+def warnings() -> Iterator[list[str]]:
+    """What vLLM's logger says, whoever listens to it."""
+    said: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.levelno >= logging.WARNING:
+                said.append(record.getMessage())
+
+    listener = Listener()
+    logger = logging.getLogger("vllm.kvtier")
+    logger.addHandler(listener)
+    yield said
+    logger.removeHandler(listener)
+
+
+def told(connector: dict[str, str], extra: object = None, size: float | None = None) -> str | None:
+    """Tell vLLM to run a connector; return which it takes."""
+    transfer = KVTransferConfig(**connector, kv_connector_extra_config=extra or {})
+    caches = CacheConfig(kv_offloading_size=size)
+    made = VllmConfig(cache_config=caches, kv_transfer_config=transfer)
+    chosen: str | None = made.kv_transfer_config.kv_connector
+    return chosen
+
+
+def both(**extra: object) -> dict[str, object]:
+    return {"connectors": [THEIRS, {**OURS, "kv_connector_extra_config": extra}]}
+
+
+def test_what_is_well_starts() -> None:
+    assert told(OURS) == told(OURS, {"kvtier": "kvtier.yaml"}) == "KVTierConnector"
+    assert told(MIXED, both(kvtier="kvtier.yaml")) == "MultiConnector"
+    assert told(THEIRS, {"cpu_bytes_to_use": 1 << 30}, size=1.0) == "OffloadingConnector"
+
+
+@pytest.mark.parametrize(("connector", "extra"), [(OURS, None), (MIXED, both())])
+def test_vllms_own_offload_does_not_take_the_place_of_kvtier(
+    connector: dict[str, str], extra: object
+) -> None:
+    with pytest.raises(ValueError, match=r"--kv-offloading-size: .* in place of KVTierConnector"):
+        told(connector, extra, size=1.0)
+
+
+@pytest.mark.parametrize(
+    ("connector", "extra", "words"),
+    [
+        (OURS, {"kv_tier": "kvtier.yaml"}, r"kv_tier: unknown key \(did you mean 'kvtier'\?\)"),
+        (MIXED, both(tiers=[]), r"tiers: unknown key \(did you mean 'kvtier'\?\)"),
+        (OURS, {"spec_name": "CPUOffloadingSpec"}, "kvtier brings its own"),
+        (THEIRS, {"kvtier": "kvtier.yaml"}, "'OffloadingConnector' does not run kvtier"),
+        (THEIRS, {"spec_name": "KVTierSpec"}, "'OffloadingConnector' does not run kvtier"),
+    ],
+)
+def test_what_would_not_run_as_written_is_refused(
+    connector: dict[str, str], extra: object, words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        told(connector, extra)
+
+
+def test_an_unknown_release_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, warnings: list[str]
+) -> None:
+    told(OURS)
+    monkeypatch.setattr(vllm, "__version__", "0.99.1")
+    told(THEIRS)
+    assert warnings == []
+    told(OURS)
+    told(MIXED, both())
+    (line,) = warnings
+    assert "vLLM 0.99.1" in line
+    assert releases.SUPPORTED in line
+
+
+@pytest.mark.parametrize("version", ["dev", "0.34.1.dev3+g1234", "1", ""])
+def test_what_is_no_known_version_is_not_supported(version: str) -> None:
+    assert not releases.supported(version)
+
+
+def test_a_configuration_that_cannot_be_looked_at_still_starts(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(preflight, "_connectors", lambda transfer: 1 / 0)
+    assert told(OURS) == "KVTierConnector"
+    assert "was not looked at" in caplog.text
