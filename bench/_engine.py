@@ -20,9 +20,9 @@ from kvtier.demo.results import Sources
 from kvtier.demo.server import Server, ServerConfig
 
 SHAPE = LlamaShape(layers=8, hidden=512, heads=8, kv_heads=4, intermediate=1024, vocab=2048)
-"""16 KiB of KV per token, so that `auto` makes chunks of one block: 128 tokens, 2 MiB."""
+"""16 KiB of KV per token."""
 
-CHUNK = 128
+CHUNK = 128  # tokens: one block, 2 MiB
 QUIET = 0.03  # cores; what an idle server stays below
 SETTLE_S = 30.0
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -50,7 +50,7 @@ def server_config(
         model=folder / "model",
         blocks=blocks,
         max_tokens=max_tokens,
-        kvtier={"tiers": list(tiers), **more} if tiers else None,
+        kvtier={"chunk_tokens": CHUNK, "tiers": list(tiers), **more} if tiers else None,
         env={
             "VLLM_SERVER_DEV_MODE": "1",  # for /reset_prefix_cache
             "VLLM_CPU_OMP_THREADS_BIND": compute_cpus(),

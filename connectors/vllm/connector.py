@@ -72,6 +72,8 @@ class KVTierConnector(OffloadingConnector):
             self._scheduling = Scheduling(
                 config, vllm_config, kv_cache_config, self.connector_scheduler
             )
+            size = settings.chunk_size(config, vllm_config, kv_cache_config)
+            self._scheduling.why_chunks = size.why
         if self.connector_worker is not None:
             self._rank = Rank(config, vllm_config, kv_cache_config, self.connector_worker)
 

@@ -98,6 +98,7 @@ class Scheduling:
         self.events = BlockEvents(base)
         self.speed = Speed()
         self.meter = Meter()
+        self.why_chunks = ""  # are as large as they are
 
     @property
     def ranks(self) -> Ranks:
@@ -135,7 +136,7 @@ class Scheduling:
         self._recorder = start.make_recorder(self._config, self.statuses, self._vllm_config)
         self.epochs = start.find_epochs(mine, self._ranks, self._vllm_config, self._manifest)
         self._manager.serve(self)
-        start.announce(mine, self._ranks, self.statuses, self._vllm_config)
+        start.announce(mine, self._ranks, self.statuses, self._vllm_config, self.why_chunks)
 
     def unopened(self) -> bool:
         """Whether the engine owes us one step, with which the tiers open."""

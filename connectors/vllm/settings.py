@@ -1,16 +1,19 @@
 """From vLLM's configuration and ours to what both sides of the connector run with."""
 
+from collections import Counter
+from collections.abc import Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from kvtier.chunking import auto_chunk_tokens
-from kvtier.config import Config, load
+from kvtier.chunking import ChunkSize, auto_chunk_tokens, largest_group
+from kvtier.config import Config, load, share
 from kvtier.errors import ConfigError
 from kvtier.registry import nearest
 from kvtier.units import format_nbytes
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 
 
 _SPEC = "KVTierSpec"
@@ -88,24 +91,37 @@ def blocks_per_chunk(
     config: Config, vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig"
 ) -> int:
     """Blocks of one chunk, from the model's configuration alone so that every process agrees."""
+    block_tokens = max(group.kv_cache_spec.block_size for group in kv_cache_config.kv_cache_groups)
+    return chunk_size(config, vllm_config, kv_cache_config).tokens // block_tokens
+
+
+def chunk_size(
+    config: Config, vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig"
+) -> ChunkSize:
+    """Tokens of one chunk, and why so many."""
     from vllm.v1.kv_cache_interface import MambaSpec
 
     specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
     block_tokens = max(spec.block_size for spec in specs)
     if any(isinstance(spec, MambaSpec) for spec in specs):
-        return 1
+        return ChunkSize(block_tokens, "one block, for the states of Mamba layers")
     if config.chunk_tokens is not None:
         if config.chunk_tokens % block_tokens:
             raise ConfigError(
                 f"chunk_tokens: {config.chunk_tokens} is not a multiple of the engine's block of "
                 f"{block_tokens} tokens; use {-(-config.chunk_tokens // block_tokens) * block_tokens} or auto"
             )
-        return config.chunk_tokens // block_tokens
-    tokens = auto_chunk_tokens(block_tokens, kv_nbytes_per_token(vllm_config))
+        return ChunkSize(config.chunk_tokens, "chunk_tokens")
+    tokens, why = auto_chunk_tokens(
+        block_tokens,
+        kv_nbytes_per_token(vllm_config) * float(_largest_group(vllm_config, len(specs))),
+        window=_smallest_window(specs),
+        dram_nbytes=_stated_dram_nbytes(config, vllm_config),
+    )
     retention = getattr(vllm_config.cache_config, "prefix_cache_retention_interval", None)
     while retention and tokens > block_tokens and retention % tokens:
-        tokens -= block_tokens
-    return tokens // block_tokens
+        tokens, why = max(block_tokens, tokens // 2), "divides prefix_cache_retention_interval"
+    return ChunkSize(tokens, f"auto: {why}")
 
 
 def kv_nbytes_per_token(vllm_config: "VllmConfig") -> int:
@@ -116,6 +132,33 @@ def kv_nbytes_per_token(vllm_config: "VllmConfig") -> int:
     heads = 1 if model.use_mla else 2 * model.get_num_kv_heads(parallel)
     layers = -(-model.get_total_num_hidden_layers() // parallel.pipeline_parallel_size)
     return int(heads * model.get_head_size() * layers * itemsize)
+
+
+def _largest_group(vllm_config: "VllmConfig", groups: int) -> Fraction:
+    """Return the largest KV-cache group's part of the layers; a pipeline's ranks see other groups each."""
+    kinds = getattr(vllm_config.model_config.hf_text_config, "layer_types", None)
+    if groups == 1 or not kinds:
+        return Fraction(1, groups)
+    return largest_group(Counter(kinds).values())
+
+
+def _smallest_window(specs: "Sequence[KVCacheSpec]") -> int | None:
+    """Look into layers that share a group with unequal pages too: the workers see those, EngineCore one of them."""
+    layers = (
+        each for spec in specs for each in getattr(spec, "kv_cache_specs", {0: spec}).values()
+    )
+    names = ("sliding_window", "attention_chunk_size")
+    sizes = (getattr(layer, name, None) for layer in layers for name in names)
+    return min((size for size in sizes if size), default=None)
+
+
+def _stated_dram_nbytes(config: Config, vllm_config: "VllmConfig") -> int | None:
+    """Return one rank's share of DRAM, if the user states a capacity; no process may ask the machine here."""
+    if config.tiers[0].capacity is None:
+        return None
+    parallel = vllm_config.parallel_config
+    nodes = getattr(parallel, "nnodes_within_dp", 1)
+    return share(config.tiers[0].capacity, max(1, parallel.world_size // nodes))
 
 
 def _itemsize(dtype: object) -> int:

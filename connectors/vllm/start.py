@@ -65,11 +65,14 @@ def find_epochs(
     return Epochs(directories(config, engine), manifest)
 
 
-def announce(mine: Config, ranks: Ranks, statuses: Statuses, vllm_config: "VllmConfig") -> None:
+def announce(
+    mine: Config, ranks: Ranks, statuses: Statuses, vllm_config: "VllmConfig", why_chunks: str
+) -> None:
     """Say what each rank has, and what may surprise later."""
     logger.info(
-        "kvtier: chunks of %d tokens, %d rank(s), %d on a node; of each rank: %s",
+        "kvtier: chunks of %d tokens (%s), %d rank(s), %d on a node; of each rank: %s",
         statuses.prefix_tokens,
+        why_chunks,
         len(ranks.hellos),
         ranks.local_ranks,
         summary(mine, ranks.arena_nbytes),

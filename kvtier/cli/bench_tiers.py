@@ -156,7 +156,7 @@ def _in_use(config: Config, model: Path | None) -> Chunk:
     """Size a chunk; of no model in particular it has no tokens."""
     if model is None:
         return Chunk(0, TARGET_NBYTES, TARGET_NBYTES, TARGET_NBYTES + PAGE)
-    return chunk_of(config, read_geometry(model, ranks=1), BLOCK)
+    return chunk_of(config, read_geometry(model, ranks=1), BLOCK, 1)
 
 
 def _print_json(found: Found) -> None:

@@ -44,14 +44,14 @@ def check(
     written = load(file)
     refuse_places(written)
     geometry = read_geometry(model, ranks=tp, dtype=kv_dtype) if model else None
-    chunk = chunk_of(written, geometry, block_tokens) if geometry else None
+    chunk = chunk_of(written, geometry, block_tokens, tp) if geometry else None
     config = fit_dram(written, tp, chunk.slot_nbytes if chunk else PAGE)
     refuse_memory(config)
     room = _room_table(config, geometry, chunk, tp)
     console = Console(highlight=False)
     console.print(f"{plain(file)}: an engine would start with it on this machine")
     if geometry and chunk:
-        console.print(_describe_model(geometry, chunk, config, tp))
+        console.print(_describe_model(geometry, chunk, tp))
     console.print(room, _behaviour_table(config))
     for note in filter(None, [clamp_note(written, config), *notes(config, geometry)]):
         console.print(f"- {escape(note)}")
@@ -136,14 +136,13 @@ def notes(config: Config, geometry: Geometry | None) -> list[str]:
     return found
 
 
-def _describe_model(geometry: Geometry, chunk: Chunk, config: Config, ranks: int) -> str:
+def _describe_model(geometry: Geometry, chunk: Chunk, ranks: int) -> str:
     kinds = ", ".join(f"{n} x {kind.replace('_', ' ')}" for kind, n in geometry.groups)
-    how = "auto" if config.chunk_tokens is None else "chunk_tokens"
     return escape(
         f"model: {geometry.layers} layers, {geometry.attention}, {geometry.dtype}, "
         f"{format_nbytes(geometry.nbytes_per_token)} per token and rank, {ranks} rank(s)\n"
         f"groups: {kinds} of {geometry.group_layers} layers\n"
-        f"chunk: {chunk.tokens} tokens ({how}), {format_nbytes(chunk.nbytes)} per group and rank"
+        f"chunk: {chunk.tokens} tokens ({chunk.why}), {format_nbytes(chunk.nbytes)} per group and rank"
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from kvtier.chunking import group_layers
 from kvtier.errors import ConfigError
 
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
@@ -28,6 +29,11 @@ class Geometry(NamedTuple):
     def nbytes_per_token(self) -> int:
         """Bytes of one token on one rank, all layers together."""
         return self.layers * self.layer_nbytes
+
+    @property
+    def group_nbytes_per_token(self) -> int:
+        """Bytes of one token on one rank, of the layers of one KV-cache group."""
+        return self.group_layers * self.layer_nbytes
 
     @property
     def full_groups(self) -> int:
@@ -61,14 +67,14 @@ def _geometry(raw: Mapping[str, object], ranks: int, dtype: str) -> Geometry:
     kinds = Counter(_layer_kinds(raw))
     if not kinds or not elements:
         raise KeyError("num_hidden_layers" if elements else "head_dim")
-    group_layers = _group_layers(list(kinds.values()))
+    each = group_layers(kinds.values())
     window = raw.get("sliding_window")
     return Geometry(
         attention=attention,
         dtype=dtype,
         layers=kinds.total(),
-        groups=tuple((kind, -(-n // group_layers)) for kind, n in kinds.items()),
-        group_layers=group_layers,
+        groups=tuple((kind, -(-n // each)) for kind, n in kinds.items()),
+        group_layers=each,
         layer_nbytes=elements * _ITEMSIZE[dtype],
         window=window if isinstance(window, int) and _SLIDING in kinds else None,
     )
@@ -115,11 +121,6 @@ def _layer_kinds(raw: Mapping[str, object]) -> list[str]:
             "so there is no figure for this model"
         )
     return kinds
-
-
-def _group_layers(counts: list[int]) -> int:
-    """Layers per KV-cache group, by vLLM's rule: the smallest count, unless all are nearly the same."""
-    return max(counts) if max(counts) < 1.5 * min(counts) else min(counts)
 
 
 def _int(raw: Mapping[str, object], *keys: str, default: int | None = None) -> int:

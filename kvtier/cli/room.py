@@ -17,19 +17,30 @@ class Chunk(NamedTuple):
     nbytes: int
     slot_nbytes: int
     record_nbytes: int  # on a lower tier, if the codec saves nothing
+    why: str = ""  # not another number of tokens
 
 
-def chunk_of(config: Config, geometry: Geometry, block_tokens: int) -> Chunk:
+def chunk_of(config: Config, geometry: Geometry, block_tokens: int, ranks: int) -> Chunk:
     """Size a chunk as the connector would; `chunk_tokens` that do not fit the engine's block are a ConfigError."""
-    tokens = config.chunk_tokens or auto_chunk_tokens(block_tokens, geometry.nbytes_per_token)
+    if config.chunk_tokens is not None:
+        tokens, why = config.chunk_tokens, "chunk_tokens"
+    else:
+        dram = config.tiers[0].capacity
+        size = auto_chunk_tokens(
+            block_tokens,
+            geometry.group_nbytes_per_token,
+            window=geometry.window,
+            dram_nbytes=None if dram is None else share(dram, ranks),
+        )
+        tokens, why = size.tokens, f"auto: {size.why}"
     if tokens % block_tokens:
         raise ConfigError(
             f"chunk_tokens: {tokens} is not a multiple of the engine's block of {block_tokens} tokens; "
             f"use {-(-tokens // block_tokens) * block_tokens} or auto"
         )
-    nbytes = tokens * geometry.group_layers * geometry.layer_nbytes
+    nbytes = tokens * geometry.group_nbytes_per_token
     slot_nbytes = -(-nbytes // PAGE) * PAGE
-    return Chunk(tokens, nbytes, slot_nbytes, slot_nbytes + PAGE)
+    return Chunk(tokens, nbytes, slot_nbytes, slot_nbytes + PAGE, why)
 
 
 def chunks_held(tier: TierConfig, chunk: Chunk, index: int, ranks: int) -> int:

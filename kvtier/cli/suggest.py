@@ -87,7 +87,7 @@ def compose(
     threads = min(16, max(4, (os.cpu_count() or 4) // (2 * ranks)))
     raw: dict[str, object] = {"tiers": tiers, "io": {"threads": threads}}
     config = load({**raw, "tiers": [_known(tier) for tier in tiers]})
-    chunk = chunk_of(config, geometry, block_tokens)
+    chunk = chunk_of(config, geometry, block_tokens, ranks)
     for index, tier in enumerate(config.tiers):
         tokens = tokens_of(chunks_held(tier, chunk, index, ranks), chunk, geometry)
         notes.append(f"{tier.name}: room for {tokens:,} tokens")

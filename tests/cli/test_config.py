@@ -69,7 +69,10 @@ def test_with_a_model_it_counts_chunks_and_tokens(run: Run, file: Path, tmp_path
     done = run("config", "check", file, "--model", tmp_path, "--tp", "2")
     assert (done.returncode, done.stderr) == (0, "")
     assert "GQA, 8 KV heads of 128 elements" in done.stdout
-    assert "chunk: 32 tokens (auto), 2MiB per group and rank" in done.stdout
+    assert (
+        "chunk: 32 tokens (auto: no more than 1/256 of DRAM), 2MiB per group and rank"
+        in done.stdout
+    )
     rows = [words(line) for line in done.stdout.splitlines() if line.startswith("│")]
     assert rows[0] == ["dram", "1GiB", "512MiB", "256", "2MiB", "8,192"]
     assert rows[1] == ["nvme", "10GiB", "5GiB", ">= 2,555", "2.004MiB", ">= 81,760"]

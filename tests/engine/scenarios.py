@@ -49,6 +49,7 @@ def nvme(
     """Little DRAM and a file tier below it."""
     return {
         "load": "always",  # these models compute faster than a busy disk reads
+        "chunk_tokens": 256,  # two blocks
         "tiers": [
             {"name": "dram", "kind": "dram", "capacity": dram_capacity},
             {

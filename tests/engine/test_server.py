@@ -95,7 +95,7 @@ def test_streaming_metrics_and_events(
         assert name in said
     line = next(line for line in server.log.read_text().splitlines() if "kvtier: chunks of" in line)
     assert line.endswith(
-        f"tokens, 1 rank(s), 1 on a node; of each rank: dram 10MiB, nvme 1GiB (file at {tmp_path}/nvme)"
+        f"256 tokens (chunk_tokens), 1 rank(s), 1 on a node; of each rank: dram 10MiB, nvme 1GiB (file at {tmp_path}/nvme)"
     )
     assert server.close(), "it went by itself, with all that it started"
 
