@@ -2,9 +2,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from kvtier.facts import GroupKeys, RequestFacts, RequestHints
 from kvtier.policies.eviction.lru import LruPolicy
 from kvtier.policy import EvictionPolicy
+from kvtier.testing.effort import lines
 from kvtier.testing.policies import (
     FixedFacts,
     PolicyContract,
@@ -92,19 +96,144 @@ class TestLru(PolicyContract):
         policy.insert(head, None)
         assert policy.victims(1, never) == [tail]
 
-    def test_a_prefix_used_tail_first_costs_one_move_per_chunk(self) -> None:
+    def test_a_request_that_waits_has_used_what_it_will_ask_for(self) -> None:
         policy = self.make()
-        keys = chain("a", 500)
-        insert_chain(policy, keys)
-        moves = 0
+        waited, other, window = chain("a", 4), chain("b", 2), chain("w", 3)
+        insert_chain(policy, waited)
+        for key in window:
+            policy.insert(key, None)
+        insert_chain(policy, other)
+        groups = GroupKeys([*waited[:3], BlockKey(b"new")], 16, None), GroupKeys(window, 16, 2)
+        policy.arrived(RequestFacts("r", groups, 0.0, RequestHints()))
+        oldest = [waited[3], window[0], other[1], other[0]]
+        assert policy.victims(9, never) == [*oldest, *waited[2::-1], window[2], window[1]]
 
-        class Counting(OrderedDict):  # type: ignore[type-arg] # a probe
-            def move_to_end(self, key: object, last: bool = True) -> None:
-                nonlocal moves
-                moves += 1
-                super().move_to_end(key, last)
 
-        policy._parents = Counting(policy._parents)
-        touch_chain(policy, keys)
-        policy.victims(1, never)
-        assert moves == 500
+def deep(n: int) -> tuple[LruPolicy, list[BlockKey], list[BlockKey]]:
+    """Make a policy with two prefixes of `n` chunks."""
+    policy = LruPolicy(FixedFacts())
+    one, two = chain("one", n), chain("two", n)
+    insert_chain(policy, one)
+    insert_chain(policy, two)
+    return policy, one, two
+
+
+def alternate(n: int) -> int:
+    """Count the work of chunks that come one by one behind two prefixes of `n`, in turn."""
+    policy, one, two = deep(n)
+
+    def decode() -> None:
+        for i in range(20):
+            for keys in (one, two):
+                keys.append(BlockKey(keys[0] + b"/%d" % i))
+                policy.insert(keys[-1], keys[-2])
+            policy.victims(1, never)
+
+    work = lines(decode)
+    assert policy.victims(9999, never) == [*reversed(one), *reversed(two)]
+    return work
+
+
+def test_a_chunk_that_comes_alone_costs_no_more_behind_a_long_prefix() -> None:
+    assert alternate(2000) == alternate(20)
+
+
+def write(n: int) -> int:
+    """Count the work of records of two prefixes that come head first, in turn."""
+    policy = LruPolicy(FixedFacts())
+
+    def insert() -> None:
+        for pair in zip(chain("a", n), chain("b", n), strict=True):
+            for key, before in zip(pair, last, strict=True):
+                policy.insert(key, before)
+            last[:] = pair
+
+    last: list[BlockKey | None] = [None, None]
+    return lines(insert)
+
+
+def test_records_that_come_head_first_cost_the_same_each() -> None:
+    assert write(1000) < 11 * write(100)
+
+
+def test_a_prefix_used_tail_first_is_moved_once() -> None:
+    policy, one, _ = deep(500)
+    moves = 0
+
+    class Counting(OrderedDict):  # type: ignore[type-arg] # a probe
+        def move_to_end(self, key: object, last: bool = True) -> None:
+            nonlocal moves
+            moves += 1
+            super().move_to_end(key, last)
+
+    policy.victims(1, never)
+    policy._order = Counting(policy._order)
+    touch_chain(policy, one)
+    policy.victims(1, never)
+    assert moves == 1
+
+
+def test_a_search_passes_a_spared_prefix_in_one_look() -> None:
+    policy, one, two = deep(500)
+    looks = 0
+
+    def pinned(key: BlockKey) -> bool:
+        nonlocal looks
+        looks += 1
+        return key in one
+
+    assert policy.victims(3, pinned) == two[:-4:-1]
+    assert looks == 4
+
+
+# Ops of a random history: a request uses the head of a tree's path and stores the rest, or decodes on, or all is asked for.
+SERVE = st.tuples(st.just("serve"), st.text("ab", min_size=1, max_size=9), st.booleans())
+DECODE = st.tuples(st.just("decode"), st.integers(0, 30))
+EVICT = st.tuples(
+    st.just("evict"), st.integers(0, 9), st.frozensets(st.integers(0, 40), max_size=3)
+)
+
+
+class Both:
+    """LRU and the oracle, side by side."""
+
+    def __init__(self) -> None:
+        self.oracle, self.lru = Oracle(), LruPolicy(FixedFacts())
+        self.leaves = 0
+
+    def serve(self, path: str, tail_first: bool) -> None:
+        """Use what is here of a path, and insert the rest."""
+        keys = [BlockKey(path[:i].encode()) for i in range(1, len(path) + 1)]
+        here = [key for key in keys if key in self.oracle.parents]
+        rest = [(k, p) for k, p in zip(keys, [None, *keys], strict=False) if k not in here]
+        for policy in (self.oracle, self.lru):
+            touch_chain(policy, here)
+            for key, parent in reversed(rest) if tail_first else rest:
+                policy.insert(key, parent)
+
+    def decode(self, i: int) -> None:
+        """Insert one chunk behind any."""
+        if self.oracle.keys:
+            parent = self.oracle.keys[i % len(self.oracle.keys)]
+            self.leaves += 1
+            for policy in (self.oracle, self.lru):
+                policy.insert(BlockKey(b"%s.%d" % (parent, self.leaves)), parent)
+
+    def evict(self, n: int, pins: frozenset[int]) -> None:
+        """Let victims go."""
+        keys = sorted(self.oracle.keys)
+        pinned = {keys[i % len(keys)] for i in pins} if keys else set()
+        victims = self.oracle.victims(n, pinned.__contains__)
+        assert self.lru.victims(n, pinned.__contains__) == victims
+        for key in victims:
+            self.oracle.remove(key)
+            self.lru.remove(key)
+
+
+@settings(max_examples=300)
+@given(steps=st.lists(st.one_of(SERVE, SERVE, DECODE, EVICT), max_size=40))
+def test_it_is_the_oracle(steps: list[tuple[object, ...]]) -> None:
+    both = Both()
+    for step, *arguments in steps:
+        getattr(both, str(step))(*arguments)
+    both.evict(999, frozenset())
