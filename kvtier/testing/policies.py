@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from kvtier.facts import TierFacts
 from kvtier.policy import EvictionPolicy
+from kvtier.testing.effort import lines
 from kvtier.types import BlockKey
 
 Parents = dict[BlockKey, BlockKey | None]
@@ -165,6 +166,35 @@ class PolicyContract:
                     policy.remove(victim)
                     policy.evicted(victim)
                     del parents[victim]
+
+    def test_a_call_is_no_more_work_in_a_larger_tier(self) -> None:
+        few, many = self._work(100), self._work(1000)
+        assert many <= 2 * few, (
+            f"the same calls execute {few} lines of Python where the tier holds 100 prefixes, and {many} where it "
+            "holds 1,000: some loop goes over all that is here. A tier may hold millions of chunks, and the engine "
+            "waits for every call: keep what orders the chunks in a heap, an OrderedDict, or PrefixPolicy"
+        )
+
+    def _work(self, n: int) -> int:
+        """Count the lines that fifty uses, each with an eviction and an insertion, execute in a tier of `n` prefixes."""
+        policy = self.make()
+        for i in range(n):
+            insert_chain(policy, chain(f"old{i}/", 4))
+
+        def turn(i: int) -> None:
+            used = chain(f"old{7 * i % n}/", 4)
+            touch_chain(policy, used)
+            for victim in policy.victims(4, used.__contains__):
+                policy.remove(victim)
+                policy.evicted(victim)
+            insert_chain(policy, chain(f"new{i}/", 4))
+
+        def turns(first: int, n: int) -> None:
+            for i in range(first, first + n):
+                turn(i)
+
+        turns(0, 20)  # not counted: what a policy does after many insertions
+        return lines(lambda: turns(20, 50))
 
     @staticmethod
     def _change(policy: EvictionPolicy, parents: Parents, rng: random.Random) -> None:

@@ -1,12 +1,14 @@
 """Every eviction policy in the table: the contract, golden misses, no holes whatever happens."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvtier.policies.eviction.lru import LruPolicy
 from kvtier.policies.kit.prefix import PrefixPolicy
 from kvtier.policy import EvictionPolicy
 from kvtier.registry import EVICTION
@@ -28,6 +30,23 @@ class TestEveryPolicy(PolicyContract):
 
     def make(self) -> EvictionPolicy:
         return make(self.name)
+
+
+class Searching(LruPolicy):
+    """Looks at all that is here for each victim."""
+
+    def victims(self, n: int, pinned: Callable[[BlockKey], bool]) -> list[BlockKey]:
+        held = [run for run in self._order if run]
+        return super().victims(min(n, len(held)), pinned)
+
+
+def test_the_contract_knows_a_policy_that_searches_through_all() -> None:
+    class Contract(PolicyContract):
+        def make(self) -> EvictionPolicy:
+            return Searching(FixedFacts())
+
+    with pytest.raises(AssertionError, match="goes over all that is here"):
+        Contract().test_a_call_is_no_more_work_in_a_larger_tier()
 
 
 def test_every_policy_has_golden_misses() -> None:
