@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from kvtier.connectors.vllm.permissions import Permission
 from kvtier.types import BlockKey
 
 
@@ -9,8 +10,7 @@ from kvtier.types import BlockKey
 class LiveRequest:
     """All that is known here of one live request; the brain has what it decides by."""
 
-    store: bool  # what it computes may be kept
-    load: bool  # it may use what was kept
+    may: Permission
     told: list[int]  # keys that the brain knows, of each group
     adapter: bytes | None = None  # what `Adapters` calls its LoRA adapter
     below: set[BlockKey] = field(default_factory=set)  # of its hit, what came from below tier 0

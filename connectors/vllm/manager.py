@@ -70,7 +70,7 @@ class TieredCacheManager(OffloadingManager):
         if side is None:
             return SlotSpec(None, ())
         unknown = SlotSpec(None, ())  # a rank fails such a load as a whole
-        nowhere = partial(side.slot_spec, None, wanted, [NO_SLOT] * len(wanted))
+        nowhere = partial(side.statuses.slot_spec, None, wanted, [NO_SLOT] * len(wanted))
         nothing = self.guard.always(nowhere, unknown)
         return self.guard.run(partial(side.load, wanted, req_context.req_id), nothing)
 

@@ -10,11 +10,10 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import (
     OffloadingConnectorScheduler,
 )
 from vllm.v1.kv_offload.base import (
-    Locality,
-    Medium,
     OffloadKey,
     PrepareStoreOutput,
     ReqContext,
+    TierFilter,
 )
 from vllm.v1.request import RequestStatus
 
@@ -32,6 +31,7 @@ from kvtier.connectors.vllm.media import MediaNames
 from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata, SlotSpec
 from kvtier.connectors.vllm.metrics import Meter
 from kvtier.connectors.vllm.overwrites import Overwrites
+from kvtier.connectors.vllm.permissions import Permissions
 from kvtier.connectors.vllm.ranks import FOREIGN_HANDSHAKE, Hello, Ranks, agree
 from kvtier.connectors.vllm.speed import Speed
 from kvtier.connectors.vllm.statuses import Statuses
@@ -90,6 +90,7 @@ class Scheduling:
         self._namespace = ""  # its manifest, as it was at the start
         self._live: dict[str, LiveRequest] = {}
         self._adapters = Adapters()
+        self._permissions = Permissions(config, vllm_config, self._media)
         self._complaints = Complaints()
         self._jobs = Jobs()
         self._crowded_out: list[tuple[str, Sequence[BlockKey]]] = []  # in this step, by request
@@ -156,13 +157,12 @@ class Scheduling:
         name = request.request_id
         groups = self.statuses.keys(name)
         told, adapter = list(map(len, groups)), self._adapters.arrived(request.lora_request)
-        self._live[name] = LiveRequest(hints.store, hints.load, told, adapter)
-        lora = request.lora_request is None or self._config.persist_lora
-        persist = hints.persist and lora and self._media.last(request.mm_features)
-        reads = hints.load and not request.skip_reading_prefix_cache
-        self.brain.arrive(name, groups, persist=persist, reads=reads, hints=hints.facts())
-        if not hints.load:
-            self.brain.refuse_load(name, Why.HINT)
+        may = self._permissions.of(request, hints)
+        self._live[name] = LiveRequest(may, told, adapter)
+        facts = hints.facts()
+        self.brain.arrive(name, groups, persist=may.persist, reads=may.reads, hints=facts)
+        if may.no_load:
+            self.brain.refuse_load(name, may.no_load)
         if self._recorder is not None:
             keys, tokens = groups[self.statuses.prefix_group], request.num_prompt_tokens
             self._recorder.arrived(name, keys, tokens, hints.session_id)
@@ -236,13 +236,25 @@ class Scheduling:
         if not self.brain.lookup(context.req_id, key):
             return False
         live = self._live.get(context.req_id)
-        if live is not None and not live.load:
+        if live is not None and live.may.no_load:
             return False
-        allowed: bool = context.load_tier_filter.allows(Medium.CPU, Locality.LOCAL)
-        doubtful = live is not None and self._adapters.doubtful(live.adapter)
-        if doubtful or not allowed:
-            self.brain.refuse_load(context.req_id, Why.ADAPTER if doubtful else Why.TIER_FILTER)
-        return allowed and not doubtful
+        why = self._forbidden(key, context, live)
+        if why:
+            self.brain.refuse_load(context.req_id, why)
+        return why is None
+
+    def _forbidden(
+        self, key: BlockKey, context: ReqContext, live: LiveRequest | None
+    ) -> Why | None:
+        """Say why a request may not load a chunk that is there; what was read for it came from a tier that it wants."""
+        if live is not None and self._adapters.doubtful(live.adapter):
+            return Why.ADAPTER
+        wanted = context.load_tier_filter
+        if wanted is TierFilter.ALL or (live is not None and key in live.below):
+            return None
+        holds = self.brain.view.holds
+        found = any(holds(tier, key) for tier in self._permissions.tiers(wanted))
+        return None if found else Why.TIER_FILTER
 
     def is_from_below(self, key: BlockKey, request: str) -> bool:
         """Whether a chunk of a request's hit was read from below tier 0 for it."""
@@ -253,15 +265,13 @@ class Scheduling:
         """Give the slots of a hit to copy to the device."""
         plan = self.brain.plan_load(request, keys)
         self._jobs.plan(plan.plan_id, keys)
-        return self.slot_spec(plan.plan_id, keys, plan.slots)
+        return self.statuses.slot_spec(plan.plan_id, keys, plan.slots)
 
     def store(self, keys: Sequence[BlockKey], request: str) -> PrepareStoreOutput:
         """Give slots to as many chunks as fit; what only lacks room is offered again at the end of the step."""
         live = self._live.get(request)
-        doubtful = live is not None and self._adapters.doubtful(live.adapter)
-        if not self._storing or doubtful or (live is not None and not live.store):
-            why = Why.ADAPTER if doubtful else Why.HINT
-            self.brain.refuse_store(request, len(keys), why if self._storing else Why.STALE)
+        if why := self._unstorable(live):
+            self.brain.refuse_store(request, len(keys), why)
             return PrepareStoreOutput([], SlotSpec(None, ()), [])
         if live is not None:
             self._tell(request, live)
@@ -270,14 +280,16 @@ class Scheduling:
             self._crowded_out.append((request, plan.no_room))
         if plan.keys:
             self._jobs.plan(plan.plan_id, plan.keys)
-        spec = self.slot_spec(plan.plan_id, plan.keys, plan.slots)
+        spec = self.statuses.slot_spec(plan.plan_id, plan.keys, plan.slots)
         return PrepareStoreOutput([OffloadKey(key) for key in plan.keys], spec, [])
 
-    def slot_spec(
-        self, plan: int | None, keys: Sequence[BlockKey], slots: Sequence[int]
-    ) -> SlotSpec:
-        """Say to the ranks which slots a plan's keys have."""
-        return SlotSpec(plan, self.statuses.by_group(keys, slots))
+    def _unstorable(self, live: LiveRequest | None) -> Why | None:
+        """Say why nothing of a request is stored."""
+        if not self._storing:
+            return Why.STALE
+        if live is None:
+            return None
+        return Why.ADAPTER if self._adapters.doubtful(live.adapter) else live.may.no_store
 
     def depart(self, request: str) -> None:
         """Forget a request."""

@@ -11,6 +11,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import (
 )
 from vllm.v1.kv_offload.base import OffloadKey
 
+from kvtier.connectors.vllm.messages import SlotSpec
 from kvtier.types import BlockKey
 
 if TYPE_CHECKING:
@@ -98,14 +99,14 @@ class Statuses:
         """Give them back, to what came in the meantime."""
         self._base._current_batch_jobs_to_flush |= due
 
-    def by_group(
-        self, keys: Sequence[BlockKey], slots: Sequence[int]
-    ) -> tuple[tuple[int, ...], ...]:
-        """Sort the slots of these keys by group."""
+    def slot_spec(
+        self, plan: int | None, keys: Sequence[BlockKey], slots: Sequence[int]
+    ) -> SlotSpec:
+        """Say to the ranks which slots a plan's keys have, by group."""
         grouped: list[list[int]] = [[] for _ in self.groups]
         for key, slot in zip(keys, slots, strict=True):
             grouped[self._position(key)].append(slot)
-        return tuple(map(tuple, grouped))
+        return SlotSpec(plan, tuple(map(tuple, grouped)))
 
     def _position(self, key: BlockKey) -> int:
         return self._positions[int.from_bytes(key[-4:], "big")]

@@ -17,8 +17,9 @@ class Why(StrEnum):
     # a load: the request's hit ends here
     ABSENT = "absent", "no tier holds it"
     HINT = "hint", "the request's own kv_transfer_params say so"
+    ROLE = "role", "this engine's kv_role says so"
     ADAPTER = "adapter", "the request's LoRA adapter may have been loaded again, with other weights"
-    TIER_FILTER = "tier_filter", "the request does not load from this medium"
+    TIER_FILTER = "tier_filter", "the request's kv_load_tiers leave out the tiers that hold it"
     OPENING = "opening", "a tier is not open yet, or its records are still being listed"
     RESTING = "resting", "the tier that holds it rests after failures"
     TOO_DEAR = "too_dear", "reading costs more than computing"
