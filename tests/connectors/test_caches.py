@@ -1,0 +1,155 @@
+"""Every kind of KV cache, by its bytes: whatever is read of it is what was computed, from DRAM or files, alone or at once."""
+
+import random
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+pytest.importorskip("vllm")
+
+import torch
+from vllm.v1.kv_cache_interface import (
+    ChunkedLocalAttentionSpec,
+    FullAttentionSpec,
+    KVCacheSpec,
+    MambaSpec,
+    MLAAttentionSpec,
+    SlidingWindowSpec,
+)
+
+from tests.connectors.no_model import NoModelEngine
+from tests.engine.models import prompts
+from tests.engine.scenarios import nvme
+from tests.modes import tiny
+
+BLOCK = 16
+_HEADS: dict[str, Any] = {
+    "block_size": BLOCK,
+    "num_kv_heads": 2,
+    "head_size": 32,
+    "dtype": torch.float32,
+}
+FULL = FullAttentionSpec(**_HEADS)
+WINDOW = SlidingWindowSpec(**_HEADS, sliding_window=40)
+WIDE = SlidingWindowSpec(**_HEADS, sliding_window=100)
+LOCAL = ChunkedLocalAttentionSpec(**_HEADS, attention_chunk_size=80)
+LATENT = MLAAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=96, dtype=torch.bfloat16)
+
+
+def state(mode: str = "align", block: int = BLOCK) -> KVCacheSpec:
+    """What a Mamba layer keeps: the inputs of its convolution and its state."""
+    return MambaSpec(
+        block_size=block,
+        shapes=((3, 64), (4, 16, 8)),
+        dtypes=(torch.float32, torch.float32),
+        page_size_padded=FULL.page_size_bytes * block // BLOCK,
+        mamba_cache_mode=mode,
+    )
+
+
+class Model(NamedTuple):
+    """A model of that family, as its layers keep their KV."""
+
+    family: str
+    layers: tuple[KVCacheSpec, ...]
+    hit: int = 192  # of 200 tokens
+
+    @property
+    def specs(self) -> dict[str, KVCacheSpec]:
+        return {f"layers.{i}": spec for i, spec in enumerate(self.layers)}
+
+
+MODELS = {
+    "full attention": Model("llama", (FULL, FULL)),
+    "windows": Model("mistral", (WINDOW, WINDOW)),
+    "windows and full attention": Model("gpt-oss", (WINDOW, FULL, WINDOW, FULL)),
+    "two windows": Model("gpt-oss", (WINDOW, WIDE, FULL)),
+    "local attention": Model("llama4", (LOCAL, LOCAL, LOCAL, FULL)),
+    "latent attention": Model("deepseek-v2", (LATENT, LATENT, LATENT)),
+    "states": Model("granite", (state(), state(), FULL, state())),
+    "states at every block": Model("granite", (state("all"), state("all"), FULL)),
+    "states, eight to one": Model("granite", (*[state()] * 7, FULL)),
+    "states and windows": Model("granite", (state(), WINDOW, FULL)),
+}
+
+
+@pytest.fixture(params=MODELS)
+def model(request: pytest.FixtureRequest) -> Model:
+    return MODELS[str(request.param)]
+
+
+Start = Callable[..., AbstractContextManager[NoModelEngine]]
+
+
+@pytest.fixture
+def start(model: Model, tmp_path: Path) -> Start:
+    """Start an engine of the model; the next one finds what this one has written."""
+    return partial(_start, model, tmp_path)
+
+
+def _start(
+    model: Model, folder: Path, *, dram: str = "4MiB", chunk_tokens: int = BLOCK, blocks: int = 128
+) -> AbstractContextManager[NoModelEngine]:
+    kvtier = nvme(folder / "kv", dram_capacity=dram, write="through")
+    kvtier["chunk_tokens"] = chunk_tokens
+    made = NoModelEngine(tiny.make(folder, model.family), model.specs, kvtier, blocks=blocks)
+    made.settle()
+    return closing(made)
+
+
+@pytest.mark.parametrize("chunk_tokens", [BLOCK, 2 * BLOCK])
+def test_from_dram_and_from_files(model: Model, start: Start, chunk_tokens: int) -> None:
+    asked = prompts(4, 200, seed=1)
+    with start(chunk_tokens=chunk_tokens) as engine:
+        assert [engine.ask(prompt) for prompt in asked] == [[0]] * 4
+        assert engine.ask(asked[-1]) == [model.hit], "from the device: that much can be had"
+        engine.reset()
+        assert [engine.ask(prompt) for prompt in asked] == [[model.hit]] * 4
+        engine.reset()
+        assert engine.ask(*asked) == [model.hit] * 4
+        engine.settle()
+    with start(chunk_tokens=chunk_tokens) as engine:
+        assert [engine.ask(prompt) for prompt in asked] == [[model.hit]] * 4
+
+
+def test_wrong_bytes_are_noticed(model: Model, start: Start) -> None:
+    """In a group of each kind: so what was right above was right in all of them."""
+    asked = prompts(2, 200, seed=2)
+    with start() as engine:
+        groups = enumerate(engine.cache_config.kv_cache_groups)
+        kinds = {group.kv_cache_spec: index for index, group in groups}
+    for group in kinds.values():
+        with start() as engine:
+            for prompt in asked:
+                engine.ask(prompt)
+            engine.reset()
+            view = engine.connector.scheduling.brain.view
+            arena = engine.worker.rank.worker.arena
+            for key in view.keys(0):
+                if int.from_bytes(key[-4:], "big") == group:
+                    arena.slot(view.slot(key))[:64] ^= 1
+            with pytest.raises(AssertionError, match=r"other KV|not the state"):
+                engine.ask(asked[0])
+
+
+def test_traffic_that_fits_nowhere(model: Model, start: Start) -> None:
+    """Conversations that share beginnings go on and on, on a device and in a DRAM that hold a part of them."""
+    rng = random.Random(3)
+    said = prompts(6, 60, seed=4, shared=40)
+    with start(dram="256KiB", blocks=24 * len(model.layers)) as engine:
+        for turn in range(25):
+            asked = [list(rng.choice(said)) for _ in range(rng.choice((1, 1, 5)))]
+            asked = [prompt + [turn] * rng.randrange(1, 50) for prompt in asked]
+            engine.ask(*asked, tokens=rng.choice((1, 5, 18)))
+            said = [*said[-12:], *(prompt for prompt in asked if len(prompt) < 220)]
+            if rng.random() < 0.2:
+                engine.reset()
+        engine.settle()
+        brain = engine.connector.scheduling.brain
+        brain.check()
+        assert all(tier.hits for tier in brain.stats().tiers)
+        assert engine.preempted or model.family != "llama"

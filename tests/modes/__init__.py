@@ -1,0 +1,1 @@
+"""vLLM's models and modes on real engines: `make test-modes`."""
