@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from vllm.config import KVTransferConfig
+
 from kvtier.config import Config, digest, load
 from kvtier.connectors.vllm.guard import Guard
 from kvtier.connectors.vllm.manager import TieredCacheManager
@@ -53,7 +55,7 @@ def scheduling(
             world_size=len(met), data_parallel_size=1, data_parallel_index=0
         ),
         cache_config=SimpleNamespace(prefix_caching_hash_algo="sha256"),
-        **{"kv_transfer_config": SimpleNamespace(engine_id="engine"), **vllm},
+        **{"kv_transfer_config": KVTransferConfig("KVTierConnector", kv_role="kv_both"), **vllm},
     )
     cache_config: Any = SimpleNamespace(kv_cache_groups=list(groups))
     made = Scheduling(config, vllm_config, cache_config, base)

@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from vllm.config import KVTransferConfig
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandshakeMetadata
 from vllm.v1.kv_offload.base import GPULoadStoreSpec, LookupResult, ReqContext, make_offload_key
 from vllm.v1.request import RequestStatus
@@ -221,7 +222,10 @@ def test_before_the_ranks_said_hello_a_reset_is_carried_out_all_the_same() -> No
         _req_status={},
     )
     groups: Any = SimpleNamespace(kv_cache_groups=[])
-    vllm: Any = SimpleNamespace(model_config=SimpleNamespace(multimodal_config=None))
+    vllm: Any = SimpleNamespace(
+        model_config=SimpleNamespace(multimodal_config=None),
+        kv_transfer_config=KVTransferConfig("KVTierConnector", kv_role="kv_both"),
+    )
     side = Scheduling(halves.CONFIG, vllm, groups, base)
     meta = KVTierMetadata(load_jobs={}, store_jobs={}, jobs_to_flush=None)
     side.forsake(meta)
