@@ -28,12 +28,12 @@ def objection(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> st
         return "the model has no KV cache"
     if not getattr(kv_cache_config, "prefix_cacheable_group_ids", specs):
         return _not_reusable("none of its caches holds a prefix")
-    model = vllm_config.model_config
-    if any(getattr(spec, "non_causal", False) for spec in specs):
-        return _not_reusable("its attention is not causal")
+    if getattr(kv_cache_config, "hisparse_host_num_blocks", None) is not None:
+        return _not_reusable("vLLM itself keeps it in the host's memory (HiSparse)")
     for spec in specs:
-        if why := _NO_PREFIX.get(type(spec).__name__):
+        if why := _of_spec(spec):
             return _not_reusable(why)
+    model = vllm_config.model_config
     if not getattr(model, "is_prefix_caching_supported", True) and not _chosen(vllm_config):
         pooler = model.pooler_config
         pooling = f", {pooler.seq_pooling_type} pooling" if pooler is not None else ""
@@ -46,6 +46,27 @@ def _specs(kv_cache_config: "KVCacheConfig") -> "Iterable[KVCacheSpec]":
     for group in kv_cache_config.kv_cache_groups:
         spec = group.kv_cache_spec
         yield from getattr(spec, "kv_cache_specs", {"": spec}).values()
+
+
+def _of_spec(spec: "KVCacheSpec") -> str:
+    """Say why a cache of this kind holds nothing that another request may use."""
+    from vllm.v1 import kv_cache_interface as kinds
+
+    if getattr(spec, "non_causal", False):
+        return "its attention is not causal"
+    if why := _NO_PREFIX.get(type(spec).__name__):
+        return why
+    if getattr(spec, "mamba_cache_mode", "") == "none":
+        return "vLLM keeps its states for other requests only with prefix caching on"
+    known = (
+        kinds.FullAttentionSpec,
+        kinds.SlidingWindowSpec,
+        kinds.ChunkedLocalAttentionSpec,
+        kinds.MambaSpec,
+    )
+    if getattr(spec, "prefix_cacheable", True) and not isinstance(spec, known):
+        return f"it has a kind of cache that kvtier does not know ({type(spec).__name__})"
+    return ""
 
 
 def _chosen(vllm_config: "VllmConfig") -> bool:

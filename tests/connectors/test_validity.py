@@ -1,5 +1,6 @@
 """Whose KV may be reused: every way in which vLLM says that a model's KV is no function of its prefix."""
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +14,15 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiConnector
 from vllm.platforms import current_platform
 from vllm.v1.kv_cache_interface import (
+    AttentionSpec,
+    ChunkedLocalAttentionSpec,
     CrossAttentionSpec,
+    EncoderOnlyAttentionSpec,
     FullAttentionSpec,
+    KVCacheConfig,
+    KVCacheGroupSpec,
+    MambaSpec,
+    MLAAttentionSpec,
     SlidingWindowSpec,
     UniformTypeKVCacheSpecs,
 )
@@ -32,32 +40,41 @@ PAGE: dict[str, Any] = {
 FULL = FullAttentionSpec(**PAGE)
 
 
+def state(mode: str) -> MambaSpec:
+    return MambaSpec(
+        block_size=16, shapes=((4, 4),), dtypes=(torch.float32,), mamba_cache_mode=mode
+    )
+
+
 class Model(SimpleNamespace):
     """What vLLM says of a model, by its own rule."""
 
     is_prefix_caching_supported = ModelConfig.is_prefix_caching_supported
 
 
-def said(
-    *specs: object,
+def vllm(
+    *,
     pooling: str | None = None,
     token_pooling: str = "ALL",
     attn_type: str = "decoder",
     caching: bool = True,
     chunked: bool = True,
     mla: bool = False,
-) -> str:
+) -> Any:
     pooler = SimpleNamespace(seq_pooling_type=pooling, tok_pooling_type=token_pooling)
     model = Model(pooler_config=pooler if pooling else None, attn_type=attn_type, use_mla=mla)
-    vllm: Any = SimpleNamespace(
+    return SimpleNamespace(
         model_config=model,
         cache_config=SimpleNamespace(enable_prefix_caching=caching),
         scheduler_config=SimpleNamespace(enable_chunked_prefill=chunked),
     )
+
+
+def said(*specs: object, **told: Any) -> str:
     caches: Any = SimpleNamespace(
         kv_cache_groups=[SimpleNamespace(kv_cache_spec=spec) for spec in specs]
     )
-    return objection(vllm, caches)
+    return objection(vllm(**told), caches)
 
 
 def test_causal_attention_is_reused_whoever_switched_vllm_s_own_cache_off() -> None:
@@ -104,6 +121,64 @@ def test_attention_that_looks_ahead_or_elsewhere() -> None:
     assert "encoder's output" in said(FULL, CrossAttentionSpec(**PAGE))
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        FULL,
+        MLAAttentionSpec(**PAGE),
+        SlidingWindowSpec(**PAGE, sliding_window=32),
+        ChunkedLocalAttentionSpec(**PAGE, attention_chunk_size=32),
+        state("align"),
+        state("all"),
+    ],
+    ids=lambda spec: type(spec).__name__,
+)
+def test_every_kind_of_cache_that_holds_a_prefix(spec: object) -> None:
+    assert not said(FULL, spec)
+    assert not said(spec)
+
+
+def test_states_of_running_requests_alone() -> None:
+    """So vLLM keeps them where the user has switched prefix caching off."""
+    assert "states" in said(FULL, state("none"), attn_type="hybrid", caching=False)
+
+
+def test_an_encoder_s_own_cache() -> None:
+    assert "looks ahead" in said(EncoderOnlyAttentionSpec(**PAGE))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FutureSpec(AttentionSpec):  # type: ignore[misc] # vLLM is untyped here
+    """A kind of cache that a later vLLM may have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScratchSpec(FutureSpec):
+    """One that holds no prefix."""
+
+    @property
+    def prefix_cacheable(self) -> bool:
+        return False
+
+
+def test_a_kind_of_cache_that_nobody_thought_of() -> None:
+    assert "FutureSpec" in said(FULL, FutureSpec(**PAGE))
+    assert not said(FULL, ScratchSpec(**PAGE)), "what holds no prefix is not offloaded"
+
+
+def test_no_cache_that_holds_a_prefix() -> None:
+    groups = [KVCacheGroupSpec(["scratch"], ScratchSpec(**PAGE))]
+    caches = KVCacheConfig(num_blocks=8, kv_cache_tensors=[], kv_cache_groups=groups)
+    assert "none of its caches holds a prefix" in objection(vllm(), caches)
+
+
+def test_kv_that_vllm_itself_keeps_on_the_host() -> None:
+    groups = [KVCacheGroupSpec(["layer"], FULL)]
+    caches = KVCacheConfig(num_blocks=8, kv_cache_tensors=[], kv_cache_groups=groups)
+    caches.hisparse_host_num_blocks = 8
+    assert "HiSparse" in objection(vllm(), caches)
+
+
 def test_a_window_over_what_is_generated() -> None:
     rswa = pytest.importorskip("vllm.v1.kv_cache_interface").RSWASpec
     assert "R-SWA" in said(rswa(**PAGE, rswa_window=32))
@@ -125,9 +200,9 @@ def test_under_a_multi_connector_its_metrics_are_found() -> None:
 
 def off() -> Any:
     """What stands in for the connector of a model without KV, in EngineCore."""
-    vllm: Any = SimpleNamespace(kv_transfer_config=SimpleNamespace())
+    made_for: Any = SimpleNamespace(kv_transfer_config=SimpleNamespace())
     caches: Any = SimpleNamespace(kv_cache_groups=[])
-    made: object = KVTierConnector(vllm, KVConnectorRole.SCHEDULER, caches)
+    made: object = KVTierConnector(made_for, KVConnectorRole.SCHEDULER, caches)
     assert isinstance(made, NullConnector)
     return made
 
