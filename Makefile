@@ -1,13 +1,14 @@
 # Everything a developer needs, from a machine that has only Python 3.11.
 #   make setup   the environment in .venv; quick when nothing changed
 #   make test    all checks: lint, types, layers, unit tests, engine tests, the wheel
+#   make test-modes  models and modes of vLLM on real engines, minutes of them
 #   make soak    an engine under every kind of harm, and the fuzz with fresh examples: KVTIER_SOAK_S seconds of each
 .DEFAULT_GOAL := help
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup lint format types layers unit engine wheel test soak demo bench test-compat test-numa test-deepspeed
+.PHONY: help setup lint format types layers unit engine wheel test test-modes soak demo bench test-compat test-numa test-deepspeed
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -54,7 +55,7 @@ layers: setup
 	$(BIN)/lint-imports
 
 unit: setup
-	$(BIN)/python -m pytest -q -m "not engine and not gpu and not wheel and not numa"
+	$(BIN)/python -m pytest -q -m "not engine and not modes and not gpu and not wheel and not numa"
 
 # What fails on the real engine is run once more, alone: deadlines pass by chance where other work shares
 # the cores. What fails twice has failed.
@@ -66,6 +67,9 @@ wheel: setup
 	$(BIN)/python -m pytest -q -m wheel
 
 test: lint types layers unit engine wheel
+
+test-modes: setup
+	$(BIN)/python -m pytest -q -m modes
 
 # See docs/soak.md. A seed of before: make soak SEED=17
 soak: setup

@@ -1,0 +1,20 @@
+"""Families of models on the real engine: `tests/connectors/test_caches.py` has the bytes of every kind of cache."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.engine.conftest import EngineFactory
+from tests.modes import tiny
+from tests.modes.identity import Mode, check
+
+FAMILIES = {
+    "llama4": Mode(  # the hit ends inside a piece of its local attention: only then is any of that loaded
+        env={"VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE": "1"}, length=700
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family(family: str, engine: EngineFactory, tmp_path: Path) -> None:
+    check(engine, FAMILIES[family], tiny.make(tmp_path, family), tmp_path / "kv")
