@@ -1,8 +1,10 @@
 """How the cost of each eviction policy grows: with the depth of a prefix, with the chunks of the tier, with what is spared.
 
-Processor time of the thread. `longest` is the longest single call of its case. Names after the command choose policies.
+Processor time of the thread; Python's collector is off. `longest` is the longest single call of its case. Names after
+the command choose policies.
 """
 
+import gc
 import random
 import sys
 import time
@@ -13,7 +15,7 @@ from _report import machine, report
 
 from kvtier.brain import TieredCache
 from kvtier.config import Plugin
-from kvtier.facts import TierFacts
+from kvtier.facts import GroupKeys, RequestFacts, RequestHints, TierFacts
 from kvtier.policy import EvictionPolicy
 from kvtier.registry import EVICTION, build
 from kvtier.testing.policies import FixedFacts, insert_chain, touch_chain
@@ -54,17 +56,23 @@ def show(case: str, times: Times) -> None:
     report("policy costs", f"{case}, longest", times.longest_ms, "ms", 5)
 
 
-def make(name: str) -> EvictionPolicy:
-    """Make a policy whose tier is not full."""
-    return build("eviction", Plugin(kind=name), FixedFacts(1 << 50))
-
-
 def residents(name: str, n: int) -> None:
     """Report what chunks cost in a tier of `n`."""
-    rng, policy = random.Random(1), make(name)
+    rng, facts = random.Random(1), FixedFacts(1 << 50)
+    policy = build("eviction", Plugin(kind=name), facts)
     case = f"{name}, {n} chunks"
     prefixes = [prefix(rng) for _ in range(n // PREFIX)]
-    show(f"{case}, insert", timed((lambda k=k: insert_chain(policy, k) for k in prefixes), PREFIX))
+
+    def serve(keys: list[BlockKey]) -> None:
+        facts.now += 0.1
+        request = RequestFacts("", (GroupKeys(keys, 256, None),), facts.now, RequestHints())
+        policy.arrived(request)
+        insert_chain(policy, keys)
+        policy.departed(request)
+
+    show(f"{case}, serve", timed((lambda k=k: serve(k) for k in prefixes), PREFIX))
+    facts.now += 3600
+    show(f"{case}, first victims", timed([lambda: policy.victims(BATCH, lambda _: False)]))
     sample = [rng.choice(prefixes) for _ in range(200)]
     show(f"{case}, touch", timed((lambda k=k: touch_chain(policy, k) for k in sample), PREFIX))
     pinned = {keys[-1] for keys in prefixes[: -len(prefixes) // 100]}
@@ -87,7 +95,7 @@ def replace(policy: EvictionPolicy, keys: list[BlockKey]) -> None:
 
 def depth(name: str, n: int) -> None:
     """Report what chunks cost that come one by one behind `n` others: decoded ones, and records head first."""
-    rng, policy = random.Random(2), make(name)
+    rng, policy = random.Random(2), build("eviction", Plugin(kind=name), FixedFacts(1 << 50))
     requests = [prefix(rng, n) for _ in range(8)]
     for keys in requests:
         insert_chain(policy, keys)
@@ -143,6 +151,7 @@ def store(cache: TieredCache, name: str, keys: list[BlockKey]) -> None:
 def main(names: list[str]) -> None:
     """Print every result."""
     machine()
+    gc.disable()
     for name in names or sorted(EVICTION):
         for n in DEPTHS:
             depth(name, n)

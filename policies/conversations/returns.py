@@ -11,11 +11,13 @@ from itertools import count, pairwise
 
 # Seconds; the last bin, from 51 min on, is open.
 _EDGES = (0.0, *(3 * 2 ** (i / 2) for i in range(21)))
+_ENDS = _EDGES[1:]
 _BINS = len(_EDGES)
 _WIDTHS = (*(b - a for a, b in pairwise(_EDGES)), _EDGES[-1])
 _PRIOR = 8.0  # what all classes have in common counts like so many of a class's own
 _GUESS = 0.02  # returns per bin before anything is known: the older, the less likely
 _EVERY = 32  # uses between two fits
+_MOVES = 1024  # from bin to bin per fit: more than so many uses cause
 _WATCHED = 1 << 16  # uses that are waited for at a time
 
 
@@ -59,7 +61,7 @@ class ReturnTimes:
     def used(self, watched: Watched, kind: int, now: float) -> None:
         """Note a use; the next one is waited for, as of class `kind`."""
         if watched.last_s >= 0:
-            self._age(now)
+            self._catch_up(watched, now)
             self._curves[watched.kind].returned[watched.bin] += 1
         watched.kind, watched.last_s, watched.bin = kind, now, 0
         self._curves[kind].reached[0] += 1
@@ -95,26 +97,44 @@ class ReturnTimes:
             curve.worth = _indices([min(1.0, (b + _PRIOR * p) / (n + _PRIOR)) for b, n, p in each])
 
     def _age(self, now: float) -> None:
-        """Move on what has been idle long enough for the next bin; from the last it is not moved."""
-        for i, end in enumerate(_EDGES[1:]):
-            inside = self._inside[i]
-            while inside and now - inside[0][1] >= end:
+        """Move on what has been idle long enough for the next bin, as much as is quick; from the last it is not moved."""
+        moves = _MOVES
+        for i, end in enumerate(_ENDS):
+            inside, after = self._inside[i], self._inside[i + 1]
+            while inside and moves and now - inside[0][1] >= end:
+                moves -= 1
                 watched, since = inside.popleft()
                 if watched.last_s == since:
-                    watched.bin = i + 1
-                    self._curves[watched.kind].reached[i + 1] += 1
-                    self._inside[i + 1].append((watched, since))
+                    self._next_bin(watched)
+                    after.append((watched, since))
+
+    def _catch_up(self, watched: Watched, now: float) -> None:
+        while watched.bin < len(_ENDS) and now - watched.last_s >= _ENDS[watched.bin]:
+            self._next_bin(watched)
+
+    def _next_bin(self, watched: Watched) -> None:
+        watched.bin += 1
+        self._curves[watched.kind].reached[watched.bin] += 1
 
 
 def _indices(chances: list[float]) -> list[float]:
-    """Return the index at the start of each bin, given the chance of a return in each."""
-    best = []
-    for first in range(_BINS):
-        here, back, held, index = 1.0, 0.0, 0.0, 0.0
-        for i in range(first, _BINS):
-            back += here * chances[i]
-            held += here * _WIDTHS[i] * (1 - chances[i] / 2)
-            here *= 1 - chances[i]
-            index = max(index, back / held)
-        best.append(index)
-    return best
+    """Return the index at the start of each bin, given the chance of a return in each.
+
+    From the last bin on: a horizon is worth to be extended by the best one that begins where it ends, as long as that
+    is better than the horizon itself.
+    """
+    indices: list[float] = []
+    later: list[
+        tuple[float, float, float]
+    ] = []  # best horizons: returns, time held, chance of neither
+    for chance, width in zip(reversed(chances), reversed(_WIDTHS), strict=True):
+        back, held, here = chance, width * (1 - chance / 2), 1 - chance
+        while later and later[-1][0] * held > back * later[-1][1]:
+            more_back, more_held, more_here = later.pop()
+            back += here * more_back
+            held += here * more_held
+            here *= more_here
+        later.append((back, held, here))
+        indices.append(back / held)
+    indices.reverse()
+    return indices

@@ -6,7 +6,8 @@ from msgspec import Meta, Struct
 
 from kvtier.facts import TierFacts
 from kvtier.policies.kit.ghosts import Ghosts
-from kvtier.policies.kit.prefix import Leaf, PrefixPolicy
+from kvtier.policies.kit.heap import Leaf
+from kvtier.policies.kit.prefix import PrefixPolicy
 from kvtier.types import BlockKey
 
 _RECENT, _FREQUENT = range(2)

@@ -11,7 +11,8 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from kvtier.facts import RequestFacts, TierFacts
-from kvtier.policies.kit.prefix import Leaf, PrefixPolicy
+from kvtier.policies.kit.heap import Leaf
+from kvtier.policies.kit.prefix import PrefixPolicy
 from kvtier.types import BlockKey
 
 _OPEN, _PROTECTED = range(2)

@@ -1,6 +1,7 @@
 """By the chance that the conversation goes on: what lineage, turn and idle time tell (docs/policies.md)."""
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from kvtier.facts import RequestFacts, TierFacts
@@ -9,20 +10,21 @@ from kvtier.policies.conversations.expiries import Expiries
 from kvtier.policies.conversations.lineages import Lineage
 from kvtier.policies.conversations.returns import Watched
 from kvtier.policies.kit.ends import TwoEndedPolicy
-from kvtier.policies.kit.prefix import Leaf
+from kvtier.policies.kit.heap import Leaf
 from kvtier.types import BlockKey
 
+_ENDS = 4  # lineages whose time is over that one search declares dead: each may be long
 _DEAD = 0  # the queue of what nobody will ask for again
 _WEIGHTS = (1.0, 4.0, 0.25)  # of an equal, a higher, a lower priority
 
 
-class Offer(NamedTuple):
-    """A candidate: the leaf at one end of a queue."""
+class End(NamedTuple):
+    """The leaf at one end of a queue: the one that is worth least leaves."""
 
     worth: float
-    leaf: Leaf
-    end: Callable[[int], Leaf | None]
+    rank: float
     queue: int
+    highest: bool
 
 
 class SessionPolicy(TwoEndedPolicy):
@@ -36,7 +38,7 @@ class SessionPolicy(TwoEndedPolicy):
 
     def __init__(self, facts: TierFacts) -> None:
         super().__init__(facts)
-        self._last: Offer | None = None
+        self._last: End | None = None
         self._owner = self.column("q")  # the number of a chunk's mark
         self._start()
 
@@ -73,51 +75,46 @@ class SessionPolicy(TwoEndedPolicy):
     def victims(self, n: int, pinned: Callable[[BlockKey], bool]) -> list[BlockKey]:
         now = self.facts.clock()
         self._told.times.fit(now)
-        for lineage in self._expiries.due(now):
+        for lineage in islice(self._expiries.due(now), _ENDS):
             self._bury(lineage.tail[-1], lineage)
         self._last = None
         return super().victims(n, pinned)
 
     def pick(self) -> Leaf | None:
-        if leaf := self.pop(_DEAD) or self._same_lineage():
+        if leaf := self.pop(_DEAD):
             return leaf
-        now = self.facts.clock()
-        best: Offer | None = None
-        for queue in range(1, self.queues):
-            if self.counts[queue]:
-                for end in (self.pop, self.pop_highest):
-                    best = self._lesser(best, end, queue, now)
-        self._last = best
-        return best.leaf if best else None
+        if not self._goes_on():
+            self._last = self._least()
+        if self._last is None:
+            return None
+        queue = self._last.queue
+        return self.pop_highest(queue) if self._last.highest else self.pop(queue)
 
     def _start(self) -> None:
         self._told = Conversations(self._parts)
         self._expiries = Expiries()
         self._last = None
 
-    def _same_lineage(self) -> Leaf | None:
-        """Go on with the lineage of the last victim: it is worth no more than before."""
-        leaf = self._last and self._last.end(self._last.queue)
-        if leaf and self._last and leaf.rank == self._last.leaf.rank:
-            return leaf
-        if leaf:
-            self.put_back(leaf)
-        return None
+    def _goes_on(self) -> bool:
+        """Whether the lineage of the last victim has more: it is worth no more than before."""
+        last = self._last
+        leaf = last and self._at(last.queue, highest=last.highest)
+        return bool(last and leaf and leaf.rank == last.rank)
 
-    def _lesser(
-        self, best: Offer | None, end: Callable[[int], Leaf | None], queue: int, now: float
-    ) -> Offer | None:
-        leaf = end(queue)
-        if leaf is None:
-            return best
-        level, kind = divmod(queue - 1, KINDS)
-        worth = self._told.times.index(kind, now - leaf.rank) * _WEIGHTS[level]
-        if best is not None and best.worth <= worth:
-            self.put_back(leaf)
-            return best
-        if best is not None:
-            self.put_back(best.leaf)
-        return Offer(worth, leaf, end, queue)
+    def _least(self) -> End | None:
+        now = self.facts.clock()
+        least: End | None = None
+        for queue in range(1, self.queues):
+            level, kind = divmod(queue - 1, KINDS)
+            for highest in (False, True) if self.counts[queue] else ():
+                if leaf := self._at(queue, highest=highest):
+                    worth = self._told.times.index(kind, now - leaf.rank) * _WEIGHTS[level]
+                    if least is None or worth < least.worth:
+                        least = End(worth, leaf.rank, queue, highest)
+        return least
+
+    def _at(self, queue: int, *, highest: bool) -> Leaf | None:
+        return self.peek_highest(queue) if highest else self.peek(queue)
 
     def _mark(self, row: int, mark: Watched | None, queue: int) -> None:
         """Place a chunk where its mark belongs; without one, as one used now."""

@@ -1,7 +1,8 @@
 """SIEVE (Zhang et al., NSDI 2024): a FIFO with one bit per chunk and a hand that spares what was used."""
 
 from kvtier.facts import TierFacts
-from kvtier.policies.kit.prefix import Leaf, PrefixPolicy
+from kvtier.policies.kit.heap import Leaf
+from kvtier.policies.kit.prefix import PrefixPolicy
 from kvtier.types import BlockKey
 
 

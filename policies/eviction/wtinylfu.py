@@ -6,7 +6,8 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from kvtier.facts import TierFacts
-from kvtier.policies.kit.prefix import Leaf, PrefixPolicy
+from kvtier.policies.kit.heap import Leaf
+from kvtier.policies.kit.prefix import PrefixPolicy
 from kvtier.policies.kit.sketch import Sketch
 from kvtier.types import BlockKey
 

@@ -5,28 +5,32 @@ last child leaves. So no answer can leave a hole, whatever the ranks, and a use 
 into a column: a heap learns of a risen rank when the chunk comes to its top.
 """
 
-import heapq
 from abc import ABC, abstractmethod
 from array import array
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from kvtier.facts import TierFacts
+from kvtier.policies.kit.heap import Leaf, LeafHeap
 from kvtier.policy import EvictionPolicy
 from kvtier.types import BlockKey
 
 _NOWHERE = 255  # the queue of a chunk that is not here, but named as a parent
 _NO_ROW = -1
+_LOOKS = 64  # leaves that were spared and that a search looks at again, before it finds too few
 _LEFT = 1 << 16  # removed chunks that `evicted` may still name; the first to leave is forgotten
 
 
-class Leaf(NamedTuple):
-    """An entry of a heap; void unless its stamp is still the row's."""
+def _nothing(key: BlockKey) -> bool:
+    return False
 
-    rank: float
+
+class Aside(NamedTuple):
+    """A leaf that a search took off its heap; void unless its stamp is still the row's."""
+
     stamp: int
-    row: int
+    leaf: Leaf
 
 
 class Gone(NamedTuple):
@@ -79,26 +83,31 @@ class PrefixPolicy(EvictionPolicy, ABC):
         if not self._kids[row] and (not self._stamps[row] or rank < was):
             self._push(row)
 
+    def peek(self, queue: int) -> Leaf | None:
+        """Return the leaf of the lowest rank of a queue."""
+        heap = self._heaps[queue]
+        while leaf := heap.top():
+            row = leaf.row
+            if not self._kids[row] and self.ranks[row] <= leaf.rank:
+                break
+            heap.pop()
+            self._stamps[row] = 0
+            if not self._kids[row]:
+                self._push(row)
+        return leaf
+
     def pop(self, queue: int) -> Leaf | None:
         """Take the leaf of the lowest rank off a queue's heap."""
-        heap, stamps, ranks = self._heaps[queue], self._stamps, self.ranks
-        while heap:
-            leaf = heapq.heappop(heap)
-            row = leaf.row
-            if stamps[row] != leaf.stamp:
-                continue
-            stamps[row] = 0
-            if self._kids[row]:
-                continue
-            if ranks[row] <= leaf.rank:
-                return leaf
-            self._push(row)
-        return None
+        leaf = self.peek(queue)
+        if leaf is not None:
+            self._heaps[queue].pop()
+            self._stamps[leaf.row] = 0
+        return leaf
 
     def put_back(self, leaf: Leaf) -> None:
         """Undo `pop`."""
         self._stamps[leaf.row] = leaf.stamp
-        heapq.heappush(self._heaps[self.queue[leaf.row]], leaf)
+        self._heaps[self.queue[leaf.row]].push(leaf)
 
     def row(self, key: BlockKey) -> int | None:
         """Return the row of a chunk that is here."""
@@ -154,20 +163,15 @@ class PrefixPolicy(EvictionPolicy, ABC):
             self._bare(above)
 
     def victims(self, n: int, pinned: Callable[[BlockKey], bool]) -> list[BlockKey]:
-        chosen: list[Leaf] = []
-        spared: list[Leaf] = []
-        while len(chosen) < n and (leaf := self.pick()):
-            if pinned(self.keys[leaf.row]):
-                spared.append(leaf)
-            else:
-                chosen.append(leaf)
-                self._suppose_gone(leaf.row)
-        for leaf in chosen:  # all counted again before one is put back: the counts bound the heaps
+        self._look_again(self._chosen, len(self._chosen), _nothing)
+        self._look_again(self._spared, _LOOKS, pinned)
+        chosen, spared = self._search(n, pinned)
+        for leaf in chosen:
             self.counts[self.queue[leaf.row]] += 1
             if (above := self._parents[leaf.row]) != _NO_ROW:
                 self._kids[above] += 1
-        for leaf in (*chosen, *spared):
-            self.put_back(leaf)
+        self._chosen.extend(map(self._set_aside, chosen))
+        self._spared.extend(map(self._set_aside, spared))
         return [self.keys[leaf.row] for leaf in chosen]
 
     def clear(self) -> None:
@@ -185,9 +189,49 @@ class PrefixPolicy(EvictionPolicy, ABC):
         self._stamps = array("q")  # of its entry in a heap; 0: it has none
         self._spare = array("i")
         self._stamp = 0
-        self._heaps: list[list[Leaf]] = [[] for _ in range(self.queues)]
+        self._heaps = [LeafHeap(self._stamps) for _ in range(self.queues)]
+        self._chosen: deque[Aside] = deque()  # by the last search
+        self._spared: deque[Aside] = deque()  # by searches, looked at longest ago first
         for column in self._columns:
             del column[:]
+
+    def _search(self, n: int, pinned: Callable[[BlockKey], bool]) -> tuple[list[Leaf], list[Leaf]]:
+        """Take victims off their heaps, as if each left at once; what was spared is looked at again if they are too few."""
+        chosen: list[Leaf] = []
+        spared: list[Leaf] = []
+        while len(chosen) < n:
+            leaf = self.pick()
+            if leaf is None:
+                if not self._look_again(self._spared, len(self._spared), pinned):
+                    break
+            elif pinned(self.keys[leaf.row]):
+                spared.append(leaf)
+            else:
+                chosen.append(leaf)
+                self._suppose_gone(leaf.row)
+        return chosen, spared
+
+    def _set_aside(self, leaf: Leaf) -> Aside:
+        self._stamp += 1
+        self._stamps[leaf.row] = self._stamp
+        return Aside(self._stamp, leaf)
+
+    def _look_again(self, aside: deque[Aside], n: int, pinned: Callable[[BlockKey], bool]) -> int:
+        """Put back what of the next `n` leaves that were set aside is not pinned any more; return how many."""
+        back = 0
+        for _ in range(len(aside)):
+            if not n:
+                break
+            each = aside.popleft()
+            if self._stamps[each.leaf.row] != each.stamp:
+                continue
+            n -= 1
+            if pinned(self.keys[each.leaf.row]):
+                aside.append(each)
+            else:
+                back += 1
+                self.put_back(each.leaf)
+        return back
 
     def _suppose_gone(self, row: int) -> None:
         self.counts[self.queue[row]] -= 1
@@ -231,25 +275,19 @@ class PrefixPolicy(EvictionPolicy, ABC):
     def _move(self, row: int, old: int, queue: int) -> None:
         if old != _NOWHERE:
             self.counts[old] -= 1
+            self._void(row)
         if queue != _NOWHERE:
             self.counts[queue] += 1
         self.queue[row] = queue
-        self._stamps[row] = 0
-        if old != _NOWHERE:
-            self._tidy(old)
 
     def _push(self, row: int) -> None:
+        self._void(row)
         self._stamp += 1
         self._stamps[row] = self._stamp
-        queue = self.queue[row]
-        heapq.heappush(self._heaps[queue], Leaf(self.ranks[row], self._stamp, row))
-        self._tidy(queue)
+        self._heaps[self.queue[row]].push(Leaf(self.ranks[row], self._stamp, row))
 
-    def _tidy(self, queue: int) -> None:
-        """Bound what is void of a queue; called when something entered its heap or left it without its entry."""
-        self._sweep(self._heaps[queue], queue)
-
-    def _sweep(self, heap: list[Leaf], queue: int) -> None:
-        if len(heap) > 4 * self.counts[queue] + 1024:
-            heap[:] = [leaf for leaf in heap if self._stamps[leaf.row] == leaf.stamp]
-            heapq.heapify(heap)
+    def _void(self, row: int) -> None:
+        """Let the entry that a row has be void."""
+        if self._stamps[row]:
+            self._stamps[row] = 0
+            self._heaps[self.queue[row]].voided()

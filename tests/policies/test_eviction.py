@@ -49,6 +49,29 @@ def test_the_contract_knows_a_policy_that_searches_through_all() -> None:
         Contract().test_a_call_is_no_more_work_in_a_larger_tier()
 
 
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "lru"])
+def test_a_search_does_not_look_again_at_all_that_earlier_ones_spared(name: str) -> None:
+    policy, prefixes = make(name), [chain(f"p{i}/", 3) for i in range(1000)]
+    for keys in prefixes:
+        insert_chain(policy, keys)
+    ends = {keys[-1] for keys in prefixes}
+    free = [key for key in policy.victims(3000, never) if key in ends][-1]
+    looks = 0
+
+    def pinned(key: BlockKey) -> bool:
+        nonlocal looks
+        looks += 1
+        return key in ends and key != free
+
+    for _ in range(20):
+        policy.victims(1, pinned)
+    looks = 0
+    assert policy.victims(1, pinned) == [free]
+    assert looks < 100
+    ends.clear()
+    assert len(policy.victims(9999, pinned)) == 3000, "nothing is forgotten"
+
+
 def test_every_policy_has_golden_misses() -> None:
     assert sorted(GOLDEN) == EVERY
 

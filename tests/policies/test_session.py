@@ -5,11 +5,13 @@ import random
 import pytest
 
 from kvtier.facts import GroupKeys, RequestFacts, RequestHints
+from kvtier.policies.conversations import returns
 from kvtier.policies.conversations.expiries import Expiries
 from kvtier.policies.conversations.lineages import Lineage
 from kvtier.policies.conversations.returns import ReturnTimes, Watched
 from kvtier.policies.conversations.tails import Tails
 from kvtier.policies.eviction.session import SessionPolicy
+from kvtier.testing.effort import lines
 from kvtier.testing.policies import FixedFacts, chain, insert_chain, never, touch_chain
 from kvtier.types import BlockKey
 
@@ -160,6 +162,33 @@ def test_the_index_peaks_before_the_usual_return_and_falls_after_it() -> None:
     fresh, soon, late = (times.index(0, idle_s) for idle_s in (0, 80, 1500))
     assert soon > 2 * fresh > 0
     assert late < fresh
+
+
+def test_the_index_is_the_best_of_all_horizons() -> None:
+    rng = random.Random(3)
+    for power in (1, 2, 5, 20) * 10:
+        chances = [rng.random() ** power for _ in range(returns._BINS)]
+        for first, index in enumerate(returns._indices(chances)):
+            here, back, held, best = 1.0, 0.0, 0.0, 0.0
+            for chance, width in list(zip(chances, returns._WIDTHS, strict=True))[first:]:
+                back += here * chance
+                held += here * width * (1 - chance / 2)
+                here *= 1 - chance
+                best = max(best, back / held)
+            assert index == pytest.approx(best, rel=1e-12)
+
+
+def test_after_a_long_pause_a_fit_takes_no_longer_than_many_make_good() -> None:
+    times, few = ReturnTimes(1), ReturnTimes(1)
+    for i in range(20_000):
+        times.used(Watched(), 0, i / 1000)
+    for _ in range(50):
+        few.used(Watched(), 0, 20.0)
+    assert lines(lambda: times.fit(9000.0)) < lines(lambda: few.fit(9000.0)) + 7 * returns._MOVES
+    for _ in range(16_000):
+        times.used(Watched(), 0, 9000.0)
+        times.fit(9000.0)
+    assert times._curves[0].reached[-1] == 20_000
 
 
 def test_chunks_at_the_end_are_waste_once_they_were_never_used_again() -> None:
