@@ -55,7 +55,7 @@ class OpStatus(StrEnum):
     CORRUPT = "corrupt"  # not the record it should be: removed
     ERROR = "error"  # the operating system or the store said no
     NO_ROOM = "no_room"  # the medium is full, or a quota is used up; nothing is wrong with it
-    DEADLINE = "deadline"  # still queued when its deadline passed
+    DEADLINE = "deadline"  # still queued, and no read of its tier was done for its deadline
     CANCELLED = "cancelled"
     DIED = "died"  # the I/O process went away; nothing of it runs any more
 
@@ -81,7 +81,7 @@ class TierOp(NamedTuple):
     end_token: int = 0  # where the chunk ends in its sequence; kept in the record
     parent: bytes = b""  # key of the chunk before it, empty at the start; kept in the record
     priority: Priority = Priority.DEMAND
-    deadline_s: float = math.inf  # seconds from its receipt after which a queued READ fails
+    deadline_s: float = math.inf  # a queued READ fails if none of its tier was done for so long
     target: int = 0  # CANCEL, HASTEN: the other operation's `op`; SCORE: a slot, not held for it
     nbytes: int = 0  # RECLAIM: bytes wanted; ROOM: of one record
     text: str = ""  # OPEN, RESET: the namespace manifest

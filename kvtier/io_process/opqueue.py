@@ -20,9 +20,9 @@ class Job:
 
     op: TierOp
     epoch: int
-    deadline: float  # by the queue's clock
     nbytes: int = 0  # what an IDLE write counts against its rate
     order: int = 0
+    at: float = 0.0  # when it was received, by the queue's clock
 
 
 class _Lane(NamedTuple):
@@ -52,6 +52,7 @@ class OpQueue:
         self._lanes: dict[_Lane, dict[int, Job]] = {}
         self._running: dict[int, Job] = {}
         self._held: dict[int, int] = {}
+        self._read_at: dict[int, float] = {}  # by tier, when the last read of it was done
         self._orders = 0
         self._closed = False
 
@@ -80,6 +81,7 @@ class OpQueue:
         with self._changed:
             self._orders += 1
             job.order = self._orders
+            job.at = job.at or self._clock()
             lane = _Lane(job.op.priority, job.op.tier, job.op.kind is OpKind.READ)
             self._lanes.setdefault(lane, {}).setdefault(job.op.op, job)
             self._changed.notify()
@@ -98,6 +100,8 @@ class OpQueue:
         """Free the place of a job that `take` returned."""
         with self._changed:
             del self._running[job.op.op]
+            if job.op.kind is OpKind.READ:
+                self._read_at[job.op.tier] = self._clock()
             self._changed.notify_all()
 
     def cancel(self, op: int) -> Job | None:
@@ -132,9 +136,14 @@ class OpQueue:
         return self._take_out(lambda job: job.op.tier == tier)
 
     def expire(self) -> list[Job]:
-        """Take out every queued job whose deadline has passed."""
+        """Take out every queued read of whose tier none was done for its deadline."""
         now = self._clock()
-        return self._take_out(lambda job: job.deadline <= now)
+
+        def is_late(job: Job) -> bool:
+            since = max(job.at, self._read_at.get(job.op.tier, 0.0))
+            return job.op.kind is OpKind.READ and since + job.op.deadline_s <= now
+
+        return self._take_out(is_late)
 
     def close(self) -> None:
         """Start nothing more; wake every waiting thread."""

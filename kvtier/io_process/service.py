@@ -1,6 +1,5 @@
 """The work of an I/O process: operations in, threads that run them, results out."""
 
-import math
 import threading
 import time
 from collections.abc import Sequence
@@ -50,9 +49,8 @@ class Service:
         elif op.tier not in self._tiers:
             self.answer(op, Served(OpStatus.ERROR, error=f"there is no tier {op.tier} here"))
         elif op.kind in (OpKind.READ, OpKind.WRITE, OpKind.REMOVE, OpKind.SCORE):
-            deadline = time.monotonic() + op.deadline_s if op.kind is OpKind.READ else math.inf
             nbytes = 0 if op.kind is OpKind.SCORE else self._group_nbytes.get(op.group, 0)
-            self._queue.put(Job(op, self._tiers[op.tier].epoch, deadline, nbytes))
+            self._queue.put(Job(op, self._tiers[op.tier].epoch, nbytes))
         else:
             tier = self._tiers[op.tier]
             if op.kind in (OpKind.OPEN, OpKind.RESET):
@@ -71,7 +69,7 @@ class Service:
         return self._queue.busy
 
     def expire(self) -> None:
-        """Answer the queued reads whose deadline has passed; looks at them every now and then only."""
+        """Answer the queued reads that are late; looks at them every now and then only."""
         now = time.monotonic()
         if now < self._expire_at:
             return
@@ -123,11 +121,8 @@ class Service:
         while job := self._queue.take():
             op, epoch = job.op, job.epoch
             started = time.monotonic()
-            if started >= job.deadline:
-                served = _LATE
-            else:
-                lower = self._tiers[op.tier].lower
-                waiting = self._queue.reads if op.kind is OpKind.WRITE else 0
-                served = guarded(op, lambda: lower.serve(op, epoch, waiting), lower.log)  # noqa: B023 - called at once
+            lower = self._tiers[op.tier].lower
+            waiting = self._queue.reads if op.kind is OpKind.WRITE else 0
+            served = guarded(op, lambda: lower.serve(op, epoch, waiting), lower.log)  # noqa: B023 - called at once
             self._queue.done(job)
             self.answer(op, served, time.monotonic() - started)

@@ -12,7 +12,13 @@ _MOST = 4096
 
 class _Waiting(NamedTuple):
     op: TierOp
-    due: float
+    at: float  # when it came
+
+
+class _Handed(NamedTuple):
+    priority: Priority
+    at: float  # when it was handed over
+    deadline_s: float
 
 
 class Window:
@@ -20,8 +26,8 @@ class Window:
 
     What is kept can be answered at once, whatever becomes of the process: its slots are not held. The worker looks
     for answers once per step, so the window must hold what the tier reads in one step: it doubles while half of it
-    is answered at a time and others wait. When a read that was handed over misses its deadline, it falls to the
-    `depth` of the tier.
+    is answered at a time and others wait. A deadline is one of silence: a read is late if none was answered for so
+    long. When a read that was handed over is late, the window falls to the `depth` of the tier.
     """
 
     def __init__(self, depth: int, clock: Callable[[], float]) -> None:
@@ -31,13 +37,14 @@ class Window:
         self._waiting: dict[Priority, OrderedDict[int, _Waiting]] = {
             priority: OrderedDict() for priority in Priority
         }
-        self._handed: OrderedDict[int, tuple[Priority, float]] = OrderedDict()  # with when due
+        self._handed: OrderedDict[int, _Handed] = OrderedDict()
         self._counts = dict.fromkeys(Priority, 0)  # of those handed over
         self._answered = 0  # since `adjust`
+        self._moved = clock()  # when one was answered last
 
     def offer(self, op: TierOp) -> None:
         """Keep a read until `take` hands it over."""
-        self._waiting[op.priority][op.op] = _Waiting(op, self._clock() + op.deadline_s)
+        self._waiting[op.priority][op.op] = _Waiting(op, self._clock())
 
     def take(self) -> list[TierOp]:
         """Hand over what fits: a read waits only for those that are as urgent."""
@@ -45,24 +52,24 @@ class Window:
         for priority, waiting in self._waiting.items():
             ahead += self._counts[priority]
             while waiting and ahead < self.size:
-                number, (op, due) = waiting.popitem(last=False)
-                self._handed[number] = (priority, due)
+                number, (op, _) = waiting.popitem(last=False)
+                self._handed[number] = _Handed(priority, now, op.deadline_s)
                 self._counts[priority] += 1
                 ahead += 1
-                taken.append(op._replace(priority=priority, deadline_s=max(0.0, due - now)))
+                taken.append(op._replace(priority=priority))
         return taken
 
     def ended(self, number: int) -> None:
         """Note the answer to a read that was handed over."""
         if number in self._handed:
-            priority, _ = self._handed.pop(number)
-            self._counts[priority] -= 1
+            self._counts[self._handed.pop(number).priority] -= 1
             self._answered += 1
+            self._moved = self._clock()
 
     def adjust(self) -> None:
         """Fit the size to what was answered since the last call."""
         oldest = next(iter(self._handed.values()), None)
-        if oldest is not None and oldest[1] <= self._clock():
+        if oldest is not None and self._is_late(oldest.at, oldest.deadline_s):
             self.size = self._depth
         elif self._answered >= self.size // 2 and any(self._waiting.values()):
             self.size = min(2 * self.size, _MOST)
@@ -78,19 +85,18 @@ class Window:
             if number in waiting and priority < each:
                 self._waiting[priority][number] = waiting.pop(number)
                 return True
-        if number in self._handed and priority < self._handed[number][0]:
-            before, due = self._handed[number]
-            self._handed[number] = (priority, due)
-            self._counts[before] -= 1
+        if number in self._handed and priority < self._handed[number].priority:
+            before = self._handed[number]
+            self._handed[number] = before._replace(priority=priority)
+            self._counts[before.priority] -= 1
             self._counts[priority] += 1
         return False
 
     def late(self) -> list[int]:
         """Drop the reads that waited past their deadline, and name them."""
-        now = self._clock()
         late = []
         for waiting in self._waiting.values():
-            gone = [number for number, each in waiting.items() if each.due <= now]
+            gone = [n for n, each in waiting.items() if self._is_late(each.at, each.op.deadline_s)]
             for number in gone:
                 del waiting[number]
             late += gone
@@ -107,3 +113,6 @@ class Window:
         """Forget what was handed over: who had it is gone."""
         self._handed.clear()
         self._counts = dict.fromkeys(Priority, 0)
+
+    def _is_late(self, at: float, deadline_s: float) -> bool:
+        return max(at, self._moved) + deadline_s <= self._clock()

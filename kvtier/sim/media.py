@@ -39,6 +39,7 @@ class _Channel:
     waking: bool = False
     nbytes: int = 0
     busy_s: float = 0.0
+    moved_s: float = 0.0  # when it served something last
 
 
 class Media:
@@ -106,7 +107,7 @@ class Media:
                 break
             heappop(channel.queue)
             del self._queued[queued.op.op]
-            if self._late(queued):
+            if self._late(channel, queued):
                 self._after(queued.op, 0, 0, OpStatus.DEADLINE)
                 continue
             nbytes = self._record[queued.op.tier - 1]
@@ -121,9 +122,9 @@ class Media:
             channel.busy_s += seconds
             self._timeline.after(seconds, partial(self._served, channel, batch))
 
-    def _late(self, queued: _Queued) -> bool:
-        waited = self._timeline.now - queued.at_s
-        return queued.op.kind is OpKind.READ and waited > queued.op.deadline_s
+    def _late(self, channel: _Channel, queued: _Queued) -> bool:
+        silent = self._timeline.now - max(queued.at_s, channel.moved_s)
+        return queued.op.kind is OpKind.READ and silent > queued.op.deadline_s
 
     def _may_idle(self, channel: _Channel) -> bool:
         if channel.idle_at <= self._timeline.now:
@@ -139,6 +140,7 @@ class Media:
 
     def _served(self, channel: _Channel, batch: list[_Queued]) -> None:
         channel.busy = False
+        channel.moved_s = self._timeline.now
         results = []
         for queued in batch:
             nbytes = self._record[queued.op.tier - 1]

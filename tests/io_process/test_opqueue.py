@@ -32,9 +32,9 @@ def job(
     kind: OpKind = OpKind.READ,
     priority: Priority = Priority.DEMAND,
     tier: int = 1,
-    deadline: float = math.inf,
+    deadline_s: float = math.inf,
 ) -> Job:
-    return Job(TierOp(op, kind, tier, priority=priority), 0, deadline, nbytes=500)
+    return Job(TierOp(op, kind, tier, priority=priority, deadline_s=deadline_s), 0, nbytes=500)
 
 
 def taken(q: OpQueue, n: int) -> list[int]:
@@ -156,12 +156,25 @@ def test_hasten_raises_and_never_lowers(clock: Clock) -> None:
 
 def test_expire_takes_out_what_is_late(clock: Clock) -> None:
     q = queue(clock)
-    q.put(job(1, deadline=101))
-    q.put(job(2, deadline=102))
+    q.put(job(1, deadline_s=1))
+    q.put(job(2, deadline_s=2))
     assert q.expire() == []
-    clock.now = 101
+    clock.now += 1
     assert [j.op.op for j in q.expire()] == [1]
     assert taken(q, 1) == [2]
+
+
+def test_no_read_is_late_while_its_tier_reads(clock: Clock) -> None:
+    q = queue(clock, depths=(None, None))
+    for op in range(1, 5):
+        q.put(job(op, deadline_s=2))
+    q.put(job(9, deadline_s=2, tier=2))
+    for op in range(1, 4):
+        clock.now += 1.9
+        assert taken(q, 1) == [op]
+        assert [j.op.op for j in q.expire()] == ([9] if op == 2 else []), "its own tier's, that is"
+    clock.now += 2
+    assert [j.op.op for j in q.expire()] == [4]
 
 
 def test_a_held_tier_waits_for_its_own_epoch(clock: Clock) -> None:
