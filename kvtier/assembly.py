@@ -41,6 +41,7 @@ def assemble(
         hooks=_hooks(config.hooks),
         clock=clock,
         costs=costs,
+        max_wait_s=config.max_wait_s,
     )
 
 

@@ -5,8 +5,10 @@ from itertools import chain
 
 from kvtier.brain.copies import Copies
 from kvtier.brain.index import IN_TIER0, LEAVING, STORING, ChunkState
-from kvtier.brain.promotion import Promotion, Reading
+from kvtier.brain.promotion import Promotion
+from kvtier.brain.reading import Reading
 from kvtier.brain.state import State
+from kvtier.brain.turn import Turns
 from kvtier.types import NO_SLOT, BlockKey, OpKind
 
 
@@ -20,6 +22,7 @@ def audit(state: State, promotion: Promotion, copies: Copies) -> None:
     _check_slots(state, copies)
     _check_pins(state, copies)
     _check_reads(state, promotion)
+    _check_turns(state, promotion.turns)
     _check_lowers(state)
 
 
@@ -99,6 +102,17 @@ def _check_reads(state: State, promotion: Promotion) -> None:
             assert request.reading in promotion.fills[key].waiters, "a request waits for nothing"
     reads = sum(operation.op.kind is OpKind.READ for operation in flying.values())
     assert reads == len(promotion.fills), "a read without a fill"
+
+
+def _check_turns(state: State, turns: Turns) -> None:
+    """Nobody waits for nobody, and one request alone holds slots while it waits for more."""
+    waiting = turns.waiting()
+    assert not waiting or turns.moving, "a request waits for room, and nothing moves"
+    for request in waiting:
+        assert not request.held or request is turns.holder, "two requests hold slots for each other"
+    holder = turns.holder
+    assert holder is None or state.requests.get(holder.name) is holder, "a holder that is gone"
+    assert holder is None or not holder.settled, "a holder that wants nothing"
 
 
 def _check_lowers(state: State) -> None:

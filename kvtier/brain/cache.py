@@ -62,6 +62,7 @@ class TieredCache:
         clock: Callable[[], float] = time.monotonic,
         low_watermark: float = 0.05,
         read_share: float = 0.5,
+        max_wait_s: float = 30.0,
         costs: Costs | None = None,
     ) -> None:
         state = self._state = make_state(
@@ -80,7 +81,7 @@ class TieredCache:
         self._notifier = Notifier(state.policies, state.victims, self._agenda, clock)
         self._scoring = Scoring(state)
         self._demotion = Demotion(state, low_watermark=low_watermark)
-        self._promotion = Promotion(state, self._demotion, read_share=read_share)
+        self._promotion = Promotion(state, self._demotion, read_share, max_wait_s)
         self._prefetch = Prefetch(state, self._agenda, self._promotion, self._demotion)
         self._copies = Copies(state, self._demotion, self._promotion, self._scoring)
         self._residency = state.residency
@@ -277,6 +278,7 @@ class TieredCache:
         for upkeep in self._upkeeps:
             upkeep.tick()
         self._demotion.tick()
+        self._promotion.turns.tick()
         self._scoring.tick()
         self._prefetch.tick()
         self._refresh()
@@ -291,6 +293,8 @@ class TieredCache:
                 self._ended(operation, landed)
         if landed:
             self._residency.arrived(landed)
+            for lower in self._state.lowers:
+                lower.learn()
         self._refresh()
 
     def scanned(self, batch: ScanBatch) -> None:

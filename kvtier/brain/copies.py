@@ -40,7 +40,7 @@ class Copies:
         promotion: Promotion,
         scoring: Scoring,
     ) -> None:
-        self.plans: dict[int, CopyPlan] = {}
+        self.plans = state.copies
         self._state = state
         self._residency = state.residency
         self._demotion = demotion

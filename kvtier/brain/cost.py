@@ -49,7 +49,11 @@ class Pace:
 
 
 class ReadCost:
-    """One tier's read cost: a latency plus a time per byte. Without a `start` reading is free until measured."""
+    """One tier's read cost: a latency plus a time per byte. Without a `start` reading is free until measured.
+
+    The latency is what an idle tier takes until its first bytes are here, the engine's own steps included. What
+    lands with the first bytes says nothing about the rate.
+    """
 
     def __init__(self, clock: Callable[[], float], start: Medium | None = None) -> None:
         self._latency = Pace(clock)
@@ -58,16 +62,16 @@ class ReadCost:
             self._latency.start(1, start.latency_s)
             self._per_byte.start(_START_NBYTES, _START_NBYTES / start.read)
 
-    def served(self, seconds: float) -> None:
-        """Note the service time of one read."""
+    def began(self, seconds: float) -> None:
+        """Note how long the first bytes took."""
         self._latency.add(1, seconds)
 
     def arrived(self, nbytes: int, seconds: float) -> None:
-        """Note that a request had `nbytes` after `seconds`, queueing included."""
-        self._per_byte.add(nbytes, max(0.0, seconds - self._latency.steady()))
+        """Note that `nbytes` came in the `seconds` since others did."""
+        self._per_byte.add(nbytes, seconds)
 
     def estimate(self, nbytes: int) -> float:
-        """Seconds until `nbytes` would be here; 0 while nothing is known."""
+        """Seconds until `nbytes` would be here, with what is read before them; 0 while nothing is known."""
         return self._latency() + nbytes * self._per_byte()
 
 

@@ -64,6 +64,9 @@ class LowerTier:
         self.idles = 0  # WRITE under way at leisure
         self._admission = admission
         self._moved = clock()
+        self._landed = 0  # bytes since `learn`
+        self._since = clock()  # when it was idle, or bytes landed
+        self._flowing = False  # some landed since it was idle
         self._residency = residency
         self._operations = operations
         self._clock = clock
@@ -167,7 +170,9 @@ class LowerTier:
         self, key: BlockKey, place: Place, slot: int, group: int, priority: Priority
     ) -> Operation:
         """Order a record into a slot."""
-        self.reads.begin(key, demanded=priority is Priority.DEMAND)
+        if not self.reads.in_time and not self.reads.ahead:
+            self._since, self._flowing = self._clock(), False
+        self.reads.begin(key, self.nbytes(key), demanded=priority is Priority.DEMAND)
         return self._order(OpKind.READ, key, place, slot, group, priority)
 
     def remove(self, key: BlockKey) -> None:
@@ -196,10 +201,11 @@ class LowerTier:
         then removed from every rank.
         """
         self._end(key)
+        late = self.reads.is_late(key)
         self.reads.end(key)
         if operation.ok:
             self.breaker.succeeded(OpKind.READ)
-            self.cost.served(operation.seconds)
+            self._landed += 0 if late else operation.nbytes
             if self.space:
                 self.space.room.read(key)
             self.counters.count_read(operation.nbytes, operation.seconds)
@@ -213,6 +219,25 @@ class LowerTier:
                 nbytes = self._residency.erase(self.tier, key)
                 if self.space:
                     self.space.doom(key, nbytes)
+
+    def learn(self) -> None:
+        """Take what landed since the last call for a sample of the tier's speed."""
+        if self._landed:
+            now = self._clock()
+            if self._flowing:
+                self.cost.arrived(self._landed, now - self._since)
+            else:
+                self.cost.began(now - self._since)
+            self._since, self._landed, self._flowing = now, 0, True
+
+    def read_s(self, nbytes: int) -> float:
+        """Estimate the seconds until so many bytes are here, behind those that others wait for."""
+        return self.cost.estimate(self.reads.nbytes + nbytes)
+
+    def nbytes(self, key: BlockKey) -> int:
+        """Bytes of a record that it has."""
+        index = self._residency.index
+        return index.sizes[self.tier - 1][index.rows[key]]
 
     def removed(self, operation: Operation, key: BlockKey) -> None:
         """Take the answer to REMOVE."""

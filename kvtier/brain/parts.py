@@ -1,6 +1,6 @@
 """What of a request's chunks is of use together: the windows go with the full groups, in whole and in part."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 
 from kvtier.brain.groups import Groups
@@ -13,33 +13,37 @@ _MOST_LOOKS = 512
 _MOST_PARTS = 16
 
 
-def shorter_reads(
-    index: Index, groups: Groups, request: Request, wanted: Sequence[BlockKey], most: int
+def shorter_parts(
+    index: Index,
+    groups: Groups,
+    request: Request,
+    wanted: Sequence[BlockKey],
+    most: int,
+    counts: Callable[[BlockKey], bool],
 ) -> Iterator[list[BlockKey]]:
-    """Yield what must be read for each shorter part of a hit, the longest first, where that is at most `most` chunks.
+    """Yield each shorter part of a hit, the longest first, of which at most `most` chunks, and not none, count.
 
     A part is what the full groups have up to some token, and the windows of the others before that token. After so
     many looks there is none.
     """
     spans = groups.spans(request, wanted)
     full = sorted((spans[key][1], key) for key in spans if groups.group(key).window_chunks is None)
-    absent = [key for _, key in full if not index.resident(key)]
-    lacking = [0, *accumulate(not index.resident(key) for _, key in full)]
+    keys = [key for _, key in full]
+    counted = [0, *accumulate(map(counts, keys))]
     looks, parts = _MOST_LOOKS, _MOST_PARTS
     for n in range(len(full) - 1, 0, -1):
         if not (most > 0 and looks and parts):
             return
         end = full[n - 1][0]
-        if full[n][0] == end or lacking[n] > most:
+        if full[n][0] == end or counted[n] > most:
             continue
         windows = _windows(index, groups, request, end)
         if windows is None:
             continue
         looks -= 1
-        apart = [key for key in windows if not index.resident(key)]
-        if 0 < lacking[n] + len(apart) <= most:
+        if 0 < counted[n] + sum(map(counts, windows)) <= most:
             parts -= 1
-            yield [*absent[: lacking[n]], *apart]
+            yield [*keys[:n], *windows]
 
 
 def usable(index: Index, groups: Groups, request: Request) -> set[BlockKey]:

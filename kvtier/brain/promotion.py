@@ -1,20 +1,21 @@
 """The tiers below to tier 0: reads that requests wait for, and reads ahead."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
 
 from kvtier.brain.budgets import Budgets
 from kvtier.brain.demotion import Demotion
 from kvtier.brain.groups import Place
 from kvtier.brain.lower_tier import LowerTier
 from kvtier.brain.operations import Operation
-from kvtier.brain.parts import shorter_reads, usable
+from kvtier.brain.parts import shorter_parts, usable
 from kvtier.brain.plans import ReadPlan
+from kvtier.brain.reading import Fill, Reading
 from kvtier.brain.requests import Request, Waiter
 from kvtier.brain.state import State
-from kvtier.brain.turn import Turn
+from kvtier.brain.turn import Turns
 from kvtier.brain.why import Why
+from kvtier.brain.worth import Worth
 from kvtier.hook import HookKind
 from kvtier.types import NO_SLOT, BlockKey, OpKind, OpStatus, Priority
 
@@ -24,99 +25,55 @@ _AHEAD_LEAST = 8
 _AHEAD_SHARE = 0.25  # of the slots; more would drive out what is in use when a queue builds up
 
 
-class Reading:
-    """The reads that one request waits for; it is told of each one's end."""
-
-    def __init__(
-        self, request: Request, promotion: "Promotion", clock: Callable[[], float]
-    ) -> None:
-        self.request = request
-        self.started = self.deadline = clock()
-        self.left: set[BlockKey] = set()
-        self.nbytes: dict[int, int] = {}  # per tier, what was ordered
-        self.failed = False  # some read did: its time says nothing about speed
-        self._promotion = promotion
-        self._clock = clock
-
-    def expect(self, key: BlockKey, lower: LowerTier, nbytes: int) -> None:
-        """Add a read to wait for."""
-        self.left.add(key)
-        self.nbytes[lower.tier] = self.nbytes.get(lower.tier, 0) + nbytes
-        self.deadline = max(self.deadline, self.started + lower.spec.deadline_s)
-
-    def landed(self, key: BlockKey, *, ok: bool) -> None:
-        """Take the news of one key; the last one ends the wait."""
-        self.left.remove(key)
-        if ok:
-            self._promotion.hold(self.request, key)
-        else:
-            self.failed = True
-        if not self.left:
-            self._promotion.over(self)
-
-    def over(self) -> bool:
-        """Whether its deadline has passed; then the request goes on without what is left."""
-        if late := self._clock() >= self.deadline:
-            self._promotion.expire(self)
-        return late
-
-
-@dataclass(slots=True)
-class Fill:
-    """One READ under way into a slot, and who is told that it landed."""
-
-    lower: LowerTier
-    operation: Operation
-    waiters: list[Waiter] = field(default_factory=list)
-    cancelled: bool = False
-    ahead: bool = False  # ordered with nobody waiting
-
-
 class Promotion:
-    """At most `read_share` of the slots are being filled from one tier at any time; what does not fit is a miss.
+    """At most `read_share` of the slots are being filled from one tier at any time.
 
-    A request whose hit does not fit now may wait once for its turn.
+    A hit that does not fit at once comes in waves; `Turns` says who may wait for the next one. A hit ends for good where
+    it could never fit, where a read fails, and where to wait costs more than to compute.
     """
 
-    def __init__(self, state: State, demotion: Demotion, *, read_share: float) -> None:
+    def __init__(
+        self, state: State, demotion: Demotion, read_share: float, max_wait_s: float
+    ) -> None:
         self.fills: dict[BlockKey, Fill] = {}
         self._state = state
         self._residency = state.residency
         self._lowers = state.lowers
         self._groups = state.groups
         self._demotion = demotion
-        self._budgets = Budgets(state.lowers, state.residency.slots, read_share)
+        self._budgets = Budgets(state.lowers, state.residency, read_share)
+        self._worth = Worth(state, max_wait_s)
+        self.turns = Turns(state, self._budgets)
 
     def plan(self, request: Request, wanted: Sequence[BlockKey]) -> ReadPlan:
-        """Order what of `wanted` is not in tier 0, in order, up to the first that cannot come.
+        """Order what of `wanted` is not in tier 0, in order, as far as it can come now.
 
         With several KV-cache groups the hit is cut for all of them at once: a part of one group is no hit.
         """
         self.link(request)
+        wanted = self._cut(request, wanted)
         resident = self._residency.index.resident
         missing = list(dict.fromkeys(key for key in wanted if not resident(key)))
-        if self._too_dear(request, wanted, missing):
+        reads = self._reads(missing)
+        if self._worth.too_dear(request, wanted, missing, reads):
             return self._settle(request, Why.TOO_DEAR)
-        why = self._make_room(missing)
-        if why in _NO_ROOM and (turn := self._turn(request, missing)):
-            self._residency.unpin(request.await_turn(turn))
-            return ReadPlan(len(turn.left))
+        now = self._state.clock()
+        request.begin(now, self._worth.patience(request, missing))
+        if request.overdue(now):
+            return self._settle(request, Why.WAITING_FOR_ROOM)
+        why = self._make_room(request, missing)
+        if why in _NO_ROOM and self._should_wait(request, missing, reads):
+            return self._await_turn(request, reads)
+        more = why in _NO_ROOM and self.turns.may_hold(request) and len(missing) > 1
+        part: Sequence[BlockKey] = missing
         if why and len(self._groups.specs) > 1:
-            self._state.refuse_load(request, why)
-            missing = self._shorter(request, wanted, missing)
-        reading = Reading(request, self, self._state.clock)
-        for key in missing:
-            fill = self.wait_for(key, reading)
-            if isinstance(fill, Why):
-                why = fill
-                break
-            reading.expect(key, fill.lower, self._nbytes(fill.lower, key))
-        if not reading.left:
-            return self._settle(request, why or Why.VANISHED)
-        if len(reading.left) < len(missing) and why:
-            self._state.refuse_load(request, why)
-        request.await_reads(reading)
-        return ReadPlan(len(reading.left), tuple(key for key in missing if key in reading.left))
+            fits_later = more and len(reads) <= self._budgets.spare
+            part = self._shorter(request, wanted, missing)
+            grows = bool(part) and self._groups.group(part[0]).window_chunks is None
+            if fits_later and not grows:
+                part = missing  # its windows come with the last wave
+            more = more and (grows or fits_later)
+        return self._order(request, part, why, more=more)
 
     def wait_for(self, key: BlockKey, waiter: Waiter) -> Fill | Why:
         """Let somebody wait for a chunk that is coming up, or order it; return why it cannot come."""
@@ -151,7 +108,7 @@ class Promotion:
         may = usable(self._residency.index, self._groups, request)
         wanted = [key for key in keys if key in may]
         missing = [key for key in wanted if not self._residency.index.resident(key)]
-        if missing and not self._too_dear(request, wanted, missing):
+        if missing and not self._worth.too_dear(request, wanted, missing, self._reads(missing)):
             return self.bring_up(missing)
         return ()
 
@@ -180,18 +137,20 @@ class Promotion:
         return not self._demotion.pressed and ahead < share
 
     def expire(self, reading: Reading) -> None:
-        """End the wait of a request whose deadline passed: it goes on with what it has."""
-        late = {self.fills[key].lower.tier for key in reading.left}
-        for lower in self._lowers:
-            if lower.tier in late:
+        """End the wait of a request that waited too long: it goes on with what it has."""
+        request, why = reading.request, Why.LATE
+        if reading.silent:
+            for lower in dict.fromkeys(reading.left.values()):
                 lower.breaker.failed(OpKind.READ)
-        self._learn(reading)
-        self.abandon(reading.request)
-        self._settle(reading.request, Why.LATE)
+        else:
+            why = request.patience.why
+        self.abandon(request)
+        self._settle(request, why)
 
     def abandon(self, request: Request) -> None:
         """Stop to wait; reads that nobody else waits for are cancelled."""
-        if not isinstance(reading := request.give_up(), Reading):
+        self.turns.release(request)
+        if not isinstance(reading := request.abandon(), Reading):
             return
         for key in reading.left:
             fill = self.fills[key]
@@ -205,11 +164,14 @@ class Promotion:
         self._residency.pin((key,))
 
     def over(self, reading: Reading) -> None:
-        """End the wait of a request whose last read has ended."""
+        """End the wait of a request whose last read has ended; it asks again where another wave follows."""
+        request = reading.request
         if reading.failed:
-            self._state.refuse_load(reading.request, Why.FAILED)
-        self._learn(reading)
-        reading.request.settle()
+            self._state.refuse_load(request, Why.FAILED)
+        if reading.more and not reading.failed:
+            request.give_up()
+        else:
+            self._end(request)
 
     def ended(self, operation: Operation, lower: LowerTier, key: BlockKey) -> bool:
         """Take the answer to READ; return whether the chunk is in its slot, to be made readable."""
@@ -236,19 +198,36 @@ class Promotion:
             if not fill.waiters and key not in wanted:
                 self._cancel(fill)
 
+    def _order(
+        self, request: Request, missing: Sequence[BlockKey], why: Why | None, *, more: bool
+    ) -> ReadPlan:
+        reading = Reading(request, self, self._state.clock, more=more)
+        for key in missing:
+            fill = self.wait_for(key, reading)
+            if isinstance(fill, Why):
+                why = fill
+                break
+            reading.expect(key, fill.lower)
+        if not reading.left:
+            return self._settle(request, why or Why.VANISHED)
+        if more:
+            self.turns.hold(request)
+        else:
+            self.turns.release(request)
+            if why:
+                self._state.refuse_load(request, why)
+        request.await_reads(reading, self._state.clock())
+        return ReadPlan(len(reading.left), tuple(reading.left))
+
     def _settle(self, request: Request, why: Why) -> ReadPlan:
         """Let a request do without reads."""
         self._state.refuse_load(request, why)
-        request.settle()
+        self._end(request)
         return ReadPlan(0)
 
-    def _learn(self, reading: Reading) -> None:
-        if reading.failed:
-            return
-        seconds = self._state.clock() - reading.started
-        for lower in self._lowers:
-            if nbytes := reading.nbytes.get(lower.tier):
-                lower.cost.arrived(nbytes, seconds)
+    def _end(self, request: Request) -> None:
+        self.turns.release(request)
+        request.settle()
 
     def _join(self, key: BlockKey) -> Fill | Why | None:
         fill = self.fills.get(key)
@@ -280,6 +259,8 @@ class Promotion:
             return lower
         if self._budgets.left(lower, priority) <= 0:
             return Why.READ_BUDGET
+        if priority is Priority.DEMAND and self._budgets.spare <= 0:
+            return Why.NO_SLOT
         slot = self._residency.claim(key)
         if slot == NO_SLOT:
             return Why.NO_SLOT
@@ -311,34 +292,78 @@ class Promotion:
         return why
 
     def clear(self) -> None:
-        """Forget every read under way."""
+        """Forget every read under way, and who holds slots for more."""
         self.fills.clear()
+        self.turns.clear()
 
-    def _make_room(self, missing: Sequence[BlockKey]) -> Why | None:
+    def _cut(self, request: Request, wanted: Sequence[BlockKey]) -> Sequence[BlockKey]:
+        """Return what of a hit could ever be in tier 0 at once, beside stores."""
+        most = self._budgets.largest_hit
+        if len(wanted) <= most:
+            return wanted
+        self._state.refuse_load(request, Why.TOO_LONG)
+        if len(self._groups.specs) == 1:
+            return wanted[:most]
+        index = self._residency.index
+        parts = shorter_parts(index, self._groups, request, wanted, most, lambda _: True)
+        return next(parts, [])
+
+    def _reads(self, missing: Sequence[BlockKey]) -> list[tuple[BlockKey, LowerTier]]:
+        """Return which reads would have to be ordered, and of which tier."""
+        sources = ((key, self._source(key)) for key in missing if key not in self.fills)
+        return [(key, lower) for key, lower in sources if isinstance(lower, LowerTier)]
+
+    def _make_room(self, request: Request, missing: Sequence[BlockKey]) -> Why | None:
         """Make slots free for reads; return why not all that is missing is being read or can be now."""
-        slots = self._residency.slots
         n, why = self._readable(missing)
-        if n > slots.free:
+        needed = n + self.turns.reserved(request) if n else 0
+        lack = needed - self._residency.slots.free
+        if lack > 0:
             self.relieve(set(missing))
-            self._demotion.make_room(n - slots.free)
-        return Why.NO_SLOT if n > slots.free else why
+            self._demotion.make_room(lack)
+        return Why.NO_SLOT if needed > self._budgets.room else why
 
-    def _turn(self, request: Request, missing: Sequence[BlockKey]) -> Turn | None:
-        """Return the turn that a request waits for, if it has not waited before and there is none now."""
-        keys = [key for key in missing if key not in self.fills]
-        reads = Counter(low for low in map(self._source, keys) if isinstance(low, LowerTier))
-        if request.waited or not reads:
-            return None
-        turn = Turn(self._state, self._budgets, request, keys, reads)
-        return None if turn.over() else turn
+    def _should_wait(
+        self,
+        request: Request,
+        missing: Sequence[BlockKey],
+        reads: Sequence[tuple[BlockKey, LowerTier]],
+    ) -> bool:
+        """Whether a request that lacks room is better off later: something moves, and it may not or need not begin."""
+        if not reads or not self.turns.moving:
+            return False
+        if self.turns.silent(request, {lower for _, lower in reads}):
+            return False
+        if not self.turns.may_hold(request):
+            return True
+        fit = min(self._readable(missing)[0], self._budgets.room)
+        return fit < min(len(missing), self.turns.least_wave)
+
+    def _await_turn(
+        self, request: Request, reads: Sequence[tuple[BlockKey, LowerTier]]
+    ) -> ReadPlan:
+        """Let a request wait for room; only the one that may hold slots keeps what it has."""
+        if self.turns.holder is not request:
+            self._residency.unpin(request.hold([]))
+        keys = [key for key, _ in reads]
+        request.await_turn(self.turns.wait(request, keys, Counter(low for _, low in reads)))
+        return ReadPlan(len(keys))
 
     def _shorter(
         self, request: Request, wanted: Sequence[BlockKey], missing: Sequence[BlockKey]
     ) -> list[BlockKey]:
         """Return the reads of the longest part of a hit of several groups that has room now."""
-        fit = min(self._readable(missing)[0], self._residency.slots.free)
-        parts = shorter_reads(self._residency.index, self._groups, request, wanted, fit)
-        return next((reads for reads in parts if self._make_room(reads) is None), [])
+        index = self._residency.index
+        fit = min(self._readable(missing)[0], self._budgets.room)
+
+        def absent(key: BlockKey) -> bool:
+            return not index.resident(key)
+
+        for part in shorter_parts(index, self._groups, request, wanted, fit, absent):
+            reads = list(filter(absent, part))
+            if self._make_room(request, reads) is None:
+                return reads
+        return []
 
     def _readable(self, missing: Sequence[BlockKey]) -> tuple[int, Why | None]:
         """Return how many slots the reads of `missing` take, up to one that cannot be read now, and why not."""
@@ -367,34 +392,3 @@ class Promotion:
         if not fill.cancelled:
             fill.cancelled = True
             self._state.operations.cancel(fill.operation)
-
-    def _nbytes(self, lower: LowerTier, key: BlockKey) -> int:
-        index = self._residency.index
-        return index.sizes[lower.tier - 1][index.rows[key]]
-
-    def _too_dear(
-        self, request: Request, wanted: Sequence[BlockKey], missing: Sequence[BlockKey]
-    ) -> bool:
-        """Whether to compute from the first missing chunk on is cheaper than to read and load."""
-        if not self._state.costs.known:
-            return False
-        spans = self._groups.spans(request, wanted)
-        starts = [spans[key][0] for key in missing if key in spans]
-        if not starts:
-            return False
-        first = min(starts)
-        tokens = max(end for _, end in spans.values()) - first
-        per_tier: dict[int, int] = {}
-        for key in missing:
-            lower = self._source(key)
-            if isinstance(lower, LowerTier) and key not in self.fills:
-                nbytes = self._nbytes(lower, key)
-                per_tier[lower.tier] = per_tier.get(lower.tier, 0) + nbytes
-        read_s = sum(
-            lower.cost.estimate(per_tier[lower.tier])
-            for lower in self._lowers
-            if lower.tier in per_tier
-        )
-        loaded = [key for key, (_, end) in spans.items() if end > first]
-        nbytes = sum(self._groups.group(key).nbytes for key in loaded)
-        return self._state.costs.dearer(read_s, nbytes, tokens)

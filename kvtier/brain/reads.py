@@ -1,16 +1,70 @@
 """The reads of one tier under way: what counts against its budget, and what is late."""
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 from kvtier.types import BlockKey
 
 
-class Reads:
-    """Reads in the order in which they fall due. Nobody waits for a late one; its slot does, until it is answered.
+class _Read(NamedTuple):
+    number: int  # in the order in which they are served
+    since: float
+    nbytes: int
 
-    A tier hangs if one of its reads is late by a whole deadline more. Reads that were ordered before the tier
-    rested are excused: what they say was heard.
+
+class _Line:
+    """Reads that are served in this order. One is late if, for a deadline, neither it nor one before it was answered."""
+
+    def __init__(self, deadline_s: float) -> None:
+        self.reads: OrderedDict[BlockKey, _Read] = OrderedDict()
+        self.nbytes = 0
+        self._deadline_s = deadline_s
+        self._moved = -1.0  # when the last one was answered of those before the first of `reads`
+        self._answers: deque[tuple[int, float]] = deque()  # the later, the higher its number
+
+    def add(self, key: BlockKey, read: _Read) -> None:
+        """Queue a read."""
+        self.reads[key] = read
+        self.nbytes += read.nbytes
+
+    def take(self, key: BlockKey) -> _Read | None:
+        """Take a read out, if it is here."""
+        read = self.reads.pop(key, None)
+        self.nbytes -= read.nbytes if read else 0
+        return read
+
+    def answered(self, number: int, now: float) -> None:
+        """Note an answer: whoever stands behind that read has not waited in vain."""
+        while self._answers and self._answers[-1][0] >= number:
+            self._answers.pop()
+        self._answers.append((number, now))
+
+    def moved(self, now: float) -> None:
+        """Note the answer to a read that goes before all of these."""
+        self._moved = now
+        self._answers.clear()
+
+    def late(self, now: float) -> list[tuple[BlockKey, float]]:
+        """Take out what is late, with when it was due. What stands behind falls due later."""
+        late = []
+        while self.reads:
+            key, (number, since, _) = next(iter(self.reads.items()))
+            while self._answers and self._answers[0][0] < number:
+                self._moved = self._answers.popleft()[1]
+            due = max(since, self._moved) + self._deadline_s
+            if now < due:
+                break
+            self.take(key)
+            late.append((key, due))
+        return late
+
+
+class Reads:
+    """Reads in the order in which they are served: first those that somebody waits for, then the reads ahead.
+
+    Nobody waits for a late one; its slot does, until it is answered. A tier hangs if one of its reads is late by a
+    whole deadline more. Reads that were ordered before the tier rested are excused: what they say was heard.
     """
 
     def __init__(self, deadline_s: float, clock: Callable[[], float]) -> None:
@@ -20,55 +74,68 @@ class Reads:
 
     def clear(self) -> None:
         """Forget all of them."""
-        self.all = 0  # not answered yet
-        self.demanded: set[BlockKey] = set()  # of all of them: somebody waits, or did
-        self._due: OrderedDict[BlockKey, float] = OrderedDict()  # those in time
-        self._in_time = 0  # of those that are demanded
+        self.demanded: set[BlockKey] = set()  # somebody waits, or did; the late ones too
+        self._numbers: dict[BlockKey, int] = {}  # of all that are not answered yet
+        self._next = 0
+        self._awaited = _Line(self._deadline_s)
+        self._ahead = _Line(self._deadline_s)
         self._late: OrderedDict[BlockKey, float] = OrderedDict()  # with when they were due
         self._excused = -1.0  # what was due by then is
 
-    def begin(self, key: BlockKey, *, demanded: bool) -> None:
+    @property
+    def all(self) -> int:
+        """How many are not answered yet."""
+        return len(self._numbers)
+
+    def begin(self, key: BlockKey, nbytes: int, *, demanded: bool) -> None:
         """Note a read that was ordered."""
-        self.all += 1
-        self._due[key] = self._clock() + self._deadline_s
         if demanded:
             self.demanded.add(key)
-            self._in_time += 1
+        self._queue(self._awaited if demanded else self._ahead, key, nbytes)
 
     def demand(self, key: BlockKey) -> None:
         """Note that somebody waits for a read from now on."""
-        if key not in self.demanded and not self.is_late(key):
+        self._look()
+        if (read := self._ahead.take(key)) is not None:
             self.demanded.add(key)
-            self._in_time += 1
-            self._due[key] = self._clock() + self._deadline_s
-            self._due.move_to_end(key)
+            self._queue(self._awaited, key, read.nbytes)
 
     def end(self, key: BlockKey) -> None:
         """Note the answer to a read."""
-        self.all -= 1
-        in_time = self._due.pop(key, None) is not None
-        if not in_time:
-            self._late.pop(key, None)
+        self._look()
+        now, number = self._clock(), self._numbers.pop(key)
         if key in self.demanded:
             self.demanded.remove(key)
-            self._in_time -= in_time
+            self._awaited.answered(number, now)
+            self._ahead.moved(now)
+        else:
+            self._ahead.answered(number, now)
+        self._awaited.take(key)
+        self._ahead.take(key)
+        self._late.pop(key, None)
 
     def is_late(self, key: BlockKey) -> bool:
         """Whether a read under way is past its deadline."""
         self._look()
-        return key not in self._due
+        return key not in self._awaited.reads and key not in self._ahead.reads
 
     @property
     def in_time(self) -> int:
         """How many that somebody waits for are not late."""
         self._look()
-        return self._in_time
+        return len(self._awaited.reads)
 
     @property
     def ahead(self) -> int:
         """How many that nobody waits for are not late."""
         self._look()
-        return len(self._due) - self._in_time
+        return len(self._ahead.reads)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of those in time that somebody waits for."""
+        self._look()
+        return self._awaited.nbytes
 
     @property
     def hung(self) -> bool:
@@ -82,13 +149,14 @@ class Reads:
         self._late.clear()
         self._excused = self._clock() + self._deadline_s
 
+    def _queue(self, line: _Line, key: BlockKey, nbytes: int) -> None:
+        self._next += 1
+        self._numbers[key] = self._next
+        line.add(key, _Read(self._next, self._clock(), nbytes))
+
     def _look(self) -> None:
         now = self._clock()
-        while self._due:
-            key, due = next(iter(self._due.items()))
-            if now < due:
-                return
-            del self._due[key]
-            self._in_time -= key in self.demanded
-            if due > self._excused:
-                self._late[key] = due
+        for line in (self._awaited, self._ahead):
+            for key, due in line.late(now):
+                if due > self._excused:
+                    self._late[key] = due

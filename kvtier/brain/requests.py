@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from kvtier.brain.index import IN_TIER0, TIERS
 from kvtier.brain.why import Why
@@ -10,9 +10,18 @@ from kvtier.facts import RequestFacts, RequestHints
 from kvtier.types import BlockKey
 
 if TYPE_CHECKING:
-    from kvtier.brain.promotion import Reading
+    from kvtier.brain.reading import Reading
     from kvtier.brain.turn import Turn
 
+
+class Patience(NamedTuple):
+    """How long a request waits at most for its hit, over all waves, and what it is when that is over."""
+
+    seconds: float
+    why: Why
+
+
+_NO_PATIENCE = Patience(0.0, Why.LATE)
 _NOBODY = RequestFacts("", (), 0.0, RequestHints())
 
 
@@ -40,7 +49,10 @@ class Request:
     held: list[BlockKey] = field(default_factory=list)  # pinned, each once per mention
     given: bool = False  # `held` is a hit that was given, and counted
     reading: "Reading | Turn | None" = None  # what it waits for
-    waited: bool = False  # for room, since it last started from nothing
+    patience: Patience = _NO_PATIENCE
+    until: float | None = None  # by when its wait ends; None: it has not begun
+    heard_s: float = 0.0  # when a chunk landed for it last, or its reads were ordered
+    tries: int = 0  # to find room, in vain, since it last did
     too_dear: bool = False  # reading costs more than computing, until it departs
     why: Why | None = None  # its hit ended early
     stale: bool = False  # its KV is of an epoch that ended
@@ -92,20 +104,43 @@ class Request:
         self.reading = None
         self.sees = IN_TIER0
 
-    def await_reads(self, reading: "Reading") -> None:
+    def begin(self, now: float, patience: Patience) -> None:
+        """Note that its wait begins, if it has not."""
+        if self.until is None:
+            self.patience, self.until = patience, now + patience.seconds
+
+    def heard(self, now: float) -> None:
+        """Note that a chunk landed for it."""
+        self.heard_s = now
+
+    def silent(self, now: float, deadline_s: float) -> bool:
+        """Whether no chunk landed for it for so long."""
+        return now >= self.heard_s + deadline_s
+
+    def overdue(self, now: float) -> bool:
+        """Whether its whole wait is over."""
+        return self.until is not None and now >= self.until
+
+    def await_reads(self, reading: "Reading", now: float) -> None:
         """Let it wait for reads."""
         self.reading = reading
+        self.heard_s = now
+        self.tries = 0
 
-    def await_turn(self, turn: "Turn") -> list[BlockKey]:
-        """Let it wait for room, once; return what it held and holds no more."""
-        self.waited = True
+    def await_turn(self, turn: "Turn") -> None:
+        """Let it wait for room."""
         self.reading = turn
-        return self.hold([])
+        self.tries += 1
 
     def give_up(self) -> "Reading | Turn | None":
         """Stop to wait; return what it waited for."""
         reading, self.reading = self.reading, None
         return reading
+
+    def abandon(self) -> "Reading | Turn | None":
+        """Stop to wait for all of its hit; a later wait is another one."""
+        self.until, self.tries = None, 0
+        return self.give_up()
 
     def refuse(self, why: Why) -> bool:
         """Note why its hit ends early; return whether that is the first reason."""
@@ -170,4 +205,4 @@ class Request:
         if not self.too_dear:
             self.sees = TIERS
             self.why = None
-            self.waited = False
+            self.until, self.tries = None, 0

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from kvtier.brain.cost import Costs, ReadCost
 from kvtier.brain.groups import Groups
@@ -24,6 +25,9 @@ from kvtier.hook import HookSet
 from kvtier.policy import AdmissionPolicy, EvictionPolicy, PrefetchPolicy
 from kvtier.types import MAX_LOWER_TIERS, TIER0, GroupSpec
 
+if TYPE_CHECKING:
+    from kvtier.brain.copies import CopyPlan
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
@@ -41,6 +45,7 @@ class State:
     counters: CacheStats
     arena: TierStats
     ahead: ReadAhead
+    copies: dict[int, "CopyPlan"]  # between the device and slots, under way
     clock: Callable[[], float]
 
     def refuse_load(self, request: Request, why: Why) -> None:
@@ -104,5 +109,6 @@ def make_state(  # noqa: PLR0913 - as of `TieredCache`
         counters=counters,
         arena=TierStats(name=names[TIER0]),
         ahead=ReadAhead(counters),
+        copies={},
         clock=clock,
     )

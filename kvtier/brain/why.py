@@ -24,6 +24,7 @@ class Why(StrEnum):
     RESTING = "resting", "the tier that holds it rests after failures"
     TOO_DEAR = "too_dear", "reading costs more than computing"
     NO_SLOT = "no_slot", "no slot (all pinned)"
+    TOO_LONG = "too_long", "DRAM has no room for all of it at once"
     READ_BUDGET = "read_budget", "as many reads are under way as may be"
     LATE = "late", "its reads missed their deadline"
     FAILED = "failed", "a read failed"
@@ -46,4 +47,4 @@ class Why(StrEnum):
     ASKED_LATE = "asked_late", "a tier answered after its budget"
     DETACHED = "detached", "the tier is closed since a reset"
     FOREIGN_HANDOFF = "foreign_handoff", "what was handed over is of another namespace"
-    WAITING_FOR_ROOM = "waiting_for_room", "another request waits for slots before it"
+    WAITING_FOR_ROOM = "waiting_for_room", "it waited for room for as long as a wait may be"

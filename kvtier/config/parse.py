@@ -33,6 +33,7 @@ _TIER_KEYS = (
     *("name", "kind", "capacity", "numa", "eviction", "admission"),
     *("codec", "write", "deadline", "depth", "medium", "wrappers"),
 )
+_TOP_KEYS = tuple(name.removesuffix("_s") for name in Config.__struct_fields__)
 _HOOK_KEYS = (*HookKind, "budget", "failures", "vetoes")
 _MEDIUM_UNITS = {"read": parse_nbytes, "write": parse_nbytes, "latency": parse_seconds}
 _IO_UNITS = {"idle_write": parse_nbytes}
@@ -52,7 +53,7 @@ def parse(raw: object, *, here: bool = True) -> Config:
     What is not to run `here` is not held against this machine.
     """
     refuse_odd(raw)
-    top = section(raw, "", Config.__struct_fields__, {})
+    top = section(raw, "", _TOP_KEYS, {"max_wait": parse_seconds})
     if top.get("chunk_tokens") == "auto":
         del top["chunk_tokens"]
     if "store" in top:
@@ -71,6 +72,7 @@ def parse(raw: object, *, here: bool = True) -> Config:
     _plugins(top, "prefetch", "prefetch", "prefetch")
     if isinstance(tiers := top.get("tiers"), list | tuple):
         top["tiers"] = [_tier(tier, index, here) for index, tier in enumerate(tiers)]
+    top |= {"max_wait_s": top.pop("max_wait")} if "max_wait" in top else {}
     try:
         config = msgspec.convert(top, Config)
     except msgspec.ValidationError as exc:

@@ -47,7 +47,7 @@ class TierConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     admission: Plugin = Plugin(kind="always")
     codec: Plugin = Plugin(kind="raw")
     write: WriteMode = WriteMode.ON_EVICT
-    deadline_s: float = 2.0  # a read that takes longer is a miss
+    deadline_s: float = 2.0  # without a read that is done; then those that wait are misses
     # Operations at a time; None: what threads allow.
     depth: Annotated[int, Meta(ge=2)] | None = None
     medium: MediumConfig | None = None  # None: the live engine finds out, the replayer assumes
@@ -102,6 +102,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     chunk_tokens: Annotated[int, Meta(ge=1)] | None = None  # None: kvtier.chunking decides
     store: Literal["all", "prompt"] = "all"
     load: Literal["auto", "always"] = "auto"  # auto: computing wins where it is the faster way
+    max_wait_s: float = 30.0  # of one request for its hit
     weights_id: str = "auto"
     persist_lora: bool = False
     prefetch: tuple[Plugin, ...] = ()  # all of them are asked, in this order

@@ -225,10 +225,30 @@ class Engine:
         self.ranks.reset(None if everybody else stale)
         self.ranks.lost.clear()
 
+    def serve_all(self) -> None:
+        """Let the engine ask for everybody, and everything be answered, until nobody waits: that comes to an end."""
+        for _ in range(60):
+            for n in range(len(self.requests)):
+                self.schedule(n, load=True)
+            for plan_id in list(self.ranks.copies):
+                self.ranks.finish(plan_id)
+            self.step()
+            self.clock.now += 0.05
+            self.verify()
+            if not any(req.reading for req in self.cache._requests.values()):
+                return
+        raise AssertionError("somebody waits for ever")
+
     # the ranks
 
-    def step(self) -> None:
+    def drain(self) -> None:
+        """End a step; whoever waits for room then, waits for something."""
         self.ranks.drain()
+        if self.cache._promotion.turns.waiting():
+            assert self.ranks.pending or self.ranks.copies, "all wait, and nothing moves"
+
+    def step(self) -> None:
+        self.drain()
         self.ranks.answer_all()
 
     def answer(self, n: int, rank: int, status: OpStatus) -> None:
@@ -325,6 +345,7 @@ class Engine:
 
     def end(self) -> None:
         """Let everything end, then assert that nothing is left."""
+        self.serve_all()
         for name in list(self.requests):
             self.cache.depart(name)
         for plan_id in list(self.ranks.copies):

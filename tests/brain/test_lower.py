@@ -312,6 +312,7 @@ def test_tiers_that_are_not_ours_share_a_quarter_of_the_slots_and_only_what_is_i
     assert made.cache.ready("a")
     keys = (A[4:], B)[asked - 1]
     arrive(made, "c", keys)
+    made.ranks.drain()
     assert made.cache.plan_read("c", keys[:2]) == (
         ReadPlan(0) if asked == 1 else ReadPlan(2, tuple(keys[:2]))
     )

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from kvtier.hook import HookSet
 from kvtier.registry import ADMISSION, EVICTION
 from kvtier.types import Medium, OpStatus, WriteMode
-from tests.brain.fake_engine import Engine, Shape
+from tests.brain.fake_engine import Engine, Shape, started
 from tests.brain.fake_ranks import RECORD
 
 NAMES = "abcde"
@@ -27,6 +27,7 @@ FAULTS = [
 STATUSES = [*[OpStatus.OK] * 14, *FAULTS]
 FREE = [-1, 0, 0, RECORD, 8 * RECORD, 1 << 40]
 WAITS = [0.1, 0.1, 1.1, 2.5, 70.0]
+SHORT_WAITS = [0.01, 0.05, 0.1, 0.1, 1.1, 2.5]
 
 
 class Machine(RuleBasedStateMachine):
@@ -108,7 +109,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def drain(self) -> None:
-        self.engine.ranks.drain()
+        self.engine.drain()
 
     @rule()
     def step(self) -> None:
@@ -198,7 +199,7 @@ def random_calls(engine: Engine, rng: random.Random) -> list[tuple[int, Callable
         (8, lambda: engine.depart(pick())),
         (1, lambda: engine.preempt(pick())),
         (rng.random() < 0.2, lambda: engine.reset(rng.random() < 0.3)),
-        (16, lambda: engine.ranks.drain()),
+        (16, lambda: engine.drain()),
         (6, lambda: engine.step()),
         (40, lambda: engine.answer(pick(), pick(), rng.choice(STATUSES))),
         (2, lambda: setattr(engine.ranks, "free", rng.choice(FREE))),
@@ -225,5 +226,57 @@ def test_the_brain_never_lies_on_long_walks(seed: int) -> None:
         _, call = rng.choices(calls, weights)[0]
         call()
         engine.verify()
+    engine.ask()
+    engine.end()
+
+
+def crowd_calls(engine: Engine, rng: random.Random) -> list[tuple[float, Callable[[], object]]]:
+    """List what happens where a few long prefixes are asked for again and again, and DRAM holds two at most."""
+
+    def pick() -> int:
+        return rng.randrange(30)
+
+    def status() -> OpStatus:
+        return rng.choice(STATUSES) if rng.random() < 0.1 else OpStatus.OK
+
+    return [
+        (6, lambda: engine.arrive(rng.choice(NAMES), rng.randint(3, 8), True)),
+        (30, lambda: engine.schedule(pick(), rng.random() < 0.8)),
+        (8, lambda: engine.finish(pick(), set())),
+        (3, lambda: engine.depart(pick())),
+        (1, lambda: engine.cancel(pick())),
+        (16, lambda: engine.drain()),
+        (20, lambda: engine.answer(pick(), pick(), status())),
+        (4, lambda: engine.store(pick(), rng.randint(1, 9))),
+        (3, lambda: engine.churn(rng.randint(1, 6))),
+        (6, lambda: setattr(engine.clock, "now", engine.clock.now + rng.choice(SHORT_WAITS))),
+        (0.2, lambda: engine.reset(True)),
+        (0.3, lambda: engine.preempt(pick())),
+        (3, lambda: engine.scan(pick(), 9)),
+    ]
+
+
+@pytest.mark.parametrize("seed", range(140, 170))
+def test_nobody_waits_for_ever_where_hits_crowd(seed: int) -> None:
+    rng = random.Random(seed)
+    shape = Shape(
+        slots=rng.randint(6, 20),
+        capacity=300,
+        modes=(WriteMode.IDLE,) * rng.randint(1, 2),
+        watermark=0.0,
+        hybrid=rng.random() < 0.3,
+        ranks=rng.randint(1, 2),
+        found=tuple((name, i) for name in NAMES for i in range(8)),
+    )
+    engine = started(shape)
+    calls = crowd_calls(engine, rng)
+    weights = [weight for weight, _ in calls]
+    waited = 0
+    for _ in range(500):
+        _, call = rng.choices(calls, weights)[0]
+        call()
+        engine.verify()
+        waited += bool(engine.cache._promotion.turns.waiting())
+    assert waited or shape.slots > 8, "nobody lacked room"
     engine.ask()
     engine.end()

@@ -51,7 +51,8 @@ def read(made: Engine, name: str) -> set[int]:
     arrive(made, f"again-{name}-{made.clock.now}", chain(name, 3))
     made.clock.now += 1
     request = f"again-{name}-{made.clock.now - 1}"
-    made.cache.plan_read(request, chain(name, 3))
-    made.ranks.settle()
+    for _ in range(3):  # waves
+        made.cache.plan_read(request, chain(name, 3))
+        made.ranks.settle()
     made.cache.depart(request)
     return {op.tier for op in made.ranks.sent if op.kind is OpKind.READ}

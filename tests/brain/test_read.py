@@ -1,13 +1,8 @@
 """Reads from below: planned once per request, bounded in time, slots and worth."""
 
-import pytest
-
 from kvtier.brain import ReadPlan, Why
-from kvtier.brain.budgets import Budgets
-from kvtier.brain.index import Index
-from kvtier.brain.lower_tier import LowerTier
 from kvtier.types import NO_SLOT, BlockKey, Medium, OpKind, OpStatus, Priority, WriteMode
-from tests.brain.fake_engine import Engine, Shape, arrive, here, put, sent, started, store, stored
+from tests.brain.fake_engine import Engine, Shape, arrive, here, sent, started, store
 from tests.brain.fake_ranks import CHUNK, RECORD, chain
 
 A, B = chain("a", 8), chain("b", 8)
@@ -103,136 +98,6 @@ def test_a_read_is_only_good_if_it_is_on_every_rank() -> None:
     assert made.cache.ready("r")
     assert here(made, A[:1]) == [False]
     assert made.cache.stats().free_slots == 16
-
-
-def test_what_does_not_fit_is_a_miss_from_there_on() -> None:
-    made = below(slots=6)  # at most half of them are filled at a time
-    arrive(made, "r", A)
-    assert made.cache.plan_read("r", A) == ReadPlan(3, tuple(A[:3]))
-    arrive(made, "s", A[:3])
-    assert made.cache.plan_read("s", A[:3]) == ReadPlan(3, tuple(A[:3])), "joined, not read twice"
-    arrive(made, "t", B)
-    assert len(sent(made, OpKind.READ)) == 3
-    made.ranks.answer_all()
-    assert hit(made, "r") == hit(made, "s") == 3
-    made.verify()
-
-
-def test_requests_that_come_together_wait_their_turn_and_are_all_served() -> None:
-    """Each of five reads as much as may be read at a time."""
-    made = started(BELOW._replace(slots=8, capacity=60, found=()))
-    prefixes = [chain(f"p{i}", 4) for i in range(5)]
-    for keys in prefixes:
-        put(made, keys)
-        arrive(made, keys[0].hex(), keys)
-    waiting, served = list(prefixes), 0
-    for _ in range(20):
-        for keys in list(waiting):
-            name = keys[0].hex()
-            if not made.cache.ready(name):
-                continue
-            plan = made.cache.plan_read(name, keys)
-            if plan is None:
-                made.ranks.finish(made.ranks.loaded(made.cache.plan_load(name, keys), keys).plan_id)
-                made.cache.depart(name)
-                waiting.remove(keys)
-                served += 1
-            else:
-                assert plan.reading == 4, "no part of it is computed"
-                assert not made.cache.ready(name)
-        made.step()
-        made.verify()
-    assert served == 5
-    assert made.cache.stats().load_refusals == {}
-
-
-def test_a_turn_is_waited_for_once_no_longer_than_a_deadline_and_holds_nothing() -> None:
-    made = below(slots=8)
-    put(made, B)
-    stored(made, B[:1])
-    arrive(made, "hangs", A)
-    made.cache.plan_read("hangs", A[:4])
-    made.ranks.drain()
-    arrive(made, "r", B)
-    assert made.cache.plan_read("r", B[:5]) == ReadPlan(4)
-    made.clock.now += 1.9
-    assert not made.cache.ready("r")
-    assert not made.cache.view.pins
-    made.clock.now += 0.2
-    assert made.cache.ready("r")
-    assert made.cache.plan_read("r", B[:5]) == ReadPlan(0)
-    assert made.cache.ready("r")
-    assert made.cache.stats().load_refusals == {Why.READ_BUDGET: 1}
-    made.verify()
-
-
-def test_a_turn_is_not_waited_for_longer_than_computing_takes() -> None:
-    made = below(slots=8)
-    put(made, B)
-    arrive(made, "first", A)
-    made.cache.plan_read("first", A[:4])
-    made.cache.prefilled(16_000, 1.0)  # a chunk: 1 ms
-    arrive(made, "r", B)
-    assert made.cache.plan_read("r", B[:4]) == ReadPlan(4)
-    assert not made.cache.ready("r")
-    made.clock.now += 0.005
-    assert made.cache.ready("r")
-
-
-@pytest.mark.parametrize(
-    ("slots", "below", "reading"),
-    [(16, 2, 6), (11, 2, 0), (11, 0, 5), (8, 0, 4), (7, 0, 2), (3, 0, 0)],
-)
-def test_with_several_groups_a_hit_that_does_not_fit_is_cut_for_all_of_them(
-    slots: int, below: int, reading: int
-) -> None:
-    """Four chunks of the full group and the two of the window before them; from `below` on the window group is there."""
-    window = chain("a", 8, group=1)
-    made = started(BELOW._replace(slots=slots, hybrid=True, found=()))
-    put(made, [*A[:4], *window[below:4]])
-    made.cache.arrive("r", [A, window])
-    plan = made.cache.plan_read("r", [*A[:4], *window[2:4]])
-    assert plan is not None
-    reads = [op.key for op in sent(made, OpKind.READ)]
-    assert plan.reading == len(reads) == reading
-    assert made.cache.ready("r") == (not reading)
-    full = [key for key in reads if key in A]
-    assert full == A[: len(full)]
-    assert [key for key in reads if key not in full] == window[max(0, len(full) - 2) : len(full)]
-    made.ranks.answer_all()
-    assert made.cache.stats().load_refusals == ({} if reading == 6 else {Why.READ_BUDGET: 1})
-    made.verify()
-
-
-@pytest.mark.parametrize("full_in", [0, 1])
-def test_what_is_left_of_a_long_hit_is_sought_in_linear_time(
-    full_in: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The windows are in a tier that takes no read now, and so none of all the parts of the hit can be read."""
-    n = 600
-    full, window = chain("a", n), chain("a", n, group=1)
-    shape = Shape(slots=4 * n, capacity=4 * n, modes=(WriteMode.ON_EVICT,) * 2, hybrid=True)
-    made = started(shape)
-    put(made, window, tier=2)
-    made.cache.arrive("r", [full, window])
-    if full_in:
-        put(made, full)
-    else:
-        assert len(store(made, "r", full).keys) == n
-    real, looks = Index.resident, 0
-
-    def counted(index: Index, key: BlockKey) -> bool:
-        nonlocal looks
-        looks += 1
-        return real(index, key)
-
-    def left(budgets: Budgets, lower: LowerTier, priority: Priority) -> int:
-        return 0 if lower.tier == 2 else n
-
-    monkeypatch.setattr(Index, "resident", counted)
-    monkeypatch.setattr(Budgets, "left", left)
-    assert made.cache.plan_read("r", [*full, *window[-2:]]) == ReadPlan(0)
-    assert looks < 30 * n
 
 
 def test_a_request_that_gets_no_read_is_settled_at_once() -> None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pytest
 
-from kvtier.brain import CacheStats, Why
+from kvtier.brain import CacheStats, ReadPlan, Why
 from kvtier.hook import HookEvent, HookKind, HookSet
 from kvtier.types import Medium, OpKind, OpStatus, WriteMode
 from tests.brain.fake_engine import Engine, Shape, arrive, rest, started, store, stored
@@ -26,8 +26,8 @@ NEVER = "tests.brain.fake_engine:Never"
 
 FROM_OUTSIDE = {Why.OFF, Why.HINT, Why.ROLE, Why.TIER_FILTER, Why.ADAPTER}
 """What the connector says; its own tests provoke them."""
-TO_COME = {Why.ASKING, Why.ASKED_LATE, Why.DETACHED, Why.FOREIGN_HANDOFF, Why.WAITING_FOR_ROOM}
-"""Of tiers that servers share and of loads in waves: nothing says them yet."""
+TO_COME = {Why.ASKING, Why.ASKED_LATE, Why.DETACHED, Why.FOREIGN_HANDOFF}
+"""Of tiers that servers share: nothing says them yet."""
 
 
 def refuse(tier: str) -> HookSet:
@@ -93,8 +93,25 @@ def read_budget(made: Engine) -> None:
     arrive(made, "r", B)
     made.cache.plan_read("r", B[:1])  # it waits for its turn, which does not come
     made.clock.now += 3
+    made.ranks.drain()
     assert made.cache.ready("r")
     made.cache.plan_read("r", B[:1])
+
+
+def waiting_for_room(made: Engine) -> None:
+    made.cache.prefilled(16_000, 1.0)  # a chunk takes a millisecond
+    read(made, "first", 8)
+    arrive(made, "r", B)
+    made.cache.plan_read("r", B[:1])
+    made.clock.now += 0.01
+    assert made.cache.ready("r")
+    made.cache.plan_read("r", B[:1])
+
+
+def too_long(made: Engine) -> None:
+    read(made, "r", 8)
+    while made.cache.plan_read("r", A[:8]) != ReadPlan(0):
+        made.step()
 
 
 def late(made: Engine) -> None:
@@ -213,6 +230,8 @@ CASES = [
     Case(Why.TOO_DEAR, too_dear, SLOW, "load"),
     Case(Why.NO_SLOT, no_slot, BELOW._replace(slots=2), "load"),
     Case(Why.READ_BUDGET, read_budget, BOTH, "load"),
+    Case(Why.WAITING_FOR_ROOM, waiting_for_room, BOTH, "load"),
+    Case(Why.TOO_LONG, too_long, BELOW._replace(slots=7), "load"),
     Case(Why.LATE, late, BELOW, "load"),
     Case(Why.FAILED, failed, BELOW, "load"),
     Case(Why.VANISHED, vanished, NONE, "load"),

@@ -25,6 +25,7 @@ chunk_tokens: 128
 store: prompt
 weights_id: v7
 persist_lora: true
+max_wait: 45s
 prefetch: [arrival]
 io: {threads: 4, idle_write: 64MiB, queue: 10000}
 tiers:
@@ -53,6 +54,7 @@ def test_nothing_given_is_one_dram_tier_of_automatic_size() -> None:
 def test_every_key_arrives(full: Config, tmp_path: Path) -> None:
     assert (full.chunk_tokens, full.store, full.weights_id) == (128, "prompt", "v7")
     assert full.persist_lora
+    assert (full.max_wait_s, Config().max_wait_s) == (45.0, 30.0)
     assert full.prefetch == (Plugin(kind="arrival"),)
     assert full.io == IoConfig(threads=4, idle_write=64 << 20, queue=10_000)
     dram, nvme = full.tiers

@@ -57,6 +57,11 @@ def tiers(*lower: Mapping[str, object], **dram: object) -> dict[str, object]:
         ),
         ({"tiers": []}, "tiers: there is none; the first is always {name: dram, kind: dram}"),
         ({"tiers": ["dram"]}, "tiers[0]: expected a mapping, got a string"),
+        (
+            {"max_wait": "long"},
+            "max_wait: 'long' is not a duration; write for example 2s or 500ms",
+        ),
+        ({"max_wait_s": 3}, "max_wait_s: unknown key (did you mean 'max_wait'?)"),
         ({"io": [1]}, "io: expected a mapping, got a list"),
         ({"io": {"thread": 4}}, "io.thread: unknown key (did you mean 'threads'?)"),
         ({"io": {"threads": 1}}, "io.threads: expected an integer >= 2"),
