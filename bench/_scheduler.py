@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 import torch
 from vllm.config import KVTransferConfig, set_current_vllm_config
@@ -29,6 +28,7 @@ from vllm.v1.kv_cache_interface import (
     KVCacheConfig,
     KVCacheGroupSpec,
     KVCacheTensor,
+    SlidingWindowSpec,
 )
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
@@ -100,13 +100,18 @@ class Engine:
         slots: int = 1 << 14,
         tiers: Sequence[Mapping[str, object]] = (),
         max_seqs: int = 1024,
+        batched_tokens: int = MAX_LEN,
+        window: int = 0,
+        eagle: bool = False,
         load_steps: int = 1,
         found: Sequence[bytes] = (),
         clock: Callable[[], float] = time.thread_time,
+        **more: object,
     ) -> None:
         """Make it with `connector` none, vllm or kvtier, whose DRAM holds `slots` chunks.
 
-        A load takes `load_steps`, and the first tier below DRAM has the records `found` when it opens.
+        A load takes `load_steps`, and the first tier below DRAM has the records `found` when it opens. With a `window`
+        there is a second KV-cache group, with `eagle` the first is a draft model's; `more` is kvtier's configuration.
         """
         self.chunk_nbytes = chunk_tokens * TOKEN_NBYTES
         self.load_steps = load_steps
@@ -115,6 +120,7 @@ class Engine:
         self._ours = connector == "kvtier"
         self._under_way: deque[_Due] = deque()
         self._listed: deque[ScanBatch] = deque()
+        self.meta: Any = None  # what the last step gave the worker
         self._steps = 0
         self._requests: dict[str, Request] = {}
         extra: dict[str, Any] = {"cpu_bytes_to_use": slots * self.chunk_nbytes}
@@ -122,6 +128,7 @@ class Engine:
         self.config: dict[str, Any] = {
             "chunk_tokens": chunk_tokens,
             "load": "always",  # nothing is computed here, so that nothing is worth a read
+            **more,
             "tiers": [
                 {"name": "dram", "kind": "dram", "capacity": slots * self.chunk_nbytes},
                 *tiers,
@@ -142,7 +149,7 @@ class Engine:
                 block_size=BLOCK,
                 max_model_len=MAX_LEN,
                 max_num_seqs=max_seqs,
-                max_num_batched_tokens=MAX_LEN,
+                max_num_batched_tokens=batched_tokens,
                 enable_prefix_caching=True,
                 kv_transfer_config=transfer or None,
             ).create_engine_config()
@@ -151,13 +158,13 @@ class Engine:
         with set_current_vllm_config(self.vllm_config):
             self.scheduler = Scheduler(
                 self.vllm_config,
-                _cache_config(blocks),
+                _cache_config(blocks, window, eagle=eagle),
                 StructuredOutputManager(self.vllm_config),
                 block_size=BLOCK,
                 log_stats=True,
             )
         if self._ours:
-            hello = self._hello(slots, chunk_tokens)
+            hello = self._hello(slots, chunk_tokens, groups=2 if window else 1)
             self.connector.set_xfer_handshake_metadata_pp_aware({(0, 0): hello})
 
     @property
@@ -195,12 +202,13 @@ class Engine:
         started = self.clock()
         out = self.scheduler.schedule()
         scheduled = self.clock() - started
+        self.meta = out.kv_connector_metadata
         names = list(out.num_scheduled_tokens)
         sampled = [
             [1] if self._requests[n].num_computed_tokens >= self._requests[n].num_tokens else []
             for n in names
         ]
-        told = self._told(out.kv_connector_metadata)
+        told = self._told(self.meta)
         result = ModelRunnerOutput(
             req_ids=names,
             req_id_to_index={n: i for i, n in enumerate(names)},
@@ -228,7 +236,7 @@ class Engine:
         """End requests."""
         self.scheduler.finish_requests(names, RequestStatus.FINISHED_ABORTED)
         for name in names:
-            del self._requests[name]
+            self._requests.pop(name, None)
 
     def _told(self, meta: Any) -> KVConnectorOutput | None:
         """Take a step's jobs and operations; return what the worker reports in this step."""
@@ -271,16 +279,16 @@ class Engine:
             if op.kind is not OpKind.HASTEN:
                 yield OpResult(0, op.op, OpStatus.OK, nbytes=self.chunk_nbytes, seconds=1e-3)
 
-    def _hello(self, slots: int, chunk_tokens: int) -> Hello:
+    def _hello(self, slots: int, chunk_tokens: int, groups: int) -> Hello:
         config = load(self.vllm_config.kv_transfer_config.kv_connector_extra_config["kvtier"])
         page = 2 * KV_HEADS * HEAD * 2 * BLOCK
         return Hello(
             rank=0,
             local_ranks=1,
             slots=slots,
-            group_nbytes={0: self.chunk_nbytes},
-            pages={0: (page,) * LAYERS},
-            arranged={0: ("backend",)},
+            group_nbytes=dict.fromkeys(range(groups), self.chunk_nbytes),
+            pages=dict.fromkeys(range(groups), (page,) * LAYERS),
+            arranged=dict.fromkeys(range(groups), ("backend",)),
             device="null",
             config_digest=digest(config),
             blocks_per_chunk=chunk_tokens // BLOCK,
@@ -288,16 +296,17 @@ class Engine:
         )
 
 
-def _cache_config(blocks: int) -> KVCacheConfig:
-    names = [f"model.layers.{i}.self_attn.attn" for i in range(LAYERS)]
-    spec = FullAttentionSpec(
-        block_size=BLOCK, num_kv_heads=KV_HEADS, head_size=HEAD, dtype=torch.bfloat16
-    )
-    page = spec.page_size_bytes
-    size = blocks * page * LAYERS
-    tensor = KVCacheTensor(size, names, layer_stride=blocks * page, block_stride=page)
-    return KVCacheConfig(
-        num_blocks=blocks,
-        kv_cache_tensors=[tensor],
-        kv_cache_groups=[KVCacheGroupSpec(names, spec)],
-    )
+def _cache_config(blocks: int, window: int, *, eagle: bool) -> KVCacheConfig:
+    """Make the groups that a model has: they lie over each other in the same memory."""
+    shape = {"num_kv_heads": KV_HEADS, "head_size": HEAD, "dtype": torch.bfloat16}
+    specs: list[Any] = [FullAttentionSpec(block_size=BLOCK, **shape)]
+    if window:
+        specs.append(SlidingWindowSpec(block_size=BLOCK, sliding_window=window, **shape))
+    page = specs[0].page_size_bytes
+    tensors, groups = [], []
+    for i, spec in enumerate(specs):
+        names = [f"model.layers.{i * LAYERS + j}.self_attn.attn" for j in range(LAYERS)]
+        size = blocks * page * LAYERS
+        tensors.append(KVCacheTensor(size, names, layer_stride=blocks * page, block_stride=page))
+        groups.append(KVCacheGroupSpec(names, spec, is_eagle_group=eagle and i == 0))
+    return KVCacheConfig(num_blocks=blocks, kv_cache_tensors=tensors, kv_cache_groups=groups)

@@ -5,10 +5,14 @@ one process. Nothing is computed and nothing is copied. Times are processor time
 """
 
 import argparse
+import gc
+import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from statistics import median
+
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 from _null_device import NullRank
 from _report import machine, report
@@ -80,6 +84,7 @@ def decoding(kind: str, requests: int, context: int, resident: int = 0) -> Engin
 
 def decode_steps(engines: dict[str, Engine]) -> dict[str, float]:
     """Run engines in turns; return the milliseconds of a median step."""
+    gc.freeze()  # as EngineCore does when it has started
     times: dict[str, list[float]] = {kind: [] for kind in engines}
     for _ in range(ROUNDS):
         for kind, engine in engines.items():

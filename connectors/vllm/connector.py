@@ -15,7 +15,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 
-from kvtier.connectors.vllm import settings, validity
+from kvtier.connectors.vllm import increments, settings, validity
 from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata
 from kvtier.connectors.vllm.null_connector import NullConnector
 from kvtier.connectors.vllm.rank import Rank
@@ -74,6 +74,7 @@ class KVTierConnector(OffloadingConnector):
             )
             size = settings.chunk_size(config, vllm_config, kv_cache_config)
             self._scheduling.why_chunks = size.why
+            increments.install(self.connector_scheduler, self._scheduling.guard)
         if self.connector_worker is not None:
             self._rank = Rank(config, vllm_config, kv_cache_config, self.connector_worker)
 

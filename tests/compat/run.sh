@@ -52,7 +52,7 @@ PY
 check() ( # version, VLLM_TARGET_DEVICE
   export PYTHONPATH=$PWD/.venv-compat/$1 VLLM_TARGET_DEVICE=$2
   echo "== vLLM $($PYTHON -c 'import vllm; print(vllm.__version__, "in", vllm.__file__)')"
-  "$PYTHON" -m pytest -q -p no:cacheprovider tests/compat
+  "$PYTHON" -m pytest -q -p no:cacheprovider tests/compat tests/connectors/test_increments.py
   "$PYTHON" -m pytest -q -p no:cacheprovider -m core tests/engine
 )
 
