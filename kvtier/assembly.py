@@ -20,10 +20,12 @@ def assemble(
     ranks: int,
     clock: Callable[[], float] = time.monotonic,
     even_tokens: float = EVEN_TOKENS,
+    events: bool = True,
 ) -> TieredCache:
     """Make the brain of `ranks` ranks from the configuration of one, see `kvtier.config.of_rank`.
 
-    `even_tokens`: the context at which attention costs as much as all else of a token.
+    `even_tokens`: the context at which attention costs as much as all else of a token; `events`: somebody asks
+    what came and went.
     """
     costs = Costs(
         clock,
@@ -42,6 +44,7 @@ def assemble(
         clock=clock,
         costs=costs,
         max_wait_s=config.max_wait_s,
+        events=events,
     )
 
 

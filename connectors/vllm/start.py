@@ -40,7 +40,14 @@ def make_brain(
         for group in statuses.groups
     ]
     even_tokens = 6.0 * vllm_config.model_config.get_hidden_size()  # see Costs.prefill_s
-    return assemble(mine, groups, ranks=len(ranks.hellos), even_tokens=even_tokens)
+    asked = vllm_config.kv_events_config
+    return assemble(
+        mine,
+        groups,
+        ranks=len(ranks.hellos),
+        even_tokens=even_tokens,
+        events=asked is not None and asked.enable_kv_cache_events,
+    )
 
 
 def make_recorder(config: Config, statuses: Statuses, vllm_config: "VllmConfig") -> Recorder | None:

@@ -64,6 +64,7 @@ class TieredCache:
         read_share: float = 0.5,
         max_wait_s: float = 30.0,
         costs: Costs | None = None,
+        events: bool = True,
     ) -> None:
         state = self._state = make_state(
             groups=groups,
@@ -75,6 +76,7 @@ class TieredCache:
             hooks=hooks,
             clock=clock,
             costs=costs or Costs(clock),
+            events=events,
         )
         self._upkeeps = [Upkeep(low, state) for low in state.lowers]
         self._agenda = Agenda(clock)
@@ -315,7 +317,7 @@ class TieredCache:
         )
 
     def events(self) -> list[CacheEvent]:
-        """Take what became readable and what left, per tier, since the last call."""
+        """Take what became readable and what left, per tier, since the last call; nothing if made without `events`."""
         return self._residency.events()
 
     @property
@@ -392,8 +394,5 @@ class TieredCache:
         self._demotion.reused(self._residency.hit(fresh))
 
     def _refresh(self) -> None:
-        visible = IN_TIER0
-        for lower in self._state.lowers:
-            if lower.serving:
-                visible |= 1 << lower.tier
-        self._visible = visible
+        serving = (1 << lower.tier for lower in self._state.lowers if lower.serving)
+        self._visible = IN_TIER0 | sum(serving)

@@ -32,7 +32,13 @@ class Residency:
     """
 
     def __init__(
-        self, names: Sequence[str], index: Index, slots: Slots, policies: Sequence[EvictionPolicy]
+        self,
+        names: Sequence[str],
+        index: Index,
+        slots: Slots,
+        policies: Sequence[EvictionPolicy],
+        *,
+        events: bool = True,
     ) -> None:
         self.index = index
         self.slots = slots
@@ -42,6 +48,7 @@ class Residency:
         self.chunks = [0] * len(names)
         self.news = 0  # grows with whatever may give tier 0 a victim that it had not
         self._names = names
+        self._told = events  # somebody asks for them
         self._events: deque[CacheEvent] = deque(maxlen=_MAX_EVENTS)
 
     # slots of tier 0
@@ -127,7 +134,7 @@ class Residency:
                 evicted(key)
         self.slots.release_all(self.index.vacate(keys))
         self.chunks[TIER0] -= len(keys)
-        self._events.append(CacheEvent(TIER0, self._names[TIER0], tuple(keys), True))
+        self._tell(TIER0, keys, removed=True)
 
     # records of lower tiers
 
@@ -220,8 +227,8 @@ class Residency:
         """Forget every chunk and pin; slots still in use stay in quarantine."""
         for tier, policy in enumerate(self.policies):
             policy.clear()
-            if held := self.held(tier):
-                self._events.append(CacheEvent(tier, self._names[tier], held, True))
+            if self._told:
+                self._tell(tier, self.held(tier), removed=True)
         self.slots.disown()
         self.index.clear()
         self.chunks = [0] * len(self.policies)
@@ -229,7 +236,7 @@ class Residency:
         self.leaving = 0
 
     def events(self) -> list[CacheEvent]:
-        """Take what changed since the last call, neighbours merged."""
+        """Take what changed since the last call, neighbours merged; nothing where nobody was to ask."""
         merged: list[CacheEvent] = []
         run: list[BlockKey] = []
         for event in self._events:
@@ -270,14 +277,17 @@ class Residency:
         self._track(tier, keys, rows)
         self.news += 1
         self.chunks[tier] += len(keys)
-        if keys:
-            self._events.append(CacheEvent(tier, self._names[tier], tuple(keys), False))
+        self._tell(tier, keys, removed=False)
 
     def _leave(self, tier: int, key: BlockKey) -> None:
         self.policies[tier].remove(key)
         self.chunks[tier] -= 1
         self.index.flags[self.index.rows[key]] &= ~(1 << tier)
-        self._events.append(CacheEvent(tier, self._names[tier], (key,), True))
+        self._tell(tier, (key,), removed=True)
+
+    def _tell(self, tier: int, keys: Sequence[BlockKey], *, removed: bool) -> None:
+        if self._told and keys:
+            self._events.append(CacheEvent(tier, self._names[tier], tuple(keys), removed))
 
     def _track(self, tier: int, keys: Sequence[BlockKey], rows: Sequence[int]) -> None:
         """Insert tail first."""

@@ -65,6 +65,7 @@ def make_state(  # noqa: PLR0913 - as of `TieredCache`
     hooks: HookSet,
     clock: Callable[[], float],
     costs: Costs,
+    events: bool,
 ) -> State:
     """Make the parts in the order in which they need each other."""
     assert len(lower) <= MAX_LOWER_TIERS
@@ -79,7 +80,7 @@ def make_state(  # noqa: PLR0913 - as of `TieredCache`
     policies = PolicySet(views, tier0, admission, prefetch)
     names = ["dram", *(spec.name for spec in lower)]
     called = Hooks(hooks, names, views, index.end)
-    residency = Residency(names, index, slots, policies.eviction)
+    residency = Residency(names, index, slots, policies.eviction, events=events)
     operations = Operations(ranks, clock)
     largest = max(worst_case(group.nbytes) for group in groups)
     lowers = [

@@ -103,6 +103,7 @@ class _Engine:
             ranks=1,
             clock=self._time,
             even_tokens=config.replay.prefill_knee,
+            events=False,
         )
         dram, *lower = media_of(config)
         self._up = _Pipe(dram.read, dram.latency_s)
@@ -170,7 +171,6 @@ class _Engine:
             self._cache.complete(results)
             self._schedule()
         self._media.submit(self._cache.drain())
-        self._cache.events()
         self._sample()
         if self._time.pending and self._cache.awake():
             self._step_soon()

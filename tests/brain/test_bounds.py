@@ -1,10 +1,11 @@
 """What one step costs does not grow with the queue, with how many conversations are idle, or with the arena."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
-from kvtier.brain import TieredCache, TierSpec, budgets
+from kvtier.brain import TieredCache, TierSpec, budgets, plans, residency
 from kvtier.config.structs import LEAST_QUEUE
 from kvtier.facts import RequestFacts
 from kvtier.policies.eviction.lru import LruPolicy
@@ -104,3 +105,25 @@ def test_what_the_brain_has_under_way_on_a_tier_fits_into_its_queue() -> None:
     )
     reads = budgets._MAX_READS + budgets._MAX_AHEAD
     assert reads + tier.max_writes + tier.max_idle_writes < LEAST_QUEUE
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_events_are_made_where_somebody_asks_for_them(
+    asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, told = [], plans.CacheEvent
+
+    def event(*args: Any) -> plans.CacheEvent:
+        made.append(args)
+        return told(*args)
+
+    monkeypatch.setattr(residency, "CacheEvent", event)
+    cache = TieredCache(groups=[FULL], ranks=1, tier0=LruPolicy, lower=[], events=asked)
+    cache.open(8, "{}")
+    for name in ("a", "b"):
+        cache.arrive(name, [chain(name, 8)])
+        cache.finish(cache.plan_store(name, chain(name, 8)).plan_id)
+        cache.depart(name)
+    cache.reset("{}")
+    assert [event.removed for event in cache.events()] == ([False, True, False, True] * asked)
+    assert bool(made) is asked

@@ -56,6 +56,7 @@ def scheduling(
         ),
         cache_config=SimpleNamespace(prefix_caching_hash_algo="sha256"),
         **{"kv_transfer_config": KVTransferConfig("KVTierConnector", kv_role="kv_both"), **vllm},
+        kv_events_config=None,
     )
     cache_config: Any = SimpleNamespace(kv_cache_groups=list(groups))
     made = Scheduling(config, vllm_config, cache_config, base)
