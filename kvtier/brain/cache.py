@@ -39,6 +39,7 @@ from kvtier.types import (
     TierOp,
 )
 
+_TIDY = 4096  # entries that a reset left and a step frees: less than a millisecond
 _NO_HINTS = RequestHints()
 _NO_HOOKS = HookSet()
 
@@ -283,6 +284,7 @@ class TieredCache:
         self._promotion.turns.tick()
         self._scoring.tick()
         self._prefetch.tick()
+        self._index.tidy(_TIDY)
         self._refresh()
         return self._state.operations.drain()
 

@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Iterable
 from enum import StrEnum
 
+from kvtier.leftovers import Leftovers
 from kvtier.types import MAX_LOWER_TIERS, NO_SLOT, BlockKey
 
 # The flags column: bit t says that tier t holds the chunk, readable on every rank.
@@ -43,6 +44,7 @@ class Index:
     """
 
     __slots__ = (
+        "_leftovers",
         "_spare",
         "ends",
         "flags",
@@ -56,10 +58,19 @@ class Index:
 
     def __init__(self, lower: int) -> None:
         self.sizes = [array("Q") for _ in range(lower)]  # bytes of its record per lower tier
-        self.clear()
+        self._leftovers = Leftovers()
+        self._forget()
 
     def clear(self) -> None:
-        """Forget every chunk."""
+        """Forget every chunk, at once; `tidy` frees the memory."""
+        self._leftovers.leave(self.rows, self.parents)
+        self._forget()
+
+    def tidy(self, n: int) -> None:
+        """Free about `n` entries of what was forgotten."""
+        self._leftovers.free(n)
+
+    def _forget(self) -> None:
         self.rows: dict[BlockKey, int] = {}
         self.flags = array("H")
         self.slots = array("i")

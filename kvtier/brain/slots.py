@@ -15,6 +15,7 @@ class Slots:
     def __init__(self) -> None:
         self.n = 0
         self._free = array("i")
+        self._all = array("i")  # copied when all are free again: making it takes long
         self._uses: dict[int, int] = {}
         self._quarantine: set[int] = set()
 
@@ -22,7 +23,8 @@ class Slots:
         """Take over an arena of `n` slots, all free; once."""
         assert not self.n
         self.n = n
-        self._free = array("i", range(n - 1, -1, -1))
+        self._all = array("i", range(n - 1, -1, -1))
+        self._free = self._all[:]
 
     @property
     def free(self) -> int:
@@ -66,9 +68,12 @@ class Slots:
     def disown(self) -> None:
         """End the ownership of every slot."""
         self._quarantine = set(self._uses)
-        self._free = array("i", range(self.n - 1, -1, -1))
-        if self._quarantine:
-            self._free = array("i", [s for s in self._free if s not in self._quarantine])
+        self._free = array("i")
+        start = 0
+        for slot in sorted(self._quarantine, reverse=True):  # in pieces: one by one takes long
+            self._free += self._all[start : self.n - 1 - slot]
+            start = self.n - slot
+        self._free += self._all[start:]
 
     def use(self, slot: int) -> None:
         """Note a copy or operation that reads or writes the slot from now on."""

@@ -1,11 +1,14 @@
 """Least recently used, tail of the prefix first."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from kvtier.facts import RequestFacts, TierFacts
+from kvtier.leftovers import Leftovers
 from kvtier.policy import EvictionPolicy
 from kvtier.types import BlockKey
+
+_MOST = 256  # singles in one run
 
 
 class Run(list[BlockKey]):
@@ -15,6 +18,10 @@ class Run(list[BlockKey]):
     __eq__ = object.__eq__  # a run is itself, whatever is in it
     __hash__ = object.__hash__  # type: ignore[assignment]
 
+    def oldest_first(self) -> Iterable[BlockKey]:
+        """Walk the chunks in the order in which they leave."""
+        return reversed(self)
+
 
 class Stem(Run):
     """What several go on from, or did: no run that a use ended in goes on growing."""
@@ -22,23 +29,38 @@ class Stem(Run):
     __slots__ = ()
 
 
+class Singles(Run):
+    """Chunks that came one after the other, and continue nothing: each on its own, the first leaves first."""
+
+    __slots__ = ()
+
+    def oldest_first(self) -> Iterable[BlockKey]:
+        return self
+
+
 class LruPolicy(EvictionPolicy):
     """Runs, least recently used first, each before the run of the chunk that it continues.
 
     Using a chunk uses all that it continues, so that whole runs are moved, and spared. A use that ends within a run
-    cuts it in two. A chunk alone needs no list: it stands for its run itself.
+    cuts it in two.
     """
 
     def __init__(self, facts: TierFacts) -> None:
         super().__init__(facts)
-        self.clear()
+        self._leftovers = Leftovers()
+        self._forget()
 
     def clear(self) -> None:
-        self._runs: dict[BlockKey, Run] = {}  # of each chunk that is not alone
+        self._leftovers.leave(self._order, *self._runs)
+        self._forget()
+
+    def _forget(self) -> None:
+        # By the first byte of the key: one dict of a million keys stops the engine whenever it grows.
+        self._runs: list[dict[BlockKey, Run]] = [{} for _ in range(256)]
         # The chunk that each continues, which need not be here.
-        self._order: OrderedDict[Run | BlockKey, BlockKey | None] = OrderedDict()
-        self._latest: set[Run | BlockKey] = set()  # the runs of the prefix that was used last
-        self._fresh = Run()  # what comes tail first, and is in no run yet
+        self._order: OrderedDict[Run, BlockKey | None] = OrderedDict()
+        self._latest: set[Run] = set()  # the runs of the prefix that was used last
+        self._fresh = Run()  # what comes tail first, and is not in order yet
         self._parent: BlockKey | None = None  # of the last of these
 
     def arrived(self, request: RequestFacts) -> None:
@@ -51,38 +73,37 @@ class LruPolicy(EvictionPolicy):
                 self.touch(keys[here - 1])
 
     def insert(self, key: BlockKey, parent: BlockKey | None) -> None:
-        fresh = self._fresh
-        if fresh and key != self._parent:
+        if self._fresh and key != self._parent:
             self._settle()
-            fresh = self._fresh
-        if key in self._runs or key in self._order:
+        runs = self._runs[key[0]]
+        if key in runs:
             return
-        if fresh or parent is not None:
-            fresh.append(key)
-            self._runs[key] = fresh
+        run = self._fresh
+        if run or parent is not None:
             self._parent = parent
         else:
-            self._order[key] = None
-            self._latest.clear()
+            run = self._youngest_singles()
+        run.append(key)
+        runs[key] = run
 
     def touch(self, key: BlockKey) -> None:
         if self._fresh:
             self._settle()
-        run = self._runs.get(key, key)
-        if run not in self._latest and run in self._order:
+        run = self._runs[key[0]].get(key)
+        if run is not None and run not in self._latest:
             self._latest.clear()
             self._use(key)
 
     def remove(self, key: BlockKey) -> None:
-        run = self._runs.pop(key, None)
+        run = self._runs[key[0]].pop(key, None)
         if run is None:
-            self._order.pop(key, None)
-        elif run[-1] == key and run is not self._fresh:
-            run.pop()
-            if not run:
-                del self._order[run]
-        else:
+            return
+        if run[-1] != key or run is self._fresh:
             self._take_out(run, key)
+            return
+        run.pop()
+        if not run:
+            del self._order[run]
 
     def victims(self, n: int, pinned: Callable[[BlockKey], bool]) -> list[BlockKey]:
         if self._fresh:
@@ -92,9 +113,11 @@ class LruPolicy(EvictionPolicy):
         if n <= 0:
             return chosen
         for run, above in self._order.items():
-            for key in (run,) if isinstance(run, bytes) else reversed(run):
+            for key in run.oldest_first():
                 if key in spared or pinned(key):
                     spared.add(above)
+                    if type(run) is Singles:
+                        continue
                     break
                 chosen.append(key)
                 if len(chosen) == n:
@@ -103,15 +126,25 @@ class LruPolicy(EvictionPolicy):
 
     def _here(self, keys: Sequence[BlockKey]) -> int:
         """Count the chunks at the start of a prefix that are here, by bisection: it has no holes, as a rule."""
-        runs, order = self._runs, self._order
         low, high = 0, len(keys)
         while low < high:
             middle = (low + high) // 2
-            if keys[middle] in runs or keys[middle] in order:
+            key = keys[middle]
+            if key in self._runs[key[0]]:
                 low = middle + 1
             else:
                 high = middle
         return low
+
+    def _youngest_singles(self) -> Run:
+        """Return where the next chunk goes that continues nothing."""
+        run = next(reversed(self._order), None)
+        if type(run) is not Singles or len(run) >= _MOST:
+            run = Singles()
+            self._order[run] = None
+            self._latest.clear()
+            self._leftovers.free(_MOST * 4)
+        return run
 
     def _settle(self) -> None:
         """Let what came be a run, or go on with the one that ends with its parent, and use it."""
@@ -119,29 +152,26 @@ class LruPolicy(EvictionPolicy):
         self._fresh, self._parent = Run(), None
         run.reverse()
         last = run[-1]
-        home = self._runs.get(above) if above else None
+        home = self._runs[above[0]].get(above) if above else None
+        if type(home) is Singles and above:
+            home = self._cut(home, above)
         if type(home) is Run and home[-1] == above:
-            self._runs.update(dict.fromkeys(run, home))
+            self._own(run, home)
             home += run
-        elif above is not None and above in self._order:
-            self._order[run] = self._order.pop(above)
-            run.insert(0, above)
-            self._runs[above] = run
-        elif len(run) == 1:
-            del self._runs[last]
-            self._order[last] = above
         else:
             self._order[run] = above
         self._latest.clear()
         self._use(last)
+        if self._leftovers:
+            self._leftovers.free(len(run) * 4)
 
     def _use(self, key: BlockKey | None) -> None:
         """Move the runs of a prefix to the young end; the runs are as many as branches and uses left of it."""
         while key is not None:
-            run = self._runs.get(key, key)
-            if run not in self._order:
+            run = self._runs[key[0]].get(key)
+            if run is None:
                 return
-            if isinstance(run, Run) and run[-1] != key:
+            if run[-1] != key or type(run) is Singles:
                 run = self._cut(run, key)
             self._order.move_to_end(run)
             self._latest.add(run)
@@ -149,23 +179,37 @@ class LruPolicy(EvictionPolicy):
 
     def _cut(self, run: Run, key: BlockKey) -> Run:
         """Make a run of what ends with a chunk; what continues that stays in its place."""
+        if type(run) is Singles:
+            upper = Run((key,))
+            self._order[upper] = None
+            self._runs[key[0]][key] = upper
+            self._take_out(run, key)
+            return upper
         end = run.index(key) + 1
-        stem = Stem(run[:end])
+        upper = Stem(run[:end])
         del run[:end]
-        self._order[stem] = self._order[run]
+        self._order[upper] = self._order[run]
         self._order[run] = key
-        self._runs.update(dict.fromkeys(stem, stem))
-        return stem
+        self._own(upper, upper)
+        return upper
 
     def _take_out(self, run: Run, key: BlockKey) -> None:
         """Take a chunk out of the middle; what it continues counts as used: it has no place between two runs."""
         if run is self._fresh:
-            self._runs[key] = run
+            self._runs[key[0]][key] = run
             self._settle()
             self.remove(key)
-            return
-        self._latest.clear()
-        if run[0] != key:
-            self._use(run[run.index(key) - 1])
-        del run[0]
-        self._order[run] = key
+        elif type(run) is Singles:
+            run.remove(key)
+            if not run:
+                del self._order[run]
+        else:
+            self._latest.clear()
+            if run[0] != key:
+                self._use(run[run.index(key) - 1])
+            del run[0]
+            self._order[run] = key
+
+    def _own(self, keys: Iterable[BlockKey], run: Run) -> None:
+        for key in keys:
+            self._runs[key[0]][key] = run

@@ -43,6 +43,11 @@ class TwoEndedPolicy(PrefixPolicy):
         self._void(row)
         super().place(row, queue, rank)
 
+    def clear(self) -> None:
+        for heap in self._highest:
+            heap.leave(self._leftovers)
+        super().clear()
+
     def _forget(self) -> None:
         super()._forget()
         self._highest = [LeafHeap(self._stamps) for _ in range(self.queues)]

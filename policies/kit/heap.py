@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple
 
+from kvtier.leftovers import Leftovers
+
 _SLACK = 256  # void entries that are not worth a thought
 _PACE = 4  # entries that each call moves while the heap is renewed
 
@@ -58,6 +60,10 @@ class LeafHeap:
             self._renew()
         elif self._void > len(self._heap) // 2 + _SLACK:
             self._old, self._heap, self._void = self._heap, [], 0
+
+    def leave(self, leftovers: Leftovers) -> None:
+        """Leave all entries to be freed: the heap is not used any more."""
+        leftovers.leave(self._heap, self._old)
 
     def _lower(self) -> list[Leaf]:
         if not self._old or (self._heap and self._heap[0] < self._old[0]):

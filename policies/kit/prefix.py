@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from kvtier.facts import TierFacts
+from kvtier.leftovers import Leftovers
 from kvtier.policies.kit.heap import Leaf, LeafHeap
 from kvtier.policy import EvictionPolicy
 from kvtier.types import BlockKey
@@ -52,6 +53,7 @@ class PrefixPolicy(EvictionPolicy, ABC):
     def __init__(self, facts: TierFacts) -> None:
         super().__init__(facts)
         self.tick = 0.0  # counts uses: a rank for recency
+        self._leftovers = Leftovers()
         self._asks = type(self).evicted is not EvictionPolicy.evicted
         self._columns: list[array[int] | array[float]] = []
         self._forget()
@@ -138,6 +140,8 @@ class PrefixPolicy(EvictionPolicy, ABC):
         for column in self._columns:
             column[row] = 0
         self.tick += 1
+        if self._leftovers:
+            self._leftovers.free(8)
         self.entered(row, key)
 
     def touch(self, key: BlockKey) -> None:
@@ -175,6 +179,9 @@ class PrefixPolicy(EvictionPolicy, ABC):
         return [self.keys[leaf.row] for leaf in chosen]
 
     def clear(self) -> None:
+        self._leftovers.leave(self.keys, self._rows, self._left, self._chosen, self._spared)
+        for heap in self._heaps:
+            heap.leave(self._leftovers)
         self._forget()
 
     def _forget(self) -> None:
