@@ -139,9 +139,10 @@ class KVTierConnector(OffloadingConnector):
         side.guard.run(partial(side.scheduled, request, num_external_tokens), None)
 
     def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> KVConnectorMetadata:
+        side = self.scheduling
+        side.guard.always(partial(side.statuses.heed_limits, scheduler_output), None)
         meta = super().build_connector_meta(scheduler_output)
         assert isinstance(meta, OffloadingConnectorMetadata)
-        side = self.scheduling
         ours = KVTierMetadata(
             load_jobs=meta.load_jobs, store_jobs=meta.store_jobs, jobs_to_flush=meta.jobs_to_flush
         )

@@ -221,7 +221,9 @@ class Scheduling:
     def fetch(self, request: "Request", computed: int, hit: int) -> Fetch:
         """Pin a hit of `hit` tokens after `computed`, or order the reads that it needs."""
         name = request.request_id
-        plan = self.brain.plan_read(name, self.statuses.needed(name, computed, computed + hit))
+        keys = self.statuses.needed(name, computed, computed + hit, self.brain)
+        self.brain.end_inside(name, self.statuses.ends_inside(name, keys))
+        plan = self.brain.plan_read(name, keys)
         if plan is None:
             return Fetch.PINNED
         if not plan.reading:
@@ -275,6 +277,7 @@ class Scheduling:
             return PrepareStoreOutput([], SlotSpec(None, ()), [])
         if live is not None:
             self._tell(request, live)
+        self.brain.end_inside(request, self.statuses.ends_inside(request, keys))
         plan = self.brain.plan_store(request, keys)
         if plan.no_room:
             self._crowded_out.append((request, plan.no_room))

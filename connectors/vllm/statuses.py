@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import (
     OffloadingConnectorScheduler,
 )
-from vllm.v1.kv_offload.base import OffloadKey
+from vllm.v1.kv_offload.base import OffloadKey, make_offload_key
 
+from kvtier.brain import TieredCache
 from kvtier.connectors.vllm.messages import SlotSpec
 from kvtier.types import BlockKey
 
 if TYPE_CHECKING:
     from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import (
         GroupOffloadConfig,
+        RequestOffloadState,
     )
     from vllm.multimodal.inputs import MultiModalFeatureSpec
+    from vllm.v1.core.sched.output import SchedulerOutput
 
 
 class Statuses:
@@ -53,18 +56,50 @@ class Statuses:
             if len(state.offload_keys) > known[i]:
                 yield i, [BlockKey(key) for key in state.offload_keys[known[i] :]]
 
-    def needed(self, request: str, start: int, end: int) -> list[BlockKey]:
-        """List the keys that a hit of tokens [start, end) loads: of a window group, only its window."""
+    def needed(self, request: str, start: int, end: int, brain: TieredCache) -> list[BlockKey]:
+        """List the keys that a hit of tokens [start, end) loads: of a window group, only its window.
+
+        Where the hit ends inside a chunk, the last key of each group is of the part before that end. vLLM searches such
+        a hit behind whole chunks: a window group has to have also the last whole one that the brain has.
+        """
         keys: list[BlockKey] = []
         status = self._base._req_status[request]
+        inside = status.partial_tail_boundary == end
         for group, state in zip(self.groups, status.group_states, strict=True):
             first = start // group.tokens_per_chunk
-            last = -(-end // group.tokens_per_chunk)
-            window = group.load_window_size_in_chunks(end)
-            if window is not None:
+            last = -(-end // group.tokens_per_chunk) - inside
+            window = (
+                2 if inside else group.load_window_size_in_chunks(end)
+            )  # drafts search one back
+            windowed = group.sliding_window_size_in_chunks is not None
+            if windowed:
                 first = max(first, last - window)
-            keys += [BlockKey(key) for key in state.offload_keys[first:last]]
+            whole = [BlockKey(key) for key in state.offload_keys[first:last]]
+            if windowed and inside:
+                whole = [key for key in reversed(whole) if brain.lookup(request, key)][:1]
+            keys += whole
+            if inside:
+                keys.append(self._part(status, group.group_idx, end))
         return keys
+
+    def ends_inside(self, request: str, keys: Sequence[BlockKey]) -> dict[BlockKey, int]:
+        """Name those of `keys` that end inside a chunk, and at which token: the states of hybrid models have such."""
+        if not self._base.config.supports_partial_tail:
+            return {}
+        end_of = self._base._req_status[request].req_context.get_offload_key_position
+        ends = ((key, end_of(OffloadKey(key)) or 0) for key in keys)
+        return {key: end for key, end in ends if end % self.prefix_tokens}
+
+    def heed_limits(self, output: "SchedulerOutput") -> None:
+        """Drop the parts that vLLM hands over of requests beyond their `max_offload_tokens`: its own half ends on them."""
+        state = output.kv_connector_block_state
+        if state is None or not self._base.config.supports_partial_tail:
+            return
+        offers = state.boundary_state_offloads
+        for request in offers.keys() & self._base._req_status.keys():
+            most = self._base._req_status[request].max_offload_tokens
+            if most is not None:
+                offers[request] = [offer for offer in offers[request] if offer[2] <= most]
 
     def offer_again(self, request: str, keys: Sequence[BlockKey]) -> None:
         """Rewind vLLM's store index to the first of these chunks.
@@ -78,7 +113,8 @@ class Statuses:
             end = status.req_context.get_offload_key_position(OffloadKey(key))
             state = status.group_states[self._position(key)]
             group = self.groups[self._position(key)]
-            if end is not None and group.sliding_window_size_in_chunks is None:
+            windowed = group.sliding_window_size_in_chunks is not None
+            if end is not None and not windowed and end % group.tokens_per_chunk == 0:
                 first = end // group.tokens_per_chunk - 1
                 state.next_stored_chunk_idx = min(state.next_stored_chunk_idx, first)
 
@@ -107,6 +143,12 @@ class Statuses:
         for key, slot in zip(keys, slots, strict=True):
             grouped[self._position(key)].append(slot)
         return SlotSpec(plan, tuple(map(tuple, grouped)))
+
+    def _part(self, status: "RequestOffloadState", group: int, end: int) -> BlockKey:
+        """Return the key of a group's part before `end`; from 0.33 on, drafts are sure of it a few tokens later."""
+        margin = getattr(self._base, "_eagle_proof_margins", {}).get(group, 0)
+        last = (end + margin) // self._base.config.tokens_per_hash - 1
+        return BlockKey(make_offload_key(status.req.block_hashes[last], group))
 
     def _position(self, key: BlockKey) -> int:
         return self._positions[int.from_bytes(key[-4:], "big")]

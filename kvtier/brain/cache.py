@@ -5,7 +5,7 @@ only when no rank can still read or write it.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from kvtier.brain.audit import audit
 from kvtier.brain.copies import Copies
@@ -146,13 +146,15 @@ class TieredCache:
     def extend(
         self, request: str, group: int, keys: Sequence[BlockKey], *, persist: bool = True
     ) -> None:
-        """Add the chunks that decoding made to one of the request's groups, by its position.
-
-        Without `persist` what it stores from now on never leaves tier 0.
-        """
+        """Add the chunks that decoding made to one group, by its position; without `persist` stores stay in tier 0 from now on."""
         known = self._requests.get(request)
         if known is not None:
             known.extend(group, keys, persist=persist)
+
+    def end_inside(self, request: str, ends: Mapping[BlockKey, int]) -> None:
+        """Add keys of a request that end inside a chunk, by the token: they are stored and read like chunks."""
+        if (known := self._requests.get(request)) is not None:
+            known.end_inside(ends)
 
     def preempted(self, request: str) -> None:
         """Note that a request starts again from nothing: its KV will be of this epoch."""

@@ -38,18 +38,28 @@ class Groups:
         spans = {}
         for key in keys:
             i = request.places.get(key)
+            tokens = self.group(key).chunk_tokens
             if i is not None:
-                tokens = self.group(key).chunk_tokens
                 spans[key] = (i * tokens, (i + 1) * tokens)
+            elif end := request.tails.get(key):
+                spans[key] = (end // tokens * tokens, end)
         return spans
 
     def spot(self, request: Request, key: BlockKey) -> Spot | None:
         """Return where a key stands in a request, as a plain pair; None if it is not one of its keys."""
         i = request.places.get(key)
         if i is None:
-            return None
+            return self.tail(request, key) if key in request.tails else None
         position = self._positions[key[-4:]]
         return self.at(request.groups[position], position, i)
+
+    def tail(self, request: Request, key: BlockKey) -> Place:
+        """Return the place of a key that ends inside a chunk: behind the whole chunks before its end."""
+        end, position = request.tails[key], self._positions[key[-4:]]
+        group = self.specs[position]
+        before = request.groups[position][: end // group.chunk_tokens]
+        rooted = not before or group.window_chunks is not None
+        return Place(None if rooted else before[-1], end)
 
     def spots(self, request: Request, keys: Sequence[BlockKey]) -> list[Spot | None]:
         """Return the `spot` of each key."""

@@ -99,6 +99,8 @@ class Promotion:
         if self._residency.index.unlinked:
             for position, keys in enumerate(request.groups):
                 self._residency.link(keys, self._groups.placing(keys, position))
+            tails = list(request.tails)
+            self._residency.link(tails, lambda i: self._groups.tail(request, tails[i]))
 
     def read_ahead(self, request: Request, keys: Sequence[BlockKey]) -> Sequence[BlockKey]:
         """Read what a policy wants of a request that arrived, if it can be used: a window group's window only.

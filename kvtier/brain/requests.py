@@ -1,6 +1,6 @@
 """What the brain remembers of a request between its arrival and its departure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -42,6 +42,7 @@ class Request:
     facts: RequestFacts = _NOBODY
     reads: bool = True  # it may use what is kept
     places: dict[BlockKey, int] = field(default_factory=dict)  # a key's position in its group
+    tails: dict[BlockKey, int] = field(default_factory=dict)  # where what ends inside a chunk ends
     sees: int = TIERS  # the tiers that its lookups count on
     started: bool = False  # was scheduled: it waits in the queue no more
     awaited: list[BlockKey] = field(default_factory=list)  # spared until it starts
@@ -70,6 +71,10 @@ class Request:
         start = len(self.groups[position])
         self.groups[position].extend(keys)
         self.places.update(zip(keys, range(start, start + len(keys)), strict=True))
+
+    def end_inside(self, ends: Mapping[BlockKey, int]) -> None:
+        """Add keys that end inside a chunk, by the token."""
+        self.tails.update(ends)
 
     def start(self) -> bool:
         """Note that it was scheduled or is over; return whether that is news."""

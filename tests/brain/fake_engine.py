@@ -182,6 +182,7 @@ class Engine:
         if req.epoch is None:
             req.epoch = self.ranks.epoch
         keys = req.full[:upto] + (req.window[:upto] if self.hybrid else [])
+        keys += self._tail(req, min(upto, len(req.full)))
         plan = self.ranks.stored(self.cache.plan_store(req.name, keys), req.epoch)
         assert [key for key in keys if key in plan.keys] == list(plan.keys)
         assert not set(plan.keys) & set(plan.no_room)
@@ -355,6 +356,7 @@ class Engine:
             self.list_all()
             self.ranks.settle()
             self.clock.now += 100
+        self.ranks.settle()  # what became due meanwhile
         self.ranks.check_known()
         self.verify()
         stats = self.cache.stats()
@@ -366,16 +368,27 @@ class Engine:
         requests = list(self.requests.values())
         return requests[n % len(requests)] if requests else None
 
+    def _tail(self, req: Req, n: int) -> list[BlockKey]:
+        """Make the keys of what ends inside the chunk after `n` others, of a hybrid model."""
+        if not self.hybrid:
+            return []
+        keys = [chain(f"{req.source}~", n + 1, group)[n] for group in (0, 1)]
+        self.cache.end_inside(req.name, dict.fromkeys(keys, 16 * n + 8))
+        return keys
+
     def _hit(self, req: Req) -> list[BlockKey]:
         n = 0
         while n < len(req.full) and self.cache.lookup(req.name, req.full[n]):
             n += 1
+        window: list[BlockKey] = []
         while self.hybrid and n:
             window = req.window[max(0, n - 2) : n]
             if all(self.cache.lookup(req.name, key) for key in window):
-                return req.full[:n] + window
+                break
             n -= 1
-        return req.full[:n]
+        tail = self._tail(req, n)
+        found = tail and all(self.cache.lookup(req.name, key) for key in tail)
+        return req.full[:n] + (tail if found else window if n else [])
 
     def _pinned(self, req: Req, keys: list[BlockKey], *, load: bool) -> None:
         assert self.cache.plan_read(req.name, keys) is None

@@ -46,7 +46,7 @@ def scheduling(
     group = SimpleNamespace(group_idx=0, tokens_per_chunk=32, sliding_window_size_in_chunks=None)
     base: Any = SimpleNamespace(
         manager=TieredCacheManager(Guard()),
-        config=SimpleNamespace(kv_group_configs=[group]),
+        config=SimpleNamespace(kv_group_configs=[group], supports_partial_tail=False),
         _req_status={},
     )
     vllm_config: Any = SimpleNamespace(
