@@ -91,7 +91,8 @@ def blocks_per_chunk(
     config: Config, vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig"
 ) -> int:
     """Blocks of one chunk, from the model's configuration alone so that every process agrees."""
-    block_tokens = max(group.kv_cache_spec.block_size for group in kv_cache_config.kv_cache_groups)
+    specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
+    block_tokens = _block_tokens(specs, vllm_config)
     return chunk_size(config, vllm_config, kv_cache_config).tokens // block_tokens
 
 
@@ -102,7 +103,7 @@ def chunk_size(
     from vllm.v1.kv_cache_interface import MambaSpec
 
     specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
-    block_tokens = max(spec.block_size for spec in specs)
+    block_tokens = _block_tokens(specs, vllm_config)
     if any(isinstance(spec, MambaSpec) for spec in specs):
         return ChunkSize(block_tokens, "one block, for the states of Mamba layers")
     if config.chunk_tokens is not None:
@@ -114,7 +115,9 @@ def chunk_size(
         return ChunkSize(config.chunk_tokens, "chunk_tokens")
     tokens, why = auto_chunk_tokens(
         block_tokens,
-        kv_nbytes_per_token(vllm_config) * float(_largest_group(vllm_config, len(specs))),
+        kv_nbytes_per_token(vllm_config)
+        * float(_largest_group(vllm_config, len(specs)))
+        / max(_context_ranks(spec, vllm_config) for spec in specs),
         window=_smallest_window(specs),
         dram_nbytes=_stated_dram_nbytes(config, vllm_config),
     )
@@ -122,6 +125,17 @@ def chunk_size(
     while retention and tokens > block_tokens and retention % tokens:
         tokens, why = max(block_tokens, tokens // 2), "divides prefix_cache_retention_interval"
     return ChunkSize(tokens, f"auto: {why}")
+
+
+def _block_tokens(specs: "Sequence[KVCacheSpec]", vllm_config: "VllmConfig") -> int:
+    """Tokens of a sequence that one block of each rank holds."""
+    return max(spec.block_size * _context_ranks(spec, vllm_config) for spec in specs)
+
+
+def _context_ranks(spec: "KVCacheSpec", vllm_config: "VllmConfig") -> int:
+    """Count the ranks among which the tokens of a sequence are divided."""
+    parallel = vllm_config.parallel_config
+    return int(parallel.decode_context_parallel_size) if spec.dcp_sharded else 1
 
 
 def kv_nbytes_per_token(vllm_config: "VllmConfig") -> int:

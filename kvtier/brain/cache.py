@@ -334,11 +334,7 @@ class TieredCache:
         return snapshot(self._state, len(self._promotion.fills))
 
     def check(self) -> None:
-        """Assert every invariant, in a pass over everything.
-
-        Raises:
-            AssertionError: names the broken one.
-        """
+        """Assert every invariant, in a pass over everything; the AssertionError names the broken one."""
         audit(self._state, self._promotion, self._copies)
 
     def _end_epoch(self, manifest: str) -> None:

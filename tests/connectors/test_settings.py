@@ -8,10 +8,18 @@ import pytest
 pytest.importorskip("vllm")
 
 import torch
+from vllm.v1.core.kv_cache_utils import resolve_dcp_kv_block_size
 from vllm.v1.kv_cache_interface import FullAttentionSpec, MambaSpec, SlidingWindowSpec
 
+from kvtier.chunking import ChunkSize
 from kvtier.config import load
-from kvtier.connectors.vllm.settings import chunk_size, name_spec, refuse_foreign_keys, settle
+from kvtier.connectors.vllm.settings import (
+    blocks_per_chunk,
+    chunk_size,
+    name_spec,
+    refuse_foreign_keys,
+    settle,
+)
 from kvtier.errors import ConfigError
 
 
@@ -54,12 +62,13 @@ DRAM = load({"tiers": [{"kind": "dram", "capacity": "16GiB"}]})
 
 
 def tokens(
-    *specs: object,
+    *specs: Any,
     layer_types: list[str] | None = None,
     config: Any = None,
     ranks: int = 1,
     retention: int | None = None,
-) -> tuple[int, str]:
+    dcp: int = 1,
+) -> ChunkSize:
     """Size the chunks of a model with 32 layers and 128 KiB of KV per token."""
     vllm_config: Any = SimpleNamespace(
         model_config=SimpleNamespace(
@@ -70,13 +79,18 @@ def tokens(
             get_total_num_hidden_layers=lambda: 32,
             hf_text_config=SimpleNamespace(layer_types=layer_types),
         ),
-        parallel_config=SimpleNamespace(world_size=ranks, pipeline_parallel_size=1),
+        parallel_config=SimpleNamespace(
+            world_size=ranks, pipeline_parallel_size=1, decode_context_parallel_size=dcp
+        ),
         cache_config=SimpleNamespace(cache_dtype="auto", prefix_cache_retention_interval=retention),
     )
     groups: Any = SimpleNamespace(
         kv_cache_groups=[SimpleNamespace(kv_cache_spec=spec) for spec in specs]
     )
-    return chunk_size(config or load({}), vllm_config, groups)
+    found = chunk_size(config or load({}), vllm_config, groups)
+    spans = [resolve_dcp_kv_block_size(spec, dcp) for spec in specs]
+    assert blocks_per_chunk(config or load({}), vllm_config, groups) * max(spans) == found.tokens
+    return found
 
 
 def test_a_chunk_is_of_one_group_and_of_one_rank() -> None:
@@ -96,6 +110,22 @@ def test_what_makes_a_chunk_smaller() -> None:
     assert tokens(FULL, short) == (32, "auto: no longer than the window of 33 tokens")
     assert tokens(FULL, retention=32) == (32, "auto: divides prefix_cache_retention_interval")
     assert tokens(FULL, STATES)[0] == 16
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_ranks_that_share_a_context_do_not_make_chunks_coarser(ranks: int) -> None:
+    """One block of each rank spans `ranks` times its own tokens, and a token costs a rank as much less."""
+    found, _ = tokens(FULL, dcp=ranks)
+    block = resolve_dcp_kv_block_size(FULL, ranks)
+    assert found % block == 0
+    assert found <= 256
+    assert tokens(FULL, config=load({"chunk_tokens": 2 * block}), dcp=ranks)[0] == 2 * block
+    with pytest.raises(ConfigError, match=f"the engine's block of {block} tokens"):
+        tokens(FULL, config=load({"chunk_tokens": block // 2}), dcp=ranks)
+
+
+def test_states_are_whole_on_every_rank_that_shares_a_context() -> None:
+    assert tokens(STATES, dcp=8)[0] == 16
 
 
 def test_a_size_that_is_given_is_taken() -> None:
