@@ -25,7 +25,7 @@ class Share(NamedTuple):
 
 
 SHARES = {
-    Urgency.DEMAND: Share(256 << 20, 4 << 30),  # 75 ms of PCIe 5.0 x16: longer than most steps
+    Urgency.DEMAND: Share(256 << 20, 1 << 30),  # 19 ms of PCIe 5.0 x16: a decode step or two
     Urgency.PREFETCH: Share(64 << 20, 128 << 20),
 }
 

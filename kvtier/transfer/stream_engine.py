@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path as FilePath
 
 import torch
@@ -22,6 +22,8 @@ from kvtier.transfer.plain import PlainMover
 from kvtier.transfer.streams import COMPUTE, Mark
 
 logger = logging.getLogger(__name__)
+
+_SIZES = 1024  # of runs, whose way is remembered
 
 Pages = Mapping[int, Sequence[torch.Tensor]]
 
@@ -61,7 +63,7 @@ class StreamTransferEngine(TransferEngine):
             direction: Line(
                 hardware.streams,
                 layout,
-                partial(self._choose, layout, self._movers(site, self.pages, direction), direction),
+                self._chooser(layout, self._movers(site, self.pages, direction), direction),
                 self._start(hardware, direction),
                 clock,
             )
@@ -115,12 +117,15 @@ class StreamTransferEngine(TransferEngine):
             elif (staged := _staged(site, direction)) is not None:
                 yield path, staged
 
-    def _choose(
-        self, layout: PageMap, movers: Mapping[Path, Mover], direction: Direction, work: Work
-    ) -> Mover:
-        if self.calibration is None:
-            return movers[self.paths[0]]
-        return movers[self.calibration.best(direction, layout.run_nbytes(work), movers)]
+    def _chooser(
+        self, layout: PageMap, movers: Mapping[Path, Mover], direction: Direction
+    ) -> Callable[[Work], Mover]:
+        """Return what gives each work its way: it looks once at each size of run."""
+        calibration = self.calibration
+        if calibration is None:
+            return lambda work: movers[self.paths[0]]
+        best = lru_cache(_SIZES)(lambda nbytes: movers[calibration.best(direction, nbytes, movers)])
+        return lambda work: best(layout.run_nbytes(work))
 
 
 def _staged(site: Setup, direction: Direction) -> StagedMover | None:

@@ -1,6 +1,7 @@
 """The way is chosen by what was measured, and by what it costs the multiprocessors."""
 
 from pathlib import Path as FilePath
+from typing import Any
 
 import pytest
 import torch
@@ -156,5 +157,24 @@ def test_a_device_without_memory_for_it_starts_unmeasured(
     engine = StreamTransferEngine(arena, {0: tensors}, 4, device, cache=tmp_path)
     assert engine.calibration is not None
     assert engine.calibration.rates  # measured at the next start
+    engine.close()
+    arena.close()
+
+
+def test_the_way_of_a_size_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    arena, looks = Arena(4, 16 * KIB), []
+    best = Calibration.best
+
+    def look(self: Calibration, direction: Direction, nbytes: int, paths: Any) -> Path:
+        looks.append((direction, nbytes))
+        return best(self, direction, nbytes, paths)
+
+    monkeypatch.setattr(Calibration, "best", look)
+    engine = StreamTransferEngine(arena, {0: pages([4096])}, 4, hardware())
+    for _ in range(10):
+        for blocks in ((0, 1, 2, 3), (0, 2, 4, 6)):
+            engine.onload([ChunkCopy(0, 0, blocks)]).result()
+            engine.offload([ChunkCopy(0, 0, blocks)]).result()
+    assert len(looks) == len(set(looks)) == 4
     engine.close()
     arena.close()
