@@ -5,6 +5,7 @@ this prefix has; where a model would read, they are compared. A state (Mamba) is
 or missing chunk fails the step that reads it, for every kind of cache that vLLM has a spec for.
 """
 
+import copy
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from vllm.config import set_current_vllm_config
+from vllm.distributed.kv_transfer.kv_connector.utils import KVOutputAggregator
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import SamplingParams
@@ -67,7 +69,8 @@ class Row:
 class Memory:
     """The pages of one worker: what a model would write and read."""
 
-    def __init__(self, cache_config: Any, layout: Any) -> None:
+    def __init__(self, cache_config: Any, layout: Any, rank: int) -> None:
+        self._rank = rank
         self.caches = allocate_kv_cache(cache_config, torch.device("cpu"), layout)
         self._layers = [
             (index, name, group.kv_cache_spec, self.caches[name].view(torch.uint8))
@@ -79,10 +82,7 @@ class Memory:
         """Read what the tokens after `row.computed` attend to, then write `count` of them."""
         for group, name, spec, cache in self._layers:
             run = _run_state if isinstance(spec, MambaSpec) else _run_tokens
-            run(row, count, row.blocks[group], name, spec, cache)
-        states = [spec.block_size for _, _, spec, _ in self._layers if isinstance(spec, MambaSpec)]
-        if states:
-            row.state = (row.computed + count - 1) // states[0]
+            run(row, count, row.blocks[group], f"{self._rank}: {name}", spec, cache)
 
 
 def _run_tokens(
@@ -118,7 +118,7 @@ def _run_state(
 
 
 class NoModelEngine:
-    """An engine of one rank for a model whose layers have these specs."""
+    """An engine of a model whose layers have these specs: all of them on each rank, or on each stage those it has."""
 
     def __init__(
         self,
@@ -127,6 +127,7 @@ class NoModelEngine:
         kvtier: Mapping[str, object],
         *,
         blocks: int = 64,
+        stages: Sequence[Mapping[str, KVCacheSpec]] = (),
         **options: Any,
     ) -> None:
         init_none_hash(sha256)
@@ -140,7 +141,9 @@ class NoModelEngine:
         ).create_engine_config()
         _as_on_a_gpu(config, specs)
         config.cache_config.num_gpu_blocks_override = blocks
-        made = get_kv_cache_configs(config, [dict(specs)], [1 << 30])
+        ranks = config.parallel_config.world_size
+        held = [dict(each) for each in stages or [specs] * ranks]
+        made = get_kv_cache_configs(config, held, [1 << 30] * ranks)
         self.cache_config = generate_scheduler_kv_cache_config(made)
         config.cache_config.num_gpu_blocks = blocks
         self._block_size, hashed = resolve_kv_cache_block_sizes(self.cache_config, config)
@@ -153,14 +156,15 @@ class NoModelEngine:
                 block_size=self._block_size,
                 hash_block_size=hashed,
             )
-            worker = KVTierConnector(config, KVConnectorRole.WORKER, made[0])
-        assert isinstance(worker, KVTierConnector), "kvtier is off"
-        self.worker = worker
-        self.memory = Memory(made[0], config.cache_config.get_resolved_kv_cache_layout())
-        worker.register_kv_caches(self.memory.caches)
-        hello = worker.get_handshake_metadata()
-        if hello is not None:
-            self.connector.set_xfer_handshake_metadata_pp_aware({(0, 0): hello})
+            self.workers = [_worker(config, rank, each) for rank, each in enumerate(made)]
+        layout = config.cache_config.get_resolved_kv_cache_layout()
+        self._memories = [Memory(each, layout, rank) for rank, each in enumerate(made)]
+        for worker, memory in zip(self.workers, self._memories, strict=True):
+            worker.register_kv_caches(memory.caches)
+        hellos = {(0, i): worker.get_handshake_metadata() for i, worker in enumerate(self.workers)}
+        if None not in hellos.values():
+            self.connector.set_xfer_handshake_metadata_pp_aware(hellos)
+        self._aggregator = KVOutputAggregator(ranks)
         self._rows: dict[str, Row] = {}
         self._cached: dict[str, int] = {}
         self.preempted = 0
@@ -199,32 +203,28 @@ class NoModelEngine:
     def step(self) -> None:
         """One step of the scheduler and the worker, in the order of vLLM's model runner."""
         out = self.scheduler.schedule()
-        worker, meta = self.worker, out.kv_connector_metadata
-        worker.handle_preemptions(meta)
+        meta = out.kv_connector_metadata
+        for worker in self.workers:
+            worker.handle_preemptions(meta)
         self._update(out)
-        worker.bind_connector_metadata(meta)
+        for worker in self.workers:
+            worker.bind_connector_metadata(meta)
         sampled = [self._compute(name, n) for name, n in out.num_scheduled_tokens.items()]
-        worker.start_load_kv(None)
-        worker.wait_for_save()
-        told = worker.get_transfer_results(out.finished_req_ids)
-        result = ModelRunnerOutput(
-            req_ids=list(out.num_scheduled_tokens),
-            req_id_to_index={name: i for i, name in enumerate(out.num_scheduled_tokens)},
-            sampled_token_ids=sampled,
-            kv_connector_output=KVConnectorOutput(
-                finished_sending=told.finished_sending,
-                finished_recving=told.finished_recving,
-                failed_recving=told.failed_recving,
-                invalid_block_ids=worker.get_block_ids_with_load_errors(),
-                kv_connector_worker_meta=worker.build_connector_worker_meta(),
-            ),
-        )
-        worker.clear_connector_metadata()
-        self.scheduler.update_from_output(out, result)
+        results = [
+            ModelRunnerOutput(
+                req_ids=list(out.num_scheduled_tokens),
+                req_id_to_index={name: i for i, name in enumerate(out.num_scheduled_tokens)},
+                sampled_token_ids=sampled,
+                kv_connector_output=_told(worker, out.finished_req_ids),
+            )
+            for worker in self.workers
+        ]
+        self.scheduler.update_from_output(out, self._aggregator.aggregate(results))
 
     def close(self) -> None:
         """End it."""
-        self.worker.shutdown()
+        for worker in self.workers:
+            worker.shutdown()
         self.connector.shutdown()
 
     def _add(self, prompt: Sequence[int], tokens: int) -> Request:
@@ -261,11 +261,38 @@ class NoModelEngine:
 
     def _compute(self, name: str, count: int) -> list[int]:
         row = self._rows[name]
-        self.memory.run(row, count)
+        for memory in self._memories:
+            memory.run(row, count)
+        row.state = (row.computed + count - 1) // self._block_size
         if row.computed + count < len(row.tokens):
             return []
         row.tokens.append(int.from_bytes(row.prefix(len(row.tokens))[:4], "big") % VOCAB)
         return row.tokens[-1:]
+
+
+def _worker(config: Any, rank: int, cache_config: Any) -> KVTierConnector:
+    mine = copy.copy(config)
+    mine.parallel_config = copy.copy(config.parallel_config)
+    mine.parallel_config.rank = rank
+    made: object = KVTierConnector(mine, KVConnectorRole.WORKER, cache_config)
+    assert isinstance(made, KVTierConnector), "kvtier is off"
+    return made
+
+
+def _told(worker: KVTierConnector, finished: set[str]) -> KVConnectorOutput:
+    """End a worker's step, and take what it reports."""
+    worker.start_load_kv(None)
+    worker.wait_for_save()
+    results = worker.get_transfer_results(finished)
+    told = KVConnectorOutput(
+        finished_sending=results.finished_sending,
+        finished_recving=results.finished_recving,
+        failed_recving=results.failed_recving,
+        invalid_block_ids=worker.get_block_ids_with_load_errors(),
+        kv_connector_worker_meta=worker.build_connector_worker_meta(),
+    )
+    worker.clear_connector_metadata()
+    return told
 
 
 def _as_on_a_gpu(config: Any, specs: Mapping[str, KVCacheSpec]) -> None:

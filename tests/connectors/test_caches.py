@@ -139,7 +139,7 @@ def test_wrong_bytes_are_noticed(model: Model, start: Start) -> None:
                 engine.ask(prompt)
             engine.reset()
             view = engine.connector.scheduling.brain.view
-            arena = engine.worker.rank.worker.arena
+            arena = engine.workers[0].rank.worker.arena
             for key in view.keys(0):
                 if int.from_bytes(key[-4:], "big") == group:
                     arena.slot(view.slot(key))[:64] ^= 1
@@ -165,3 +165,35 @@ def test_traffic_that_fits_nowhere(model: Model, start: Start) -> None:
         brain = engine.connector.scheduling.brain
         brain.check()
         assert any(tier.hits for tier in brain.stats().tiers)
+
+
+@pytest.mark.parametrize("pipeline", [False, True], ids=["tensor parallel", "pipeline"])
+def test_two_ranks(pipeline: bool, tmp_path: Path) -> None:
+    """Each rank has bytes of its own, and in a pipeline layers of its own; files of both are found after a restart."""
+    specs = {f"layers.{i}": spec for i, spec in enumerate((WINDOW, FULL, WINDOW, FULL))}
+    names = list(specs)
+    halves = [{n: specs[n] for n in names[:2]}, {n: specs[n] for n in names[2:]}]
+    kvtier = nvme(tmp_path / "kv", dram_capacity="4MiB", write="through") | {"chunk_tokens": 32}
+    model, asked = tiny.make(tmp_path, "gpt-oss"), prompts(4, 200, seed=6)
+
+    def start() -> AbstractContextManager[NoModelEngine]:
+        size = {"pipeline_parallel_size" if pipeline else "tensor_parallel_size": 2}
+        stages = halves if pipeline else []
+        made = NoModelEngine(model, specs, kvtier, blocks=128, stages=stages, **size)
+        made.settle()
+        return closing(made)
+
+    with start() as engine:
+        assert engine.ask(*asked) == [0] * 4
+        engine.reset()
+        assert [engine.ask(prompt) for prompt in asked] == [[192]] * 4
+        engine.settle()
+    assert {path.parents[1].name for path in (tmp_path / "kv").rglob("*.kvt")} == {"r0", "r1"}
+    with start() as engine:
+        assert engine.ask(*asked) == [192] * 4
+        engine.reset()
+        arena = engine.workers[1].rank.worker.arena
+        for slot in range(arena.slots):
+            arena.slot(slot)[:64] ^= 1
+        with pytest.raises(AssertionError, match=r"1: .* other KV"):
+            engine.ask(asked[0])
