@@ -10,12 +10,12 @@ USES = {use.file: use for use in map(source.Use.of, contract.modules())}
 CLASSES = {cls.__name__: cls for cls in contract.classes()}
 CALLED = set().union(*map(source.calls, USES.values()))
 
-MODEL_FILES = {"architectures", "rope_parameters", "rope_scaling"}
+MODEL_FILES = {"architectures", "layer_types", "rope_parameters", "rope_scaling"}
 """Attributes of the model's own config.json, not of vLLM."""
 REQUEST_FIELDS = {"session_id", "load_inplace"}
 """Attributes of vLLM's requests that not every supported release has."""
-NOT_DECLARED = {"_hf_config_revision", "resolved", "notes_in"}
-"""Set by vLLM's own code, of a revision that the hub's client has resolved, and of kvtier's tiers."""
+NOT_DECLARED = {"_eagle_proof_margins", "_hf_config_revision", "resolved", "notes_in"}
+"""Set by vLLM's own code, from 0.33 on in its offloading scheduler, of a revision that the hub's client has resolved, and of kvtier's tiers."""
 
 
 def none(faults: Iterator[str]) -> None:
