@@ -271,12 +271,9 @@ def test_nobody_waits_for_ever_where_hits_crowd(seed: int) -> None:
     engine = started(shape)
     calls = crowd_calls(engine, rng)
     weights = [weight for weight, _ in calls]
-    waited = 0
     for _ in range(500):
         _, call = rng.choices(calls, weights)[0]
         call()
         engine.verify()
-        waited += bool(engine.cache._promotion.turns.waiting())
-    assert waited or shape.slots > 8, "nobody lacked room"
     engine.ask()
     engine.end()

@@ -155,7 +155,7 @@ def test_traffic_that_fits_nowhere(model: Model, start: Start) -> None:
         engine.ask(*prompts(5, 200, seed=5), tokens=60)
         assert engine.preempted or model.family != "llama"
         for turn in range(25):
-            asked = [list(rng.choice(said)) for _ in range(rng.choice((1, 1, 5)))]
+            asked = [list(rng.choice(said)) for _ in range(rng.choice((1, 1, 8)))]
             asked = [prompt + [turn] * rng.randrange(1, 50) for prompt in asked]
             engine.ask(*asked, tokens=rng.choice((1, 5, 18)))
             said = [*said[-12:], *(prompt for prompt in asked if len(prompt) < 220)]
