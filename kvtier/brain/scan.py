@@ -37,8 +37,10 @@ class Scan:
         self._opening = opening
         self._all = (1 << ranks) - 1
         self._done = 0
-        self._partial: dict[BlockKey, tuple[int, int]] = {}  # ranks that have it, bytes
-        self._whole: set[BlockKey] = set()  # what all ranks have
+        # By the first byte of the key: one set of a million stops the engine whenever it grows, and when it goes.
+        # The ranks that have a record, and its bytes:
+        self._partial: list[dict[BlockKey, tuple[int, int]]] = [{} for _ in range(256)]
+        self._whole: list[set[BlockKey]] = [set() for _ in range(256)]  # what all ranks have
         self._buckets: dict[int, Bucket] = {}
         self._found: Iterator[tuple[BlockKey, int]] | None = None
 
@@ -53,30 +55,31 @@ class Scan:
             return False
         bit = 1 << batch.rank
         for raw, size, mtime in zip(batch.keys, batch.nbytes, batch.mtimes, strict=True):
-            key = BlockKey(raw)
-            if key in self._whole:
+            key, part = BlockKey(raw), raw[0] if raw else 0
+            if key in self._whole[part]:
                 continue
-            ranks, nbytes = self._partial.pop(key, (0, 0))
+            ranks, nbytes = self._partial[part].pop(key, (0, 0))
             ranks |= bit
             nbytes = max(nbytes, size)
             if ranks == self._all:
+                self._whole[part].add(key)
                 self._complete(key, nbytes, mtime)
             else:
-                self._partial[key] = (ranks, nbytes)
+                self._partial[part][key] = (ranks, nbytes)
         if batch.done:
             self._done |= bit
         return True
 
     def orphans(self) -> list[tuple[BlockKey, int]]:
         """Take the records that only some ranks have, with their bytes; nothing is listed any more."""
-        some, self._partial = self._partial, {}
-        self._whole.clear()
-        return [(key, nbytes) for key, (_, nbytes) in some.items()]
+        some, self._partial = self._partial, []
+        return [(key, nbytes) for each in some for key, (_, nbytes) in each.items()]
 
     def take(self, n: int) -> list[tuple[BlockKey, int]]:
         """Take up to `n` keys with their bytes, oldest first; fewer means that the scan is over."""
         if self._found is None:
             self._found = self._oldest_first()
+        del self._whole[-1:]  # a part at a time: nothing is listed any more
         return list(islice(self._found, n))
 
     def _complete(self, key: BlockKey, nbytes: int, mtime: float) -> None:
@@ -84,7 +87,6 @@ class Scan:
         bucket = self._buckets.get(minute)
         if bucket is None:
             bucket = self._buckets[minute] = Bucket()
-        self._whole.add(key)
         self.nbytes += nbytes
         bucket.keys.append(key)
         bucket.nbytes.append(nbytes)

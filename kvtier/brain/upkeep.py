@@ -10,7 +10,7 @@ from kvtier.brain.state import State
 from kvtier.types import BlockKey, OpKind, OpStatus, Priority, TierOp
 
 _SCAN_SLICE = (
-    1024  # records found at start, or lost, that are taken in per step: a few milliseconds
+    512  # records found at start, or lost, that are taken in per step: a millisecond or two
 )
 _RETRY_S = 1.0
 _MAX_RETRY_S = 60.0
