@@ -62,7 +62,8 @@ class Promotion:
         if request.overdue(now):
             return self._settle(request, Why.WAITING_FOR_ROOM)
         why = self._make_room(request, missing)
-        if why in _NO_ROOM and self._should_wait(request, missing, reads):
+        may_wait = why in _NO_ROOM and self._may_wait(request, reads)
+        if may_wait and self._should_wait(request, missing):
             return self._await_turn(request, reads)
         more = why in _NO_ROOM and self.turns.may_hold(request) and len(missing) > 1
         part: Sequence[BlockKey] = missing
@@ -72,6 +73,8 @@ class Promotion:
             grows = bool(part) and self._groups.group(part[0]).window_chunks is None
             if fits_later and not grows:
                 part = missing  # its windows come with the last wave
+            if may_wait and not part:
+                return self._await_turn(request, reads, whole=True)
             more = more and (grows or fits_later)
         return self._order(request, part, why, more=more)
 
@@ -325,30 +328,31 @@ class Promotion:
             self._demotion.make_room(lack)
         return Why.NO_SLOT if needed > self._budgets.room else why
 
-    def _should_wait(
-        self,
-        request: Request,
-        missing: Sequence[BlockKey],
-        reads: Sequence[tuple[BlockKey, LowerTier]],
-    ) -> bool:
-        """Whether a request that lacks room is better off later: something moves, and it may not or need not begin."""
+    def _may_wait(self, request: Request, reads: Sequence[tuple[BlockKey, LowerTier]]) -> bool:
+        """Whether a request that lacks room could have some later: something moves, and for it too."""
         if not reads or not self.turns.moving:
             return False
-        if self.turns.silent(request, {lower for _, lower in reads}):
-            return False
+        return not self.turns.silent(request, {lower for _, lower in reads})
+
+    def _should_wait(self, request: Request, missing: Sequence[BlockKey]) -> bool:
+        """Whether a request that lacks room may not begin yet, or only with too little."""
         if not self.turns.may_hold(request):
             return True
         fit = min(self._readable(missing)[0], self._budgets.room)
         return fit < min(len(missing), self.turns.least_wave)
 
     def _await_turn(
-        self, request: Request, reads: Sequence[tuple[BlockKey, LowerTier]]
+        self,
+        request: Request,
+        reads: Sequence[tuple[BlockKey, LowerTier]],
+        *,
+        whole: bool = False,
     ) -> ReadPlan:
-        """Let a request wait for room; only the one that may hold slots keeps what it has."""
+        """Let a request wait for room, for its `whole` hit or a wave; only the one that may hold slots keeps what it has."""
         if self.turns.holder is not request:
             self._residency.unpin(request.hold([]))
-        keys = [key for key, _ in reads]
-        request.await_turn(self.turns.wait(request, keys, Counter(low for _, low in reads)))
+        keys, room = [key for key, _ in reads], Counter(lower for _, lower in reads)
+        request.await_turn(self.turns.wait(request, keys, room, whole=whole))
         return ReadPlan(len(keys))
 
     def _shorter(

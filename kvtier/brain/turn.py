@@ -64,11 +64,18 @@ class Turns:
             self.holder = None
 
     def wait(
-        self, request: Request, keys: Sequence[BlockKey], reads: Mapping[LowerTier, int]
+        self,
+        request: Request,
+        keys: Sequence[BlockKey],
+        reads: Mapping[LowerTier, int],
+        *,
+        whole: bool,
     ) -> "Turn":
-        """Let a request wait for the room to read `keys`, so many from each tier."""
+        """Let a request wait for the room to read `keys`, so many from each tier; it may begin with a wave, or not."""
         self._quiet = False
-        return Turn(self._state, self._budgets, self, request, keys, reads)
+        if whole:
+            reads = {lower: min(n, self._budgets.most(lower)) for lower, n in reads.items()}
+        return Turn(self._state, self._budgets, self, request, keys, reads, whole)
 
     def silent(self, request: Request, lowers: Iterable[LowerTier]) -> bool:
         """Whether a request holds slots, and got nothing from these tiers for a deadline."""
@@ -112,8 +119,10 @@ class Turn:
         request: Request,
         keys: Sequence[BlockKey],
         reads: Mapping[LowerTier, int],
+        whole: bool,
     ) -> None:
         self.left = set(keys)
+        self._whole = whole
         self._state = state
         self._budgets = budgets
         self._turns = turns
@@ -138,7 +147,7 @@ class Turn:
     def _has_room(self) -> bool:
         residency, request = self._state.residency, self._request
         needed, most = sum(self._reads.values()), None
-        if self._turns.may_hold(request):
+        if not self._whole and self._turns.may_hold(request):
             needed = most = min(needed, self._turns.least_wave)
         unpinned = residency.chunks[TIER0] - len(residency.pins)
         room = min(residency.slots.free + unpinned, self._budgets.spare)
