@@ -15,7 +15,7 @@ from kvtier.cli.replay import assumed, policies
 from kvtier.cli.tracefile import Format, open_trace, say_skipped
 from kvtier.config import Plugin
 from kvtier.errors import ConfigError
-from kvtier.sim.blocks import one_tier, replay_blocks
+from kvtier.sim.lru import replay_one_tier
 from kvtier.sim.plan import Fit, Kv, Sizing, break_even, fit, smallest
 from kvtier.sim.setting import ASSUMED, Prefill, worth
 from kvtier.trace.trace import Trace
@@ -118,7 +118,7 @@ def sizing(
     """Find DRAM for the first target and DRAM with NVMe for the second, and say so."""
 
     def saved(blocks: int) -> float:
-        done = replay_blocks(trace, one_tier(policy), slots=blocks, block_nbytes=1)
+        done = replay_one_tier(trace, policy, slots=blocks)
         return worth(trace, done.hits, prefill).saved_prefill
 
     small, large = (smallest(trace, target, saved, prefill) for target in targets)

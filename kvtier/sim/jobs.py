@@ -11,8 +11,8 @@ from kvtier.brain import Why
 from kvtier.config import Config, Plugin
 from kvtier.errors import ConfigError
 from kvtier.sim.belady import belady, infinite
-from kvtier.sim.blocks import one_tier, replay_blocks
 from kvtier.sim.engine import EngineReplay, replay_engine
+from kvtier.sim.lru import replay_one_tier
 from kvtier.sim.results import ReplayRow, Ttft
 from kvtier.sim.setting import Prefill, worth
 from kvtier.trace.trace import Trace
@@ -42,13 +42,12 @@ class BlockJob:
             room = self.capacity_tokens + self.below_tokens
             hits = belady(trace, room // trace.block_tokens)
         else:
-            config = one_tier(self.eviction)
             slots = self.capacity_tokens // trace.block_tokens
-            done = replay_blocks(
-                trace, config, slots=slots, block_nbytes=nbytes, prefill=self.prefill
+            done = replay_one_tier(
+                trace, self.eviction, slots=slots, block_nbytes=nbytes, prefill=self.prefill
             )
             hits = done.hits
-            moved = {"dram_in": done.stats.stores * nbytes, "dram_out": done.stats.loads * nbytes}
+            moved = {"dram_in": done.stores * nbytes, "dram_out": int(hits.sum()) * nbytes}
         value = worth(trace, hits, self.prefill)
         return ReplayRow(
             policy=self.name,
