@@ -20,7 +20,6 @@ from kvtier.hook import HookKind
 from kvtier.types import NO_SLOT, BlockKey, OpKind, OpStatus, Priority
 
 _NO_ROOM = (Why.READ_BUDGET, Why.NO_SLOT)
-
 _AHEAD_LEAST = 8
 _AHEAD_SHARE = 0.25  # of the slots; more would drive out what is in use when a queue builds up
 
@@ -58,7 +57,8 @@ class Promotion:
         if self._worth.too_dear(request, wanted, missing, reads):
             return self._settle(request, Why.TOO_DEAR)
         now = self._state.clock()
-        request.begin(now, self._worth.patience(request, missing))
+        if request.until is None:
+            request.begin(now, self._worth.patience(request, missing))
         if request.overdue(now):
             return self._settle(request, Why.WAITING_FOR_ROOM)
         why = self._make_room(request, missing)

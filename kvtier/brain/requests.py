@@ -110,9 +110,8 @@ class Request:
         self.sees = IN_TIER0
 
     def begin(self, now: float, patience: Patience) -> None:
-        """Note that its wait begins, if it has not."""
-        if self.until is None:
-            self.patience, self.until = patience, now + patience.seconds
+        """Note that its wait begins."""
+        self.patience, self.until = patience, now + patience.seconds
 
     def heard(self, now: float) -> None:
         """Note that a chunk landed for it."""
