@@ -16,6 +16,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 
 from kvtier.connectors.vllm import increments, settings, validity
+from kvtier.connectors.vllm.lookups import Lookups
 from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata
 from kvtier.connectors.vllm.null_connector import NullConnector
 from kvtier.connectors.vllm.rank import Rank
@@ -67,6 +68,7 @@ class KVTierConnector(OffloadingConnector):
         self._scheduling: Scheduling | None = None
         self._rank: Rank | None = None
         self._pool: BlockPool | None = None
+        self._lookups = Lookups()
         self._forsaking = False  # a reset is to be told to the ranks
         if self.connector_scheduler is not None:
             self._scheduling = Scheduling(
@@ -100,6 +102,7 @@ class KVTierConnector(OffloadingConnector):
     def on_new_request(self, request: "Request") -> None:
         side = self.scheduling
         side.guard.always(partial(side.admit, request), None)
+        side.guard.run(partial(self._lookups.forget, request.request_id), None)
         super().on_new_request(request)
         side.guard.run(partial(side.arrive, request), None)
         if side.guard.broken:
@@ -113,21 +116,37 @@ class KVTierConnector(OffloadingConnector):
             return None, False
         if side.guard.run(partial(side.reading, request), False):
             return None, False
+        name, lookups = request.request_id, self._lookups
+        if side.guard.run(partial(lookups.waits, name, num_computed_tokens), False):
+            return None, False
         side.guard.run(partial(side.asked, request, num_computed_tokens), None)
+        answer, deferred = self._match(request, num_computed_tokens)
+        looked = partial(lookups.looked, name, num_computed_tokens, deferred=deferred)
+        side.guard.run(looked, None)
+        return answer
+
+    def _match(
+        self, request: "Request", num_computed_tokens: int
+    ) -> tuple[tuple[int | None, bool], bool]:
+        """Return vLLM's answer with what is pinned for it, and whether it hangs on a copy or a load under way."""
+        side = self.scheduling
+        shares = partial(side.statuses.shares_load, request, num_computed_tokens)
+        if side.guard.run(shares, False):
+            return (None, False), True
         for _ in range(2):
             answer = super().get_num_new_matched_tokens(request, num_computed_tokens)
             hit = answer[0]
             if not hit:
                 if hit == 0:
                     self._cancel(request)  # what was pinned for a hit that is not needed any more
-                return answer
+                return answer, hit is None
             fetch = partial(side.fetch, request, num_computed_tokens, hit)
             match side.guard.run(fetch, Fetch.SHORTER):
                 case Fetch.PINNED:
-                    return answer
+                    return answer, False
                 case Fetch.READING:
-                    return None, False
-        return 0, False
+                    return (None, False), False
+        return (0, False), False
 
     def update_state_after_alloc(
         self, request: "Request", blocks: "KVCacheBlocks", num_external_tokens: int
@@ -150,13 +169,17 @@ class KVTierConnector(OffloadingConnector):
         if self._forsaking and side.guard.broken:
             side.guard.always(partial(side.forsake, ours), None)
         self._forsaking = False
+        side.guard.run(self._lookups.ordered, None)
         return ours
 
     def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
         meta, side = connector_output.kv_connector_worker_meta, self.scheduling
         if isinstance(meta, KVTierWorkerMetadata):
             side.guard.run(partial(side.hear, meta), None)
+            if meta.completed_jobs:
+                side.guard.run(self._lookups.ended, None)
         side.guard.run(side.speed.output, None)
+        side.guard.run(self._lookups.output, None)
         super().update_connector_output(connector_output)
 
     def has_pending_push_work(self) -> bool:
@@ -198,6 +221,7 @@ class KVTierConnector(OffloadingConnector):
         # vLLM asserts that no flush is due, but after another reset since the last step there is one
         due = side.guard.always(side.statuses.take_flushes, nothing)
         done = super().reset_cache()
+        side.guard.run(self._lookups.ended, None)
         side.guard.always(partial(side.statuses.give_flushes, due), None)
         return done
 
@@ -213,6 +237,7 @@ class KVTierConnector(OffloadingConnector):
     def _finished(self, request: "Request") -> None:
         self._cancel(request)
         side = self.scheduling
+        side.guard.run(partial(self._lookups.forget, request.request_id), None)
         side.guard.run(partial(side.finished, request), None)
 
     # Workers

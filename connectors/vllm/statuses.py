@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import (
     OffloadingConnectorScheduler,
 )
-from vllm.v1.kv_offload.base import OffloadKey, make_offload_key
+from vllm.v1.kv_offload.base import LookupResult, OffloadKey, make_offload_key
 
 from kvtier.brain import TieredCache
 from kvtier.connectors.vllm.messages import SlotSpec
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     )
     from vllm.multimodal.inputs import MultiModalFeatureSpec
     from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.request import Request
+
+_HIT = LookupResult.HIT
 
 
 class Statuses:
@@ -100,6 +103,22 @@ class Statuses:
             most = self._base._req_status[request].max_offload_tokens
             if most is not None:
                 offers[request] = [offer for offer in offers[request] if offer[2] <= most]
+
+    def shares_load(self, request: "Request", computed: int) -> bool:
+        """Whether the first chunk that a request would load is being loaded for another: vLLM then looks up all of
+        its chunks, and lets it wait. O(1); no where that chunk alone does not decide it.
+        """
+        loading = self._base._chunks_being_loaded
+        status, group = self._base._req_status[request.request_id], self.groups[0]
+        if not loading or len(self.groups) > 1 or group.sliding_window_size_in_chunks is not None:
+            return False
+        if group.is_eagle_group or status.max_load_tokens is not None or status.transfer_jobs:
+            return False
+        keys, tokens = status.group_states[0].offload_keys, group.tokens_per_chunk
+        if request.skip_reading_prefix_cache or len(keys) * tokens < computed + tokens:
+            return False
+        key = keys[computed // tokens]
+        return key in loading and self._base.manager.lookup(key, status.req_context) is _HIT
 
     def offer_again(self, request: str, keys: Sequence[BlockKey]) -> None:
         """Rewind vLLM's store index to the first of these chunks.

@@ -103,6 +103,7 @@ def failing_connector(guard: Guard) -> Any:
     made: Any = object.__new__(KVTierConnector)
     made._scheduling = made._rank = Failing(guard)
     made._pool, made._forsaking, made._connector_metadata = Failing(guard), True, None
+    made._lookups = Failing(guard)
     return made
 
 
