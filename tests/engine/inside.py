@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from tests.engine.faults import settle, step_until
+from tests.engine.faults import brain_of, settle, step_until
 from tests.patience import HANG_S
 
 
@@ -28,11 +28,22 @@ def check(llm: Any) -> dict[str, Any]:
 def idle(llm: Any) -> dict[str, Any]:
     """Step until all that was ordered is done, and the engine while it wants to be stepped, then `check`."""
     settle(llm)
+    return idle_now(llm)
+
+
+def idle_now(llm: Any) -> dict[str, Any]:
+    """Step the engine while it wants to be stepped, then `check`."""
     core = llm.llm_engine.engine_core.engine_core
     end = time.monotonic() + HANG_S
     while core.scheduler.has_requests() and time.monotonic() < end:
         core.step()
     return check(llm)
+
+
+def rest(llm: Any) -> dict[str, Any]:
+    """As `idle`, but writes that wait for room may go on waiting: a disk that said "full" is asked now and then."""
+    step_until(llm, lambda: not set(brain_of(llm).view.pending()) - {"a write"})
+    return idle_now(llm)
 
 
 def salted(llm: Any, prompts: list[list[int]], salt: str, tokens: int) -> list[list[Any]]:

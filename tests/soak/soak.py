@@ -204,7 +204,7 @@ class Soak:
         assert self._engine
         self._harm.heal()
         self._finish()
-        found = self._engine.call("tests.engine.inside:idle")
+        found = self._engine.call("tests.engine.inside:rest")
         assert found == IDLE, found
         metrics = self._engine.metrics()
         assert metrics.get("kvtier:off", 0) == 0, "kvtier has turned itself off"
