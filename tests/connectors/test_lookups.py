@@ -103,11 +103,8 @@ def test_the_same_traffic_is_decided_the_same(
         if not mended:
             monkeypatch.setattr(Statuses, "shares_load", lambda *_: False)
             monkeypatch.setattr(Lookups, "waits", lambda *_: False)
-        else:
-            monkeypatch.setattr("kvtier.connectors.vllm.lookups._LEAST_S", 1e9)
         engine = scheduler.engine(**small | options, load_steps=4)
         assert isinstance(engine.connector, KVTierConnector)
-        engine.connector._lookups._budget_s = 1e9
         traffic = Traffic(engine)
         traffic.run(400)
         assert not engine.connector.scheduling.guard.broken
