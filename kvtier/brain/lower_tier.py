@@ -221,13 +221,13 @@ class LowerTier:
                     self.space.doom(key, nbytes)
 
     def learn(self) -> None:
-        """Take what landed since the last call for a sample of the tier's speed."""
+        """Take what landed since the last call for a sample of the tier's speed, if it reads on: then it had no pause."""
         if self._landed:
             now = self._clock()
-            if self._flowing:
-                self.cost.arrived(self._landed, now - self._since)
-            else:
+            if not self._flowing:
                 self.cost.began(now - self._since)
+            elif self.reads.in_time or self.reads.ahead:
+                self.cost.arrived(self._landed, now - self._since)
             self._since, self._landed, self._flowing = now, 0, True
 
     def read_s(self, nbytes: int) -> float:

@@ -106,6 +106,17 @@ def test_a_read_that_two_wait_for_is_learned_from_once() -> None:
     assert 0.9 <= rig.learned / 7e9 <= 1.1
 
 
+def test_short_hits_teach_no_rate_that_is_the_engines_own() -> None:
+    """Of 25 chunks a drive of 14 GB/s reads 16 in a step; in the next one it has a pause."""
+    rig = long_prefix(14e9, TOKENS, others=[chain(f"short{i}", 25) for i in range(8)])
+    rig.run()
+    for i in range(8):
+        rig.arrive(f"short{i}", chain(f"short{i}", 25))
+        rig.run()
+    assert served(rig) == 1
+    assert 0.9 <= rig.learned / 14e9 <= 1.1
+
+
 def test_a_short_hit_behind_a_long_one_on_a_slow_drive_is_not_late() -> None:
     """It waits for longer than a deadline before its first chunk lands; the drive reads all the time."""
     short = chain("short", 8)
