@@ -1,5 +1,6 @@
 """The connector that vLLM builds: one class, two roles. Every hook of ours runs behind the guard."""
 
+import logging
 from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 
+from kvtier.brain import Why
 from kvtier.connectors.vllm import increments, settings, validity
+from kvtier.connectors.vllm.looks import Trust
 from kvtier.connectors.vllm.lookups import Lookups
 from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata
 from kvtier.connectors.vllm.null_connector import NullConnector
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
+
+logger = logging.getLogger(__name__)
 
 
 class KVTierConnector(OffloadingConnector):
@@ -67,7 +72,6 @@ class KVTierConnector(OffloadingConnector):
         super().__init__(vllm_config, role, kv_cache_config)
         self._scheduling: Scheduling | None = None
         self._rank: Rank | None = None
-        self._pool: BlockPool | None = None
         self._lookups = Lookups()
         self._forsaking = False  # a reset is to be told to the ranks
         if self.connector_scheduler is not None:
@@ -140,6 +144,13 @@ class KVTierConnector(OffloadingConnector):
                 if hit == 0:
                     self._cancel(request)  # what was pinned for a hit that is not needed any more
                 return answer, hit is None
+            match side.guard.run(side.watch.looks.trust, Trust.NO):
+                case Trust.WAIT:
+                    return (None, False), False
+                case Trust.NO:
+                    self._cancel(request)
+                    side.guard.run(partial(self._distrust, request), None)
+                    return (0, False), False
             fetch = partial(side.fetch, request, num_computed_tokens, hit)
             match side.guard.run(fetch, Fetch.SHORTER):
                 case Fetch.PINNED:
@@ -181,6 +192,7 @@ class KVTierConnector(OffloadingConnector):
         side.guard.run(side.speed.output, None)
         side.guard.run(self._lookups.output, None)
         super().update_connector_output(connector_output)
+        side.guard.run(self._notice, None)
 
     def has_pending_push_work(self) -> bool:
         side = self.scheduling
@@ -211,12 +223,31 @@ class KVTierConnector(OffloadingConnector):
 
     def bind_gpu_block_pool(self, gpu_block_pool: "BlockPool") -> None:
         super().bind_gpu_block_pool(gpu_block_pool)
-        self._pool = gpu_block_pool
+        self.scheduling.watch.device.pool = gpu_block_pool
 
     def reset_cache(self) -> bool | None:
-        side, nothing = self.scheduling, set[int]()
+        side = self.scheduling
         side.guard.always(side.epochs.end, None)  # it outlives us also when we are off
-        side.guard.run(lambda: side.reset(emptied=self._emptied()), None)
+        side.guard.run(lambda: side.reset(emptied=side.watch.device.empty()), None)
+        return self._forget()
+
+    def _distrust(self, request: "Request") -> None:
+        """Note why a request gets no hit: ranks do not say whether the weights are the same."""
+        self.scheduling.brain.refuse_load(request.request_id, Why.UNSEEN)
+
+    def _notice(self) -> None:
+        """Reset kvtier, as a user would, where the weights were changed in place."""
+        side = self.scheduling
+        if change := side.watch.looks.take_change():
+            self._forsaking = True
+            logger.warning("kvtier: %s", change)
+            side.epochs.end(waits=False)
+            side.reset(emptied=change.emptied, noticed=True)
+            self._forget()
+
+    def _forget(self) -> bool | None:
+        """Reset vLLM's half."""
+        side, nothing = self.scheduling, set[int]()
         self._forsaking = True
         # vLLM asserts that no flush is due, but after another reset since the last step there is one
         due = side.guard.always(side.statuses.take_flushes, nothing)
@@ -224,11 +255,6 @@ class KVTierConnector(OffloadingConnector):
         side.guard.run(self._lookups.ended, None)
         side.guard.always(partial(side.statuses.give_flushes, due), None)
         return done
-
-    def _emptied(self) -> bool:
-        """Whether the device's own cache holds nothing, and no request does."""
-        pool = self._pool
-        return pool is not None and pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
 
     def _cancel(self, request: "Request") -> None:
         side = self.scheduling

@@ -67,8 +67,8 @@ class Epochs:
         # Of several notes none is obeyed alone: what they say together, nobody has ever written in.
         return "+".join(sorted(found))
 
-    def end(self) -> None:
-        """Let no later engine start in this epoch; waits a moment for the disks, and never raises."""
+    def end(self, *, waits: bool = True) -> None:
+        """Let no later engine start in this epoch; mostly waits a moment for the disks, and never raises."""
         try:
             if self._notes and not self._namespace:
                 self._namespace = namespace_of(self._manifest())
@@ -77,6 +77,8 @@ class Epochs:
             return
         fresh = secrets.token_hex(16)
         busy = [note.begin(self._namespace, fresh) for note in self._notes]
+        if not waits:
+            return
         until = time.monotonic() + _NOTE_S
         for note, hangs in zip(self._notes, busy, strict=True):
             note.wait(0.0 if hangs else max(0.0, until - time.monotonic()))

@@ -9,6 +9,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
 )
 from vllm.v1.kv_offload.base import LoadStoreSpec
 
+from kvtier.connectors.vllm.looks import Looked
 from kvtier.types import OpResult, Placed, ScanBatch, TierOp
 
 
@@ -31,6 +32,7 @@ class KVTierMetadata(OffloadingConnectorMetadata):
     fail_loads: bool = False  # a reset: every load in flight is of a cache that is gone
     spoiled: set[int] = field(default_factory=set)  # stores whose blocks may be overwritten already
     timed: int = 0  # the number of a step whose time says how fast the engine computes; 0: of none
+    look: int = 0  # the number of a look at the live weights, taken in this step; 0: none
 
 
 @dataclass
@@ -50,6 +52,7 @@ class KVTierWorkerMetadata(OffloadingWorkerMetadata):
     """The step that this comes with, if it is timed: without it there may be nothing to say."""
     placed: list[Placed] = field(default_factory=list)
     """Where the memory of each rank that is named here is; of the others nothing has changed."""
+    looked: list[Looked] = field(default_factory=list)
 
     @classmethod
     def of(cls, base: OffloadingWorkerMetadata | None, *, broken: str) -> "KVTierWorkerMetadata":
@@ -76,6 +79,7 @@ class KVTierWorkerMetadata(OffloadingWorkerMetadata):
                 broken=self.broken or other.broken,
                 timed=max(self.timed, other.timed),
                 placed=self.placed + other.placed,
+                looked=self.looked + other.looked,
             )
         return KVTierWorkerMetadata(
             completed_jobs=merged.completed_jobs,
@@ -86,4 +90,5 @@ class KVTierWorkerMetadata(OffloadingWorkerMetadata):
             broken=self.broken,
             timed=self.timed,
             placed=self.placed,
+            looked=self.looked,
         )

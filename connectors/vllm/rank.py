@@ -15,8 +15,10 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.worker import (
 )
 
 from kvtier.config import Config, digest
-from kvtier.connectors.vllm import ranks
+from kvtier.connectors.vllm import fingerprint, ranks
 from kvtier.connectors.vllm.arrangement import arrangements, device_name
+from kvtier.connectors.vllm.fingerprint import Fingerprint
+from kvtier.connectors.vllm.looks import Looked
 from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata
 from kvtier.connectors.vllm.pages import asked_for, find_pages
 from kvtier.connectors.vllm.ranks import Hello
@@ -64,6 +66,8 @@ class Rank:
         self._placed: list[Placed] = []
         self._look_at = 0.0
         self._timed = 0
+        self._fingerprint: Fingerprint | None = None
+        self._look = 0  # to be taken in this step
 
     @property
     def worker(self) -> KVTierWorker:
@@ -89,9 +93,18 @@ class Rank:
         devices = {device_name(cache.device) for cache in caches.values()}
         self._device = ", ".join(sorted(devices))
         on_host = all(cache.device.type == "cpu" for cache in caches.values())
+        self._look_first(caches)
         # A kernel that fails on a device takes the engine with it: none is called that nobody needs.
         if len(self._config.tiers) > 1 and (on_host or asked_for(self._config)):
             spec.pages = find_pages(self._vllm_config, self._kv_cache_config, caches)
+
+    def _look_first(self, caches: "Mapping[str, torch.Tensor]") -> None:
+        """Look at the weights as they were loaded, before anybody can change them."""
+        eplb = bool(getattr(self._vllm_config.parallel_config, "enable_eplb", False))
+        for cache in list(caches.values())[:1]:
+            model = fingerprint.callers_model()
+            self._fingerprint = Fingerprint(model, cache.device, experts_move=eplb)
+            self._fingerprint.take(0)
 
     def hello(self) -> Hello:
         """Describe this rank to the brain as it was at the start: from 0.33 on, vLLM asks at each wake-up too."""
@@ -128,14 +141,16 @@ class Rank:
         if meta.fail_loads:
             self.worker.fail_loads()
         self.worker.spoil(meta.spoiled)
-        self._timed = meta.timed
+        self._timed, self._look = meta.timed, meta.look
 
     def after(self) -> None:
         """Forget what was spoiled and is none of this rank's jobs, now that all of the step are known."""
         self.worker.forget_spoiled()
 
     def launching(self) -> None:
-        """Be told that a forward pass comes next."""
+        """Be told that a forward pass comes next; look at the weights that it computes with."""
+        if self._look and self._fingerprint is not None:
+            self._fingerprint.take(self._look)
         self.worker.launching()
 
     def launched(self) -> None:
@@ -175,15 +190,23 @@ class Rank:
         unmoved: list[Placed] = []
         placed = self.guard.run(self._moved, unmoved)
         timed, self._timed = self._timed, 0
+        unseen: list[Looked] = []
+        looked = self.guard.run(self._looked, unseen)
         broken = "" if self._said_broken else self.guard.broken  # last: until here it may become so
-        if base is None and not (answers or failed or broken or placed or timed):
+        if base is None and not (answers or failed or broken or placed or timed or looked):
             return None
         self._said_broken = bool(self.guard.broken)
         meta = KVTierWorkerMetadata.of(base, broken=broken)
         meta.results = [answer for answer in answers if isinstance(answer, OpResult)]
         meta.scans = [answer for answer in answers if isinstance(answer, ScanBatch)]
-        meta.failed, meta.timed, meta.placed = failed, timed, placed
+        meta.failed, meta.timed, meta.placed, meta.looked = failed, timed, placed, looked
         return meta
+
+    def _looked(self) -> list[Looked]:
+        """Say what was seen of the weights, once."""
+        self._look = 0
+        seen = self._fingerprint.taken() if self._fingerprint is not None else None
+        return [Looked(self._vllm_config.parallel_config.rank, *seen)] if seen else []
 
     def _moved(self) -> list[Placed]:
         """Say where the memory is, if it is time to look and anything has changed."""

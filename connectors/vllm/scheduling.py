@@ -1,6 +1,5 @@
 """EngineCore's half of the connector: what `KVTierConnector` adds to vLLM's own scheduler hooks."""
 
-import logging
 from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 from typing import TYPE_CHECKING
@@ -35,6 +34,7 @@ from kvtier.connectors.vllm.permissions import Permissions
 from kvtier.connectors.vllm.ranks import FOREIGN_HANDSHAKE, Hello, Ranks, agree
 from kvtier.connectors.vllm.speed import Speed
 from kvtier.connectors.vllm.statuses import Statuses
+from kvtier.connectors.vllm.watch import Watch
 from kvtier.trace.recorder import Recorder
 from kvtier.types import BlockKey, OpKind, TierOp
 
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.request import Request
-
-logger = logging.getLogger(__name__)
 
 _FORSAKEN = 1 << 62  # operation ids beyond the brain's
 
@@ -94,7 +92,7 @@ class Scheduling:
         self._complaints = Complaints()
         self._jobs = Jobs()
         self._crowded_out: list[tuple[str, Sequence[BlockKey]]] = []  # in this step, by request
-        self._storing = True
+        self.watch = Watch(vllm_config.parallel_config.world_size)
         self._fail_loads = False
         self.events = BlockEvents(base)
         self.speed = Speed()
@@ -288,10 +286,8 @@ class Scheduling:
 
     def _unstorable(self, live: LiveRequest | None) -> Why | None:
         """Say why nothing of a request is stored."""
-        if not self._storing:
-            return Why.STALE
-        if live is None:
-            return None
+        if live is None or not self.watch.device.clean:
+            return None if self.watch.device.clean else Why.STALE
         return Why.ADAPTER if self._adapters.doubtful(live.adapter) else live.may.no_store
 
     def depart(self, request: str) -> None:
@@ -316,6 +312,7 @@ class Scheduling:
 
     def step(self, output: "SchedulerOutput", meta: KVTierMetadata) -> None:
         """End a step: adopt vLLM's new jobs, offer again what had no room, take the brain's operations."""
+        self.watch.order(meta, computes=output.total_num_scheduled_tokens > 0)
         if not self._opened:
             self._open()
         self._jobs.begin(meta, len(self.ranks.hellos))
@@ -336,6 +333,7 @@ class Scheduling:
         for batch in meta.scans:
             self.brain.scanned(batch)
         self.brain.complete(meta.results)
+        self.watch.hear(meta)
         self.meter.place(meta.placed)
         load = meta.transfer_stats.load
         if load.time:
@@ -352,17 +350,15 @@ class Scheduling:
             live.reading = False
         self.brain.cancel(request)
 
-    def reset(self, *, emptied: bool) -> None:
+    def reset(self, *, emptied: bool, noticed: bool = False) -> None:
         """Begin a new epoch. Requests whose KV is of the old one are not stored until they are preempted.
 
         Unless the device's own cache was `emptied`, it may give KV of the old epoch to any request: then
-        nothing is stored until a reset that does empty it.
+        nothing is stored until it is. Nobody asked for it where it was `noticed` that weights were changed.
         """
-        if not emptied:
-            logger.warning(
-                "kvtier: reset while requests hold KV; storing nothing until a reset succeeds"
-            )
-        self._storing = emptied
+        if noticed:
+            self.brain.weights_changed()
+        self.watch.reset(emptied=emptied, noticed=noticed)
         for live in self._live.values():
             live.reading = False
         self._fail_loads = True

@@ -120,6 +120,10 @@ class TieredCache:
         else:
             self._next_manifest = manifest
 
+    def weights_changed(self) -> None:
+        """Note that the next reset is because weights were changed in place."""
+        self._counters.weight_changes += 1
+
     def arrive(
         self,
         request: str,

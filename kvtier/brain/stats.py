@@ -142,6 +142,9 @@ class CacheStats:
     useful_bytes: int = counter("prefetch_useful_bytes", "Of these, used later.")
     wasted_bytes: int = counter("prefetch_wasted_bytes", "Of these, never used.")
     resets: int = counter("resets", "Cache resets.")
+    weight_changes: int = counter(
+        "weight_changes", "Of these, because weights were changed in place."
+    )
     slots: int = gauge("slots", "Slots of the arena.")
     free_slots: int = gauge("free_slots", "Free slots of the arena.")
     quarantined_slots: int = gauge("quarantined_slots", "Slots that wait for an answer.")

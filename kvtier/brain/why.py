@@ -28,6 +28,7 @@ class Why(StrEnum):
     READ_BUDGET = "read_budget", "as many reads are under way as may be"
     LATE = "late", "its reads missed their deadline"
     FAILED = "failed", "a read failed"
+    UNSEEN = "unseen", "no rank said in time whether the weights are still the same"
     VANISHED = "vanished", "it was gone when it was to be copied"
 
     # a store, or a write into a lower tier

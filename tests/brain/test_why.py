@@ -24,7 +24,7 @@ EVICT = Shape(slots=2, modes=(WriteMode.ON_EVICT,), watermark=0.0)
 FULL = EVICT._replace(modes=(WriteMode.THROUGH,), capacity=20)
 NEVER = "tests.brain.fake_engine:Never"
 
-FROM_OUTSIDE = {Why.OFF, Why.HINT, Why.ROLE, Why.TIER_FILTER, Why.ADAPTER}
+FROM_OUTSIDE = {Why.OFF, Why.HINT, Why.ROLE, Why.TIER_FILTER, Why.ADAPTER, Why.UNSEEN}
 """What the connector says; its own tests provoke them."""
 TO_COME = {Why.ASKING, Why.ASKED_LATE, Why.DETACHED, Why.FOREIGN_HANDOFF}
 """Of tiers that servers share: nothing says them yet."""

@@ -14,8 +14,9 @@ MODEL_FILES = {"architectures", "layer_types", "rope_parameters", "rope_scaling"
 """Attributes of the model's own config.json, not of vLLM."""
 REQUEST_FIELDS = {"session_id", "load_inplace"}
 """Attributes of vLLM's requests that not every supported release has."""
-NOT_DECLARED = {"_eagle_proof_margins", "_hf_config_revision", "resolved", "notes_in"}
-"""Set by vLLM's own code, from 0.33 on in its offloading scheduler, of a revision that the hub's client has resolved, and of kvtier's tiers."""
+NOT_DECLARED = {"_eagle_proof_margins", "_hf_config_revision", "resolved", "notes_in", "get_model"}
+"""Set by vLLM's own code, from 0.33 on in its offloading scheduler, of a revision that the hub's client has resolved, of kvtier's tiers,
+and of vLLM's workers."""
 
 
 def none(faults: Iterator[str]) -> None:
@@ -48,6 +49,21 @@ def test_calls_fit(file: str) -> None:
 def test_the_engine_is_told_of_adapters_in_one_argument(hook: str) -> None:
     told = contract.signature(getattr(contract.load("vllm.v1.engine.core").EngineCore, hook))
     assert len(told.parameters) == 2, "self and what it is about"
+
+
+def test_the_engine_is_told_of_what_changes_weights_and_empties_caches() -> None:
+    core = contract.load("vllm.v1.engine.core").EngineCore
+    assert "method" in contract.signature(core.collective_rpc).parameters
+    assert contract.signature(core.reset_prefix_cache).return_annotation in (bool, "bool")
+
+
+@pytest.mark.parametrize(
+    "of", ["worker.worker_base:WorkerBase", "worker.gpu_model_runner:GPUModelRunner"]
+)
+def test_a_worker_and_its_model_runner_show_the_model(of: str) -> None:
+    module, name = of.split(":")
+    shown = getattr(contract.load(f"vllm.v1.{module}"), name).get_model
+    assert len(contract.signature(shown).parameters) == 1, "self"
 
 
 def test_optional_configuration_exists_somewhere() -> None:

@@ -80,4 +80,5 @@ def rank(of: KVTierWorker) -> Rank:
     made._one_group, made._failed_loads = True, set()
     made.guard, made._said_broken, made._placed = of.guard, False, []
     made._look_at, made._timed = 0.0, 0
+    made._fingerprint, made._look = None, 0
     return made

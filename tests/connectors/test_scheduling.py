@@ -225,6 +225,7 @@ def test_before_the_ranks_said_hello_a_reset_is_carried_out_all_the_same() -> No
     vllm: Any = SimpleNamespace(
         model_config=SimpleNamespace(multimodal_config=None),
         kv_transfer_config=KVTransferConfig("KVTierConnector", kv_role="kv_both"),
+        parallel_config=SimpleNamespace(world_size=1),
     )
     side = Scheduling(halves.CONFIG, vllm, groups, base)
     meta = KVTierMetadata(load_jobs={}, store_jobs={}, jobs_to_flush=None)
