@@ -8,7 +8,7 @@ from kvtier.brain.index import Index
 from kvtier.brain.lower_tier import LowerTier
 from kvtier.chunking import auto_chunk_tokens
 from kvtier.types import BlockKey, OpKind, OpStatus, Priority, WriteMode
-from tests.brain.drive import crowd, long_prefix, served
+from tests.brain.drive import Rig, crowd, long_prefix, served
 from tests.brain.fake_engine import Engine, Shape, arrive, put, sent, started, store, stored
 from tests.brain.fake_ranks import chain
 
@@ -107,11 +107,17 @@ def test_a_read_that_two_wait_for_is_learned_from_once() -> None:
 
 
 def test_short_hits_teach_no_rate_that_is_the_engines_own() -> None:
-    """Of 25 chunks a drive of 14 GB/s reads 16 in a step; in the next one it has a pause."""
-    rig = long_prefix(14e9, TOKENS, others=[chain(f"short{i}", 25) for i in range(8)])
-    rig.run()
-    for i in range(8):
-        rig.arrive(f"short{i}", chain(f"short{i}", 25))
+    """A drive of 14 GB/s reads 16 chunks in a step: of 40 the last eight leave it half a step of rest."""
+    hits = [chain(f"short{i}", 40) for i in range(8)]
+    rig = Rig(
+        slots=1024,
+        nbytes_per_s=14e9,
+        chunk_tokens=64,
+        chunk_nbytes=8 << 20,
+        prefixes=hits,
+    )
+    for i, keys in enumerate(hits):
+        rig.arrive(f"short{i}", keys)
         rig.run()
     assert served(rig) == 1
     assert 0.9 <= rig.learned / 14e9 <= 1.1
