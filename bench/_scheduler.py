@@ -164,8 +164,8 @@ class Engine:
                 log_stats=True,
             )
         if self._ours:
-            hello = self._hello(slots, chunk_tokens, groups=2 if window else 1)
-            self.connector.set_xfer_handshake_metadata_pp_aware({(0, 0): hello})
+            self.hello = self._hello(slots, chunk_tokens, groups=2 if window else 1)
+            self.step()  # in which the rank says it
 
     @property
     def connector(self) -> Any:
@@ -262,6 +262,7 @@ class Engine:
                 results=over.results,
                 scans=[self._listed.popleft()] if self._listed else [],
                 timed=meta.timed,
+                hellos=[self.hello] if meta.greet else [],
             )
         return KVConnectorOutput(finished_recving=over.loading, kv_connector_worker_meta=told)
 

@@ -101,7 +101,7 @@ class KVTierConnector(OffloadingConnector):
     def set_xfer_handshake_metadata_pp_aware(
         self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]
     ) -> None:
-        self.scheduling.meet(list(metadata.values()))
+        """Nothing: of several connectors each gets what the first one said. Our ranks say hello in their answers."""
 
     def on_new_request(self, request: "Request") -> None:
         side = self.scheduling
@@ -227,7 +227,7 @@ class KVTierConnector(OffloadingConnector):
 
     def reset_cache(self) -> bool | None:
         side = self.scheduling
-        side.guard.always(side.epochs.end, None)  # it outlives us also when we are off
+        side.guard.always(side.namespace.end, None)  # it outlives us also when we are off
         side.guard.run(lambda: side.reset(emptied=side.watch.device.empty()), None)
         return self._forget()
 
@@ -241,7 +241,7 @@ class KVTierConnector(OffloadingConnector):
         if change := side.watch.looks.take_change():
             self._forsaking = True
             logger.warning("kvtier: %s", change)
-            side.epochs.end(waits=False)
+            side.namespace.end(waits=False)
             side.reset(emptied=change.emptied, noticed=True)
             self._forget()
 
@@ -271,9 +271,6 @@ class KVTierConnector(OffloadingConnector):
     def register_kv_caches(self, kv_caches: "dict[str, torch.Tensor]") -> None:
         self.rank.learn(kv_caches)
         super().register_kv_caches(kv_caches)
-
-    def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
-        return self.rank.hello()
 
     def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
         # A reset is honoured also when we are off.

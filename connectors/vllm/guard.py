@@ -4,6 +4,8 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
+from kvtier.errors import ConfigError
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -28,13 +30,14 @@ class Guard:
             return default
 
     def trip(self, cause: Exception | str) -> None:
-        """Turn kvtier off, once, with the trace of an exception that is being handled."""
+        """Turn kvtier off, once; with the trace of an exception that is being handled and says too little itself."""
         if self.broken:
             return
-        self.broken = repr(cause)
+        bug = isinstance(cause, Exception) and not isinstance(cause, ConfigError)
+        self.broken = repr(cause) if bug else str(cause)
         logger.error(
-            "kvtier has turned itself off: %s. The engine goes on without it; "
-            "restart to turn it on again, and please report this.",
+            "kvtier has turned itself off: %s. The engine goes on without it; restart to turn it on again%s.",
             cause,
-            exc_info=isinstance(cause, Exception),
+            ", and please report this" if bug else "",
+            exc_info=bug,
         )

@@ -19,12 +19,14 @@ from vllm.v1.kv_offload.base import (
 
 from kvtier.connectors.vllm.guard import Guard
 from kvtier.connectors.vllm.messages import SlotSpec
+from kvtier.connectors.vllm.metrics import Meter
 from kvtier.types import NO_SLOT, TIER0, BlockKey
 
 if TYPE_CHECKING:
     from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import (
         OffloadingConnectorStats,
     )
+    from vllm.v1.request import Request
 
     from kvtier.connectors.vllm.scheduling import Scheduling
 
@@ -35,13 +37,17 @@ except ImportError:  # vLLM 0.31 does not tell sources apart
 
 
 class TieredCacheManager(OffloadingManager):
-    """vLLM's view of the cache. Until `serve`, which comes when the ranks have said hello, it is an empty one.
+    """vLLM's view of the cache. Until `serve`, which comes when the ranks have said hello, it is an empty one
+    that asks to be offered again what there is to store.
 
     Called from EngineCore's main thread only.
     """
 
     def __init__(self, guard: Guard) -> None:
         self.guard = guard
+        self.meter = Meter()
+        self.early: dict[str, Request] = {}
+        """Those that came before `serve` and have not departed, in order."""
         self._side: Scheduling | None = None
 
     def serve(self, side: "Scheduling") -> None:
@@ -79,7 +85,7 @@ class TieredCacheManager(OffloadingManager):
     ) -> PrepareStoreOutput | None:
         side, nothing = self._side, PrepareStoreOutput([], SlotSpec(None, ()), [])
         if side is None:
-            return nothing
+            return nothing if self.guard.broken else None
         wanted = [BlockKey(key) for key in keys]
         return self.guard.run(partial(side.store, wanted, req_context.req_id), nothing)
 
@@ -87,6 +93,7 @@ class TieredCacheManager(OffloadingManager):
         return RequestOffloadingContext(policy=OffloadPolicy.REQUEST_LEVEL)
 
     def on_request_finished(self, req_context: ReqContext) -> None:
+        self.early.pop(req_context.req_id, None)
         if self._side is not None:
             self.guard.run(partial(self._side.depart, req_context.req_id), None)
 
@@ -104,12 +111,9 @@ class TieredCacheManager(OffloadingManager):
         """Nothing: the connector resets the brain, because only it can name the next epoch."""
 
     def get_stats(self) -> "OffloadingConnectorStats | None":
-        side = self._side
-        if side is None:
-            return None
         if self.guard.broken:
-            return self.guard.always(side.meter.off, None)
-        return self.guard.run(side.stats, None)
+            return self.guard.always(self.meter.off, None)
+        return None if self._side is None else self.guard.run(self._side.stats, None)
 
 
 def _events(side: "Scheduling") -> list[OffloadingEvent]:

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorWorkerMetadata
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorMetadata,
+    KVConnectorWorkerMetadata,
+)
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
     OffloadingConnectorMetadata,
     OffloadingWorkerMetadata,
@@ -10,6 +13,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
 from vllm.v1.kv_offload.base import LoadStoreSpec
 
 from kvtier.connectors.vllm.looks import Looked
+from kvtier.connectors.vllm.ranks import Hello
 from kvtier.types import OpResult, Placed, ScanBatch, TierOp
 
 
@@ -33,6 +37,12 @@ class KVTierMetadata(OffloadingConnectorMetadata):
     spoiled: set[int] = field(default_factory=set)  # stores whose blocks may be overwritten already
     timed: int = 0  # the number of a step whose time says how fast the engine computes; 0: of none
     look: int = 0  # the number of a look at the live weights, taken in this step; 0: none
+    greet: bool = False  # not every rank has said hello: say it
+
+    @classmethod
+    def of(cls, base: KVConnectorMetadata) -> "KVTierMetadata":
+        """Pass on what vLLM's half says, whatever that is."""
+        return cls(**vars(base))
 
 
 @dataclass
@@ -53,6 +63,7 @@ class KVTierWorkerMetadata(OffloadingWorkerMetadata):
     placed: list[Placed] = field(default_factory=list)
     """Where the memory of each rank that is named here is; of the others nothing has changed."""
     looked: list[Looked] = field(default_factory=list)
+    hellos: list[Hello] = field(default_factory=list)
 
     @classmethod
     def of(cls, base: OffloadingWorkerMetadata | None, *, broken: str) -> "KVTierWorkerMetadata":
@@ -66,29 +77,19 @@ class KVTierWorkerMetadata(OffloadingWorkerMetadata):
     def aggregate(self, other: KVConnectorWorkerMetadata) -> "KVTierWorkerMetadata":
         merged = super().aggregate(other)
         assert isinstance(merged, OffloadingWorkerMetadata)
+        theirs = other if isinstance(other, KVTierWorkerMetadata) else KVTierWorkerMetadata()
         failed = {job: set(positions) for job, positions in self.failed.items()}
-        if isinstance(other, KVTierWorkerMetadata):
-            for job, positions in other.failed.items():
-                failed.setdefault(job, set()).update(positions)
-            return KVTierWorkerMetadata(
-                completed_jobs=merged.completed_jobs,
-                transfer_stats=merged.transfer_stats,
-                results=self.results + other.results,
-                scans=self.scans + other.scans,
-                failed=failed,
-                broken=self.broken or other.broken,
-                timed=max(self.timed, other.timed),
-                placed=self.placed + other.placed,
-                looked=self.looked + other.looked,
-            )
+        for job, positions in theirs.failed.items():
+            failed.setdefault(job, set()).update(positions)
         return KVTierWorkerMetadata(
             completed_jobs=merged.completed_jobs,
             transfer_stats=merged.transfer_stats,
-            results=self.results,
-            scans=self.scans,
+            results=self.results + theirs.results,
+            scans=self.scans + theirs.scans,
             failed=failed,
-            broken=self.broken,
-            timed=self.timed,
-            placed=self.placed,
-            looked=self.looked,
+            broken=self.broken or theirs.broken,
+            timed=max(self.timed, theirs.timed),
+            placed=self.placed + theirs.placed,
+            looked=self.looked + theirs.looked,
+            hellos=self.hellos + theirs.hellos,
         )

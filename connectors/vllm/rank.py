@@ -68,6 +68,7 @@ class Rank:
         self._timed = 0
         self._fingerprint: Fingerprint | None = None
         self._look = 0  # to be taken in this step
+        self._asked = False  # for the hello, by this step
 
     @property
     def worker(self) -> KVTierWorker:
@@ -107,7 +108,7 @@ class Rank:
             self._fingerprint.take(0)
 
     def hello(self) -> Hello:
-        """Describe this rank to the brain as it was at the start: from 0.33 on, vLLM asks at each wake-up too."""
+        """Describe this rank to the brain as it was at the start."""
         if self._hello is None:
             self._hello = self._describe()
         return self._hello
@@ -141,7 +142,7 @@ class Rank:
         if meta.fail_loads:
             self.worker.fail_loads()
         self.worker.spoil(meta.spoiled)
-        self._timed, self._look = meta.timed, meta.look
+        self._timed, self._look, self._asked = meta.timed, meta.look, meta.greet
 
     def after(self) -> None:
         """Forget what was spoiled and is none of this rank's jobs, now that all of the step are known."""
@@ -192,14 +193,19 @@ class Rank:
         timed, self._timed = self._timed, 0
         unseen: list[Looked] = []
         looked = self.guard.run(self._looked, unseen)
+        hellos: list[Hello] = []
+        if self._asked:
+            hellos = self.guard.run(lambda: [self.hello()], hellos)
         broken = "" if self._said_broken else self.guard.broken  # last: until here it may become so
-        if base is None and not (answers or failed or broken or placed or timed or looked):
+        news = answers or failed or broken or placed or timed or looked or hellos
+        if base is None and not news:
             return None
         self._said_broken = bool(self.guard.broken)
         meta = KVTierWorkerMetadata.of(base, broken=broken)
         meta.results = [answer for answer in answers if isinstance(answer, OpResult)]
         meta.scans = [answer for answer in answers if isinstance(answer, ScanBatch)]
-        meta.failed, meta.timed, meta.placed, meta.looked = failed, timed, placed, looked
+        meta.failed, meta.timed, meta.placed = failed, timed, placed
+        meta.looked, meta.hellos = looked, hellos
         return meta
 
     def _looked(self) -> list[Looked]:

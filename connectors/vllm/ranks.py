@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandshakeMetadata
-
 from kvtier import topology
 from kvtier.connectors.vllm.weights import Weights
 from kvtier.errors import ConfigError
@@ -19,15 +17,11 @@ if TYPE_CHECKING:
 
 _ENGINE = re.compile(r"_dp(\d+)$")
 _PLACED_BY_VLLM = ("mp", "uni")
-FOREIGN_HANDSHAKE = (
-    "MultiConnector passes on the handshake of one connector only, and it is another's"
-)
-"""Why kvtier is off where vLLM brings no rank's hello."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hello(KVConnectorHandshakeMetadata):
-    """What a rank tells the brain at start; all but `rank`, `local_ranks`, `slots`, the sizes and the weights' name must agree."""
+class Hello:
+    """What a rank tells the brain in the engine's first steps; all but `rank`, `local_ranks`, `slots`, the sizes and the weights' name must agree."""
 
     rank: int
     local_ranks: int  # of this engine on the rank's node: each takes its share there
@@ -96,25 +90,21 @@ class DataParallel(Protocol):
         """How many."""
 
 
-def agree(hellos: Sequence[Hello], world_size: int, config_digest: str) -> Ranks:
-    """Take the hellos of ranks that run the same thing.
+def agree(hellos: Sequence[Hello], config_digest: str) -> Ranks:
+    """Take the hellos of all ranks, which have to run the same thing.
 
     Raises:
         ConfigError: says what differs.
     """
-    if len(hellos) != world_size:
-        raise ConfigError(
-            f"kvtier: {len(hellos)} of {world_size} ranks answered; this parallelism is not supported"
-        )
     if any(hello.config_digest != config_digest for hello in hellos):
-        raise ConfigError("kvtier: the configuration file changed during the start; start again")
+        raise ConfigError("the configuration file changed during the start; start again")
     agreed = {
         "blocks_per_chunk": {str(hello.blocks_per_chunk) for hello in hellos},
         "weights": {hello.weights.sample for hello in hellos if hello.weights},
     }
     for what, values in agreed.items():
         if len(values) > 1:
-            raise ConfigError(f"kvtier: ranks disagree on {what}: {sorted(values)}")
+            raise ConfigError(f"ranks disagree on {what}: {sorted(values)}")
     return Ranks(tuple(hellos))
 
 

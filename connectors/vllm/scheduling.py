@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandshakeMetadata
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import (
     OffloadingConnectorScheduler,
 )
@@ -18,9 +17,8 @@ from vllm.v1.request import RequestStatus
 
 from kvtier.brain import TieredCache, Why
 from kvtier.config import Config, digest, of_rank
-from kvtier.connectors.vllm import identity, start
+from kvtier.connectors.vllm import start
 from kvtier.connectors.vllm.adapters import Adapters
-from kvtier.connectors.vllm.epochs import Epochs
 from kvtier.connectors.vllm.events import BlockEvents
 from kvtier.connectors.vllm.hints import Complaints, Hints
 from kvtier.connectors.vllm.jobs import Jobs
@@ -28,15 +26,16 @@ from kvtier.connectors.vllm.live import LiveRequest
 from kvtier.connectors.vllm.manager import TieredCacheManager
 from kvtier.connectors.vllm.media import MediaNames
 from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata, SlotSpec
-from kvtier.connectors.vllm.metrics import Meter
+from kvtier.connectors.vllm.namespace import Namespace
 from kvtier.connectors.vllm.overwrites import Overwrites
 from kvtier.connectors.vllm.permissions import Permissions
-from kvtier.connectors.vllm.ranks import FOREIGN_HANDSHAKE, Hello, Ranks, agree
+from kvtier.connectors.vllm.ranks import Ranks, agree
+from kvtier.connectors.vllm.roll_call import RollCall, steps_in_flight
 from kvtier.connectors.vllm.speed import Speed
 from kvtier.connectors.vllm.statuses import Statuses
 from kvtier.connectors.vllm.watch import Watch
 from kvtier.trace.recorder import Recorder
-from kvtier.types import BlockKey, OpKind, TierOp
+from kvtier.types import BlockKey
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -46,8 +45,6 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.request import Request
-
-_FORSAKEN = 1 << 62  # operation ids beyond the brain's
 
 
 class Fetch(Enum):
@@ -76,16 +73,16 @@ class Scheduling:
         self.guard = base.manager.guard
         self._config = config
         self._vllm_config = vllm_config
-        self._kv_cache_config = kv_cache_config
         self.statuses = Statuses(base)
         self._media = MediaNames(vllm_config)
         self._overwrites = Overwrites(vllm_config, kv_cache_config)
         self._ranks: Ranks | None = None
         self._brain: TieredCache | None = None
         self._recorder: Recorder | None = None
-        self.epochs = Epochs()
-        self._opened = False
-        self._namespace = ""  # its manifest, as it was at the start
+        self._roll_call = RollCall(
+            vllm_config.parallel_config.world_size, steps_in_flight(vllm_config)
+        )
+        self.namespace = Namespace(config, vllm_config, kv_cache_config)
         self._live: dict[str, LiveRequest] = {}
         self._adapters = Adapters()
         self._permissions = Permissions(config, vllm_config, self._media)
@@ -96,7 +93,7 @@ class Scheduling:
         self._fail_loads = False
         self.events = BlockEvents(base)
         self.speed = Speed()
-        self.meter = Meter()
+        self.meter = base.manager.meter
         self.why_chunks = ""  # are as large as they are
 
     @property
@@ -111,35 +108,9 @@ class Scheduling:
         assert self._brain is not None, "the ranks have not said hello"
         return self._brain
 
-    def meet(self, metadata: Sequence[KVConnectorHandshakeMetadata]) -> None:
-        """Take the ranks' hellos and make the brain that fits them.
-
-        From 0.33 on, vLLM repeats them at each wake-up: the slots and the brain are still the ones of the start.
-
-        Raises:
-            ConfigError: the ranks disagree or one is missing; the start is refused.
-        """
-        hellos = tuple(hello for hello in metadata if isinstance(hello, Hello))
-        if self._ranks is not None:
-            if hellos != self._ranks.hellos:
-                self.guard.trip("the ranks are not those of the start")
-            return
-        if metadata and not hellos:
-            self._manager.serve(self)  # for the counters
-            self.guard.trip(FOREIGN_HANDSHAKE)
-            return
-        world_size = self._vllm_config.parallel_config.world_size
-        self._ranks = agree(hellos, world_size, digest(self._config))
-        mine = of_rank(self._config, self._ranks.local_ranks)
-        self._brain = start.make_brain(mine, self._ranks, self.statuses, self._vllm_config)
-        self._recorder = start.make_recorder(self._config, self.statuses, self._vllm_config)
-        self.epochs = start.find_epochs(mine, self._ranks, self._vllm_config, self._manifest)
-        self._manager.serve(self)
-        start.announce(mine, self._ranks, self.statuses, self._vllm_config, self.why_chunks)
-
     def unopened(self) -> bool:
-        """Whether the engine owes us one step, with which the tiers open."""
-        return self._ranks is not None and not self._opened
+        """Whether the engine owes us steps, in which the ranks say hello."""
+        return self._brain is None
 
     def admit(self, request: "Request") -> None:
         """Take a request's `kv_transfer_params` away if they are no mapping: vLLM's own half, asked next, would end."""
@@ -150,6 +121,9 @@ class Scheduling:
 
     def arrive(self, request: "Request") -> None:
         """Tell the brain a new request's keys, of every group, before anybody asks for them."""
+        if self._brain is None:
+            self._manager.early[request.request_id] = request
+            return
         hints = Hints.of(request.kv_transfer_params, self._complaints)
         hints = hints.in_session(getattr(request, "session_id", None))  # vLLM has one from 0.32 on
         name = request.request_id
@@ -187,8 +161,11 @@ class Scheduling:
         """Whether a request waits for the next step because the coming one has yet to announce its preemption.
 
         A reset preempts running requests between two steps, and vLLM may resume them in the next one. In that step
-        it takes every job of a preempted request for a store, so none of them may load.
+        it takes every job of a preempted request for a store, so none of them may load. Before the ranks have said
+        hello all wait, but for those that load nothing: vLLM does not let these wait.
         """
+        if self._brain is None:
+            return not request.skip_reading_prefix_cache
         live = self._live.get(request.request_id)
         if live is None or not live.scheduled or request.status != RequestStatus.PREEMPTED:
             return False
@@ -313,8 +290,10 @@ class Scheduling:
     def step(self, output: "SchedulerOutput", meta: KVTierMetadata) -> None:
         """End a step: adopt vLLM's new jobs, offer again what had no room, take the brain's operations."""
         self.watch.order(meta, computes=output.total_num_scheduled_tokens > 0)
-        if not self._opened:
-            self._open()
+        if self._brain is None:
+            self._roll_call.ask()
+            meta.greet = True
+            return
         self._jobs.begin(meta, len(self.ranks.hellos))
         for request, refused in self._crowded_out:
             if request in self._live:
@@ -330,11 +309,16 @@ class Scheduling:
         if meta.broken:
             self.guard.trip(f"a worker is off: {meta.broken}")
             return
+        self.meter.place(meta.placed)
+        self.watch.hear(meta)
+        complete = self._roll_call.hear(meta.hellos)
+        if self._brain is None:
+            if complete:
+                self._open(agree(self._roll_call.hellos, digest(self._config)))
+            return
         for batch in meta.scans:
             self.brain.scanned(batch)
         self.brain.complete(meta.results)
-        self.watch.hear(meta)
-        self.meter.place(meta.placed)
         load = meta.transfer_stats.load
         if load.time:
             self.brain.transferred(load.bytes, load.time)
@@ -348,7 +332,7 @@ class Scheduling:
         live = self._live.get(request)
         if live is not None:
             live.reading = False
-        self.brain.cancel(request)
+            self.brain.cancel(request)
 
     def reset(self, *, emptied: bool, noticed: bool = False) -> None:
         """Begin a new epoch. Requests whose KV is of the old one are not stored until they are preempted.
@@ -356,37 +340,36 @@ class Scheduling:
         Unless the device's own cache was `emptied`, it may give KV of the old epoch to any request: then
         nothing is stored until it is. Nobody asked for it where it was `noticed` that weights were changed.
         """
-        if noticed:
+        if noticed and self._brain is not None:
             self.brain.weights_changed()
         self.watch.reset(emptied=emptied, noticed=noticed)
         for live in self._live.values():
             live.reading = False
         self._fail_loads = True
         self._adapters.reset({live.adapter for live in self._live.values()})
-        self.brain.reset(self._manifest(identity.new_epoch()), stale=self.statuses.begun())
+        if self._brain is not None:
+            self._forget()
 
     def forsake(self, meta: KVTierMetadata) -> None:
         """Carry a reset out with kvtier off: no load of the old epoch ends well, no record of it stays."""
-        meta.fail_loads = True
-        if not self._namespace:  # then no tier was ever opened
-            return
-        text = self._manifest(identity.new_epoch())
-        meta.ops = [
-            TierOp(_FORSAKEN + tier, OpKind.RESET, tier=tier, text=text)
-            for tier in range(1, len(self._config.tiers))
-        ]
+        meta.fail_loads, meta.ops = True, self.namespace.forsaken()
 
-    def _open(self) -> None:
-        self._opened = True
-        self.brain.open(self.ranks.slots, self._manifest(self.epochs.first()))
+    def _forget(self) -> None:
+        self.brain.reset(self.namespace.fresh(), stale=self.statuses.begun())
 
-    def _manifest(self, epoch: str = "") -> str:
-        """Name the namespace, of the start or after a reset; the first call may look at files, no later one does."""
-        if not self._namespace:
-            self._namespace = identity.manifest(
-                self._vllm_config, self._kv_cache_config, self.ranks.hellos, self._config
-            )
-        return identity.in_epoch(self._namespace, epoch) if epoch else self._namespace
+    def _open(self, ranks: Ranks) -> None:
+        """Make the brain that fits the ranks, open its tiers, and tell it what came before."""
+        mine = of_rank(self._config, ranks.local_ranks)
+        brain = start.make_brain(mine, ranks, self.statuses, self._vllm_config)
+        self._recorder = start.make_recorder(self._config, self.statuses, self._vllm_config)
+        self._ranks, self._brain = ranks, brain
+        brain.open(ranks.slots, self.namespace.first(ranks))
+        self._manager.serve(self)
+        for request in self._manager.early.values():
+            self.arrive(request)
+        if self.namespace.ended_early:
+            self._forget()
+        start.announce(mine, ranks, self.statuses, self.why_chunks)
 
     def _tell(self, request: str, live: LiveRequest) -> None:
         """Tell the brain the keys that came since: decoded chunks, or more of a streamed prompt and its media."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvtier.chunking import ChunkSize, auto_chunk_tokens, largest_group
 from kvtier.config import Config, load, share
+from kvtier.connectors.vllm.roll_call import refuse_lone_ranks
 from kvtier.errors import ConfigError
 from kvtier.registry import nearest
 from kvtier.units import format_nbytes
@@ -34,6 +35,7 @@ def configure(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> Co
     assert transfer is not None
     extra: dict[str, Any] = transfer.kv_connector_extra_config
     refuse_foreign_keys(extra)
+    refuse_lone_ranks(vllm_config.parallel_config)
     config = load(extra.get("kvtier"))
     name_spec(extra)
     transfer.kv_load_failure_policy = "recompute"

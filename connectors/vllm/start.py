@@ -1,7 +1,6 @@
 """What EngineCore makes and says once the ranks have said hello."""
 
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from vllm.logger import init_logger
@@ -10,7 +9,6 @@ from kvtier.assembly import assemble
 from kvtier.brain import TieredCache
 from kvtier.config import Config
 from kvtier.connectors.vllm import identity
-from kvtier.connectors.vllm.epochs import Epochs, directories
 from kvtier.connectors.vllm.ranks import Ranks, engine_of
 from kvtier.connectors.vllm.settings import summary
 from kvtier.connectors.vllm.statuses import Statuses
@@ -60,21 +58,7 @@ def make_recorder(config: Config, statuses: Statuses, vllm_config: "VllmConfig")
     return Recorder(config.trace, statuses.prefix_tokens, engine=engine)
 
 
-def find_epochs(
-    config: Config, ranks: Ranks, vllm_config: "VllmConfig", manifest: Callable[[], str]
-) -> Epochs:
-    """Read what earlier resets noted in the tiers' directories, if anything of this engine is ever found again."""
-    if len(config.tiers) == 1 or identity.ephemeral(vllm_config, ranks.hellos, config):
-        return Epochs()
-    transfer = vllm_config.kv_transfer_config
-    assert transfer is not None
-    engine = engine_of(transfer.engine_id, vllm_config.parallel_config)
-    return Epochs(directories(config, engine), manifest)
-
-
-def announce(
-    mine: Config, ranks: Ranks, statuses: Statuses, vllm_config: "VllmConfig", why_chunks: str
-) -> None:
+def announce(mine: Config, ranks: Ranks, statuses: Statuses, why_chunks: str) -> None:
     """Say what each rank has, and what may surprise later."""
     logger.info(
         "kvtier: chunks of %d tokens (%s), %d rank(s), %d on a node; of each rank: %s",
@@ -90,6 +74,3 @@ def announce(
             "of a namespace of their own",
             tier,
         )
-    why = identity.ephemeral(vllm_config, ranks.hellos, mine)
-    if why and len(mine.tiers) > 1:
-        _warnings.warning("kvtier: nothing stored will be found again after a restart: %s", why)

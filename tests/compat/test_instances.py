@@ -51,9 +51,7 @@ def test_a_manager_without_ranks_is_an_empty_cache() -> None:
     with getattr(made, "lock", nullcontext()):  # from 0.33 on
         assert made.on_new_request(context).policy == base.OffloadPolicy.REQUEST_LEVEL
         assert made.lookup(key, context) is base.LookupResult.MISS
-        stored = made.prepare_store([key], context)
-        assert not stored.keys_to_store
-        assert isinstance(stored.store_spec, base.LoadStoreSpec)
+        assert made.prepare_store([key], context) is None, "it is offered again"
         made.on_schedule_end(base.ScheduleEndContext(new_req_ids=(), preempted_req_ids=()))
         made.on_request_finished(context)
         assert not made.has_pending_work()

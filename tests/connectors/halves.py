@@ -9,6 +9,8 @@ from vllm.config import KVTransferConfig
 from kvtier.config import Config, digest, load
 from kvtier.connectors.vllm.guard import Guard
 from kvtier.connectors.vllm.manager import TieredCacheManager
+from kvtier.connectors.vllm.messages import KVTierWorkerMetadata
+from kvtier.connectors.vllm.namespace import Namespace
 from kvtier.connectors.vllm.rank import Rank
 from kvtier.connectors.vllm.ranks import Hello
 from kvtier.connectors.vllm.scheduling import Scheduling
@@ -41,8 +43,28 @@ def scheduling(
     hellos: Sequence[Hello] = (),
     **vllm: object,
 ) -> Scheduling:
-    """EngineCore's half, that has met its ranks, by default one; `vllm` are attributes of vLLM's configuration."""
-    met = list(hellos) or [hello(8, config=config)]
+    """EngineCore's half, which has heard its ranks, by default one; `vllm` are attributes of vLLM's configuration."""
+    heard = list(hellos) or [hello(8, config=config)]
+    made = unheard(len(heard), groups, config=config, **vllm)
+    made.namespace.first = lambda ranks: _named(made.namespace)  # type: ignore[method-assign]
+    made.hear(KVTierWorkerMetadata(hellos=heard))
+    return made
+
+
+def _named(namespace: Namespace) -> str:
+    """Name it without a model."""
+    namespace._text = '{"epoch": "", "model": "test"}'
+    return namespace._text
+
+
+def unheard(
+    world_size: int = 1,
+    groups: tuple[object, ...] = (),
+    *,
+    config: Config = CONFIG,
+    **vllm: object,
+) -> Scheduling:
+    """EngineCore's half, as vLLM makes it."""
     group = SimpleNamespace(group_idx=0, tokens_per_chunk=32, sliding_window_size_in_chunks=None)
     base: Any = SimpleNamespace(
         manager=TieredCacheManager(Guard()),
@@ -52,16 +74,18 @@ def scheduling(
     vllm_config: Any = SimpleNamespace(
         model_config=SimpleNamespace(get_hidden_size=lambda: 64, multimodal_config=None),
         parallel_config=SimpleNamespace(
-            world_size=len(met), data_parallel_size=1, data_parallel_index=0
+            world_size=world_size,
+            pipeline_parallel_size=1,
+            data_parallel_size=1,
+            data_parallel_index=0,
         ),
         cache_config=SimpleNamespace(prefix_caching_hash_algo="sha256"),
+        max_concurrent_batches=1,
         **{"kv_transfer_config": KVTransferConfig("KVTierConnector", kv_role="kv_both"), **vllm},
         kv_events_config=None,
     )
     cache_config: Any = SimpleNamespace(kv_cache_groups=list(groups))
-    made = Scheduling(config, vllm_config, cache_config, base)
-    made.meet(met)
-    return made
+    return Scheduling(config, vllm_config, cache_config, base)
 
 
 def worker(engine: object) -> KVTierWorker:
@@ -79,6 +103,6 @@ def rank(of: KVTierWorker) -> Rank:
     made._base = SimpleNamespace(worker=of, _load_jobs={})
     made._one_group, made._failed_loads = True, set()
     made.guard, made._said_broken, made._placed = of.guard, False, []
-    made._look_at, made._timed = 0.0, 0
+    made._look_at, made._timed, made._asked = 0.0, 0, False
     made._fingerprint, made._look = None, 0
     return made

@@ -89,14 +89,14 @@ class Hybrid:
         self._jobs: dict[int, Any] = {}
         self._found: dict[str, int] = {}
         groups = (0, 1)
-        hello = replace(
+        self._hello = replace(
             halves.hello(slots, config=load(config)),
             blocks_per_chunk=1,
             group_nbytes=dict.fromkeys(groups, 8192),
             pages=dict.fromkeys(groups, (8192,)),
             arranged=dict.fromkeys(groups, ("backend",)),
         )
-        self.connector.set_xfer_handshake_metadata_pp_aware({(0, 0): hello})
+        self.step()  # in which the rank says hello
         self.step()
 
     @property
@@ -161,6 +161,7 @@ class Hybrid:
                 if op.kind is OpKind.OPEN
             ],
             timed=meta.timed,
+            hellos=[self._hello] if meta.greet else [],
         )
         return KVConnectorOutput(finished_recving=loads, kv_connector_worker_meta=told)
 

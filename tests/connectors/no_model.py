@@ -161,9 +161,6 @@ class NoModelEngine:
         self._memories = [Memory(each, layout, rank) for rank, each in enumerate(made)]
         for worker, memory in zip(self.workers, self._memories, strict=True):
             worker.register_kv_caches(memory.caches)
-        hellos = {(0, i): worker.get_handshake_metadata() for i, worker in enumerate(self.workers)}
-        if None not in hellos.values():
-            self.connector.set_xfer_handshake_metadata_pp_aware(hellos)
         self._aggregator = KVOutputAggregator(ranks)
         self._rows: dict[str, Row] = {}
         self._cached: dict[str, int] = {}

@@ -11,13 +11,11 @@ from vllm.v1.engine.core import EngineCore
 
 from kvtier.brain import Why
 from kvtier.connectors.vllm import adapters
-from kvtier.connectors.vllm.scheduling import Scheduling
 from tests.connectors.test_scheduling import Engine, refusals
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
-    monkeypatch.setattr(Scheduling, "_manifest", lambda self, epoch="": "{}")
+def engine() -> Engine:
     return Engine()
 
 

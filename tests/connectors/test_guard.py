@@ -26,7 +26,7 @@ from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata
 from tests.connectors import halves
 
 AT_START = {
-    *("__new__", "__init__", "register_kv_caches", "get_handshake_metadata"),
+    *("__new__", "__init__", "register_kv_caches"),
     *("set_xfer_handshake_metadata_pp_aware", "build_prom_metrics", "get_manager"),
 }
 """A fault in these refuses the start, in words."""

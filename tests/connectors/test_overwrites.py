@@ -65,8 +65,6 @@ def test_a_spoiled_store_ends_well_for_vllm_and_gives_no_chunk() -> None:
     """From the step that says so to the rank's answer; also one that is submitted after it was spoiled."""
     side, worker = halves.scheduling(use_v2_model_runner=True), halves.worker(Engine())
     rank = halves.rank(worker)
-    side._opened = True
-    side.brain.open(8, "{}")
     device = GPULoadStoreSpec([5, 6], group_sizes=[2], block_indices=[0])
     worker.submit_store(1, device, SlotSpec(1, ((0, 1),)))
     meta = KVTierMetadata(load_jobs={}, store_jobs={}, jobs_to_flush={1, 2, 77})

@@ -14,14 +14,12 @@ from vllm.v1.kv_offload.base import Locality, Medium, ReqContext, TierFilter, Ti
 from kvtier.brain import Why
 from kvtier.config import load
 from kvtier.connectors.vllm.permissions import Permissions
-from kvtier.connectors.vllm.scheduling import Scheduling
 from kvtier.types import BlockKey
 from tests.connectors.test_scheduling import Engine, refusals
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
-    monkeypatch.setattr(Scheduling, "_manifest", lambda self, epoch="": "{}")
+def engine() -> Engine:
     return Engine()
 
 

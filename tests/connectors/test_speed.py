@@ -68,8 +68,6 @@ def test_a_rank_with_nothing_else_to_say_answers_a_step_that_is_timed() -> None:
     side, worker = halves.scheduling(), halves.worker(Engine())
     worker.io, worker.placed = None, list  # type: ignore[method-assign]
     rank = halves.rank(worker)
-    side._opened = True
-    side.brain.open(8, "{}")
     for tokens, known in ((10, False), (1000, True)):
         meta = KVTierMetadata(load_jobs={}, store_jobs={}, jobs_to_flush=None)
         step: Any = output()

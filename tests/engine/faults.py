@@ -12,9 +12,13 @@ FILLER = [3, 1, 4]  # too short for a chunk: it only makes the engine step
 
 
 def brain_of(llm: object) -> TieredCache:
-    """The brain of an engine whose scheduler runs in this process."""
+    """The brain of an engine whose scheduler runs in this process, where nobody steps it while it is idle."""
     core = llm.llm_engine.engine_core.engine_core  # type: ignore[attr-defined] # vLLM is untyped here
-    brain = core.scheduler.connector.scheduling.brain
+    side = core.scheduler.connector.scheduling
+    for _ in range(4):
+        if side.unopened():
+            core.step()  # in which the ranks say hello
+    brain = side.brain
     assert isinstance(brain, TieredCache)
     return brain
 

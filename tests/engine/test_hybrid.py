@@ -56,3 +56,16 @@ def test_all_at_once_and_a_shared_prefix(kvtier: Engine, reference: Reference) -
     for _ in range(2):
         asked = CHATS[-1] + SHARING
         assert kvtier.generate(asked, TOKENS) == reference.of(asked)
+
+
+def test_the_first_request_of_an_engine_s_life_is_stored_with_its_windows(
+    reference: Reference, engine: EngineFactory, gemma: Path
+) -> None:
+    """In one process nobody steps the engine before it comes, and window groups are offered only once."""
+    made = engine(EngineConfig(model=gemma, blocks=BLOCKS, kvtier=dram(), in_process=True))
+    first = CHATS[0][-1]
+    assert made.generate([first], TOKENS) == reference.of([first])
+    assert made.reset()  # of the device only
+    (answer,) = made.answers([first], TOKENS)
+    assert answer.tokens == reference.of([first])[0]
+    assert answer.cached >= 1024

@@ -1,4 +1,4 @@
-"""A real server over HTTP: streams, metrics, cache events for routers, and a second connector beside ours."""
+"""A real server over HTTP: streams, metrics, cache events for routers, and several engines."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -8,11 +8,10 @@ from typing import Any
 import msgspec
 
 from kvtier.demo.client import complete, metrics
-from kvtier.demo.server import ServerConfig, kv_transfer_config
-from tests.engine.conftest import EngineFactory, ServerFactory
-from tests.engine.harness import EngineConfig
+from kvtier.demo.server import ServerConfig
+from tests.engine.conftest import ServerFactory
 from tests.engine.models import prompts
-from tests.engine.scenarios import TOKENS, Reference, dram, nvme
+from tests.engine.scenarios import TOKENS, Reference, nvme
 from tests.patience import until
 
 LONG = prompts(4, 1500, seed=61)
@@ -98,28 +97,6 @@ def test_streaming_metrics_and_events(
         f"256 tokens (chunk_tokens), 1 rank(s), 1 on a node; of each rank: dram 10MiB, nvme 1GiB (file at {tmp_path}/nvme)"
     )
     assert server.close(), "it went by itself, with all that it started"
-
-
-def test_beside_another_connector(
-    engine: EngineFactory, reference: Reference, llama: Path, tmp_path: Path
-) -> None:
-    ours = kv_transfer_config(dram())
-    other = {
-        "kv_connector": "ExampleConnector",
-        "kv_role": "kv_both",
-        "kv_connector_extra_config": {"shared_storage_path": str(tmp_path / "other")},
-    }
-    both = {
-        "kv_connector": "MultiConnector",
-        "kv_role": "kv_both",
-        "kv_connector_extra_config": {"connectors": [ours, other]},
-    }
-    options = {"kv_transfer_config": both, "disable_hybrid_kv_cache_manager": True}
-    running = engine(EngineConfig(model=llama, blocks=20, options=options))
-    for _ in range(2):
-        for prompt in LONG:
-            assert running.generate([prompt], TOKENS) == reference.of([prompt])
-    assert running.metrics()["kvtier:loads_total"] > 0
 
 
 def test_data_parallel_engines_keep_to_themselves(
