@@ -12,7 +12,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorTransferResults,
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
-    OffloadingConnectorMetadata,
+    OffloadingWorkerMetadata,
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 
@@ -172,10 +172,9 @@ class KVTierConnector(OffloadingConnector):
         side = self.scheduling
         side.guard.always(partial(side.statuses.heed_limits, scheduler_output), None)
         meta = super().build_connector_meta(scheduler_output)
-        assert isinstance(meta, OffloadingConnectorMetadata)
-        ours = KVTierMetadata(
-            load_jobs=meta.load_jobs, store_jobs=meta.store_jobs, jobs_to_flush=meta.jobs_to_flush
-        )
+        ours = side.guard.always(partial(KVTierMetadata.of, meta), None)
+        if ours is None:
+            return meta
         side.guard.run(partial(side.step, scheduler_output, ours), None)
         if self._forsaking and side.guard.broken:
             side.guard.always(partial(side.forsake, ours), None)
@@ -283,7 +282,7 @@ class KVTierConnector(OffloadingConnector):
         self.rank.guard.run(self.rank.launching, None)
 
     def start_load_kv(self, forward_context: "ForwardContext", **kwargs: Any) -> None:
-        self.rank.guard.always(partial(self.rank.order, self._connector_metadata), None)
+        self.rank.guard.always(lambda: self.rank.order(self._connector_metadata), None)
         super().start_load_kv(forward_context, **kwargs)
         self.rank.guard.run(self.rank.launched, None)
 
@@ -303,11 +302,12 @@ class KVTierConnector(OffloadingConnector):
         nothing: set[int] = set()
         return self.rank.guard.always(self.rank.invalid_blocks, nothing)
 
-    def build_connector_worker_meta(self) -> KVTierWorkerMetadata | None:
+    def build_connector_worker_meta(self) -> OffloadingWorkerMetadata | None:
         base, guard = super().build_connector_worker_meta(), self.rank.guard
         told = guard.always(partial(self.rank.report, base), None)
         if told is None and guard.broken:
-            return KVTierWorkerMetadata.of(base, broken=guard.broken)
+            off = partial(KVTierWorkerMetadata.of, base, broken=guard.broken)
+            return guard.always(off, base)
         return told
 
     # API server

@@ -68,22 +68,15 @@ class KVTierWorkerMetadata(OffloadingWorkerMetadata):
     @classmethod
     def of(cls, base: OffloadingWorkerMetadata | None, *, broken: str) -> "KVTierWorkerMetadata":
         """Pass on what vLLM's half says, and why ours is off."""
-        meta = cls(broken=broken)
-        if base is not None:
-            meta.completed_jobs = base.completed_jobs
-            meta.transfer_stats = base.transfer_stats
-        return meta
+        return cls(**vars(base) if base is not None else {}, broken=broken)
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> "KVTierWorkerMetadata":
-        merged = super().aggregate(other)
-        assert isinstance(merged, OffloadingWorkerMetadata)
         theirs = other if isinstance(other, KVTierWorkerMetadata) else KVTierWorkerMetadata()
         failed = {job: set(positions) for job, positions in self.failed.items()}
         for job, positions in theirs.failed.items():
             failed.setdefault(job, set()).update(positions)
         return KVTierWorkerMetadata(
-            completed_jobs=merged.completed_jobs,
-            transfer_stats=merged.transfer_stats,
+            **vars(super().aggregate(other)),
             results=self.results + theirs.results,
             scans=self.scans + theirs.scans,
             failed=failed,

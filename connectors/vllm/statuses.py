@@ -1,9 +1,11 @@
 """Requests as vLLM's own offloading scheduler has them: the one place that reaches into its table of them.
 
-Groups are meant by their position in vLLM's lists, keys are in the order of their chunks.
+Groups are meant by their position in vLLM's lists, keys are in the order of their chunks. Nothing is read before it
+is asked for: what another release does not have is missed inside the guard.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import (
@@ -32,11 +34,22 @@ class Statuses:
 
     def __init__(self, base: OffloadingConnectorScheduler) -> None:
         self._base = base
-        self.groups: Sequence[GroupOffloadConfig] = base.config.kv_group_configs
-        self._positions = {group.group_idx: i for i, group in enumerate(self.groups)}
-        full = (i for i, g in enumerate(self.groups) if g.sliding_window_size_in_chunks is None)
-        self.prefix_group = next(full, 0)
+
+    @cached_property
+    def groups(self) -> "Sequence[GroupOffloadConfig]":
+        """The KV-cache groups, as vLLM has them."""
+        found: Sequence[GroupOffloadConfig] = self._base.config.kv_group_configs
+        return found
+
+    @cached_property
+    def prefix_group(self) -> int:
         """The group whose chunks stand for a whole prefix: the first of full attention."""
+        full = (i for i, g in enumerate(self.groups) if g.sliding_window_size_in_chunks is None)
+        return next(full, 0)
+
+    @cached_property
+    def _positions(self) -> dict[int, int]:
+        return {group.group_idx: i for i, group in enumerate(self.groups)}
 
     @property
     def prefix_tokens(self) -> int:

@@ -46,6 +46,11 @@ def plant(llm: Any, place: str, method: str, skip: int) -> None:
 def mend(llm: Any, place: str, method: str) -> list[str]:
     """Take the bug out, turn kvtier on again with an empty cache, and say why each side was off."""
     delattr(_owner(llm, place), method)
+    return turn_on(llm)
+
+
+def turn_on(llm: Any) -> list[str]:
+    """Turn kvtier on again with an empty cache, and say why each side was off."""
     scheduling, rank = connector(llm).scheduling, _worker_connector().rank
     why = [scheduling.guard.broken, rank.guard.broken]
     scheduling.guard.broken = rank.guard.broken = ""

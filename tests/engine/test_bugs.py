@@ -57,7 +57,9 @@ def kvtier(
 ) -> Engine:
     # bugs leak the slots that are in flight: room for all of them
     config = nvme(tmp_path_factory.mktemp("nvme"), dram_capacity="2GiB")
-    return engine(EngineConfig(model=llama, blocks=20, kvtier=config, in_process=True))
+    events = {"kv_events_config": {"enable_kv_cache_events": True, "publisher": "null"}}
+    made = EngineConfig(model=llama, blocks=20, kvtier=config, in_process=True, options=events)
+    return engine(made)
 
 
 @pytest.mark.parametrize(("place", "method"), HOOKS)
@@ -83,3 +85,39 @@ def test_it_works_after_all_that(kvtier: Engine, reference: Reference) -> None:
     (answer,) = kvtier.answers([LONG[0]], TOKENS)
     assert answer.cached >= 512
     assert answer.tokens == reference.of([LONG[0]])[0]
+
+
+NOT_ASKED_AGAIN = {
+    *("OffloadingConnectorScheduler.manager", "OffloadingConnectorScheduler.config"),
+    *("OffloadingConnectorWorker.spec", "SchedulerOffloadConfig.kv_group_configs"),
+}
+"""What kvtier reads once, at the start."""
+
+
+def test_the_engine_survives_the_loss_of_what_kvtier_reads_of_vllm(
+    kvtier: Engine, reference: Reference
+) -> None:
+    """Whatever attribute of vLLM's own half another release lacks: kvtier is off, and answers stay right."""
+
+    def live() -> None:
+        for prompt in LONG:
+            assert kvtier.generate([prompt], TOKENS) == reference.of([prompt])
+        assert kvtier.generate(LONG, TOKENS) == reference.of(LONG)
+        kvtier.reset(connector=True)
+        assert kvtier.generate(LONG[:1], TOKENS) == reference.of(LONG[:1])
+
+    assert kvtier.call("tests.engine.hidden:watch") > 5
+    live()
+    touched = set(kvtier.call("tests.engine.hidden:seen")) - NOT_ASKED_AGAIN
+    assert {
+        "OffloadingConnectorScheduler._req_status",
+        "OffloadingConnectorScheduler._current_batch_jobs_to_flush",
+        "OffloadingConnectorScheduler._events_tracker",
+        "OffloadingConnectorWorker._load_jobs",
+    } <= touched
+    for name in sorted(touched):
+        kvtier.call("tests.engine.hidden:hide", name)
+        live()
+        why = kvtier.call("tests.engine.hidden:show")
+        assert any("is hidden" in reason for reason in why), name
+    live()
