@@ -25,7 +25,7 @@ from kvtier.connectors.vllm.ranks import Hello
 from kvtier.connectors.vllm.spec import KVTierSpec
 from kvtier.connectors.vllm.weights import Weights, identify
 from kvtier.connectors.vllm.worker import KVTierWorker
-from kvtier.types import OpKind, OpResult, Placed, ScanBatch
+from kvtier.types import OpKind, OpResult, Placed, ScanBatch, TierOp
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LOOK_S = 10.0
+_AHEAD = 64  # operations: a third of a millisecond
 
 
 class Rank:
@@ -68,6 +69,7 @@ class Rank:
         self._timed = 0
         self._fingerprint: Fingerprint | None = None
         self._look = 0  # to be taken in this step
+        self._rest: list[TierOp] = []  # operations of this step that follow behind the pass
         self._asked = False  # for the hello, by this step
 
     @property
@@ -158,13 +160,24 @@ class Rank:
         """Be told that nothing more is submitted of this pass."""
         self.worker.launched()
 
-    def order(self, meta: KVConnectorMetadata | None) -> None:
-        """Hand the step's operations to the I/O process; of a rank that is off, the resets."""
+    def order(self, meta: KVConnectorMetadata) -> None:
+        """Hand a step's first operations to the I/O process, before the pass; of a rank that is off, the resets.
+
+        What is answered during the pass returns with this step. Of many, the others follow behind the pass: they
+        would only delay it.
+        """
         if not isinstance(meta, KVTierMetadata):
             return
         ops = [op for op in meta.ops if op.kind is OpKind.RESET or not self.guard.broken]
+        self._rest = ops[_AHEAD:]
         if ops:
-            self.worker.submit_ops(ops)
+            self.worker.submit_ops(ops[:_AHEAD])
+
+    def order_rest(self) -> None:
+        """Hand the other operations over."""
+        rest, self._rest = self._rest, []
+        if rest:
+            self.worker.submit_ops(rest)
 
     def failed_requests(self, loads: dict[int, str], received: Iterable[str]) -> set[str]:
         """Name the requests that must start again, where block ids cannot say which blocks are bad.

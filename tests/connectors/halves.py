@@ -103,6 +103,6 @@ def rank(of: KVTierWorker) -> Rank:
     made._base = SimpleNamespace(worker=of, _load_jobs={})
     made._one_group, made._failed_loads = True, set()
     made.guard, made._said_broken, made._placed = of.guard, False, []
-    made._look_at, made._timed, made._asked = 0.0, 0, False
+    made._look_at, made._timed, made._asked, made._rest = 0.0, 0, False, []
     made._fingerprint, made._look = None, 0
     return made
