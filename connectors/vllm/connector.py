@@ -201,13 +201,13 @@ class KVTierConnector(OffloadingConnector):
         self, request: "Request", block_ids: list[int]
     ) -> tuple[bool, dict[str, Any] | None]:
         self._finished(request)
-        return super().request_finished(request, block_ids)
+        return self._returned(*super().request_finished(request, block_ids))
 
     def request_finished_all_groups(
         self, request: "Request", block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         self._finished(request)
-        return super().request_finished_all_groups(request, block_ids)
+        return self._returned(*super().request_finished_all_groups(request, block_ids))
 
     def take_events(self) -> "Iterable[KVCacheEvent]":
         events, side = list(super().take_events()), self.scheduling
@@ -264,6 +264,12 @@ class KVTierConnector(OffloadingConnector):
         side = self.scheduling
         side.guard.run(partial(self._lookups.forget, request.request_id), None)
         side.guard.run(partial(side.finished, request), None)
+
+    def _returned(
+        self, later: bool, found: dict[str, Any] | None
+    ) -> tuple[bool, dict[str, Any] | None]:
+        side = self.scheduling
+        return later, side.guard.always(partial(side.returns.of, found), None)
 
     # Workers
 

@@ -56,6 +56,7 @@ def look(config: "VllmConfig") -> None:
     ours = [extra for name, extra in connectors if name == OURS]
     if ours:
         _check(config, ours)
+        _check_policy(config.kv_transfer_config)
 
 
 def _check(config: "VllmConfig", ours: list[dict[str, Any]]) -> None:
@@ -76,6 +77,18 @@ def _check(config: "VllmConfig", ours: list[dict[str, Any]]) -> None:
             "kvtier was not run with vLLM %s, but with %s: it may turn itself off, and `kvtier:off` is 1 then",
             __version__,
             releases.SUPPORTED,
+        )
+
+
+def _check_policy(transfer: "KVTransferConfig") -> None:
+    """Warn where kvtier cannot set it: among several connectors the outermost configuration decides."""
+    from vllm.logger import init_logger
+
+    if transfer.kv_connector == "MultiConnector" and transfer.kv_load_failure_policy != "recompute":
+        init_logger("vllm.kvtier").warning_once(
+            "kv_load_failure_policy: with 'fail' a request ends with an error where kvtier cannot load what it promised; "
+            "set 'recompute' beside MultiConnector, not beside %s",
+            OURS,
         )
 
 

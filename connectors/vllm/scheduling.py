@@ -30,6 +30,7 @@ from kvtier.connectors.vllm.namespace import Namespace
 from kvtier.connectors.vllm.overwrites import Overwrites
 from kvtier.connectors.vllm.permissions import Permissions
 from kvtier.connectors.vllm.ranks import Ranks, agree
+from kvtier.connectors.vllm.returns import Returns
 from kvtier.connectors.vllm.roll_call import RollCall, steps_in_flight
 from kvtier.connectors.vllm.speed import Speed
 from kvtier.connectors.vllm.statuses import Statuses
@@ -94,6 +95,8 @@ class Scheduling:
         self.events = BlockEvents(base)
         self.speed = Speed()
         self.meter = base.manager.meter
+        transfer = vllm_config.kv_transfer_config
+        self.returns = Returns(transfer.engine_id if transfer else None)
         self.why_chunks = ""  # are as large as they are
 
     @property

@@ -79,6 +79,8 @@ ANSWERS: dict[str, object] = {
     "build_connector_worker_meta": WORKER_META,
     "has_pending_push_work": False,
     "reset_cache": True,
+    "request_finished": (False, None),
+    "request_finished_all_groups": (False, None),
 }
 
 

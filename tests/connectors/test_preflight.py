@@ -15,7 +15,8 @@ from kvtier.connectors.vllm import plugin, preflight
 
 OURS = {"kv_connector": "KVTierConnector", "kv_role": "kv_both"}
 THEIRS = {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}
-MIXED = {"kv_connector": "MultiConnector", "kv_role": "kv_both"}
+FAILING = {"kv_connector": "MultiConnector", "kv_role": "kv_both"}
+MIXED = {**FAILING, "kv_load_failure_policy": "recompute"}
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +98,17 @@ def test_an_unknown_release_is_one_line(
     (line,) = warnings
     assert "vLLM 0.99.1" in line
     assert releases.SUPPORTED in line
+
+
+def test_loads_whose_failure_ends_a_request_are_one_line(warnings: list[str]) -> None:
+    told(OURS)
+    told(MIXED, both())
+    told(FAILING, {"connectors": [THEIRS]})
+    assert warnings == []
+    for _ in range(2):
+        told(FAILING, both())
+    (line,) = warnings
+    assert "set 'recompute' beside MultiConnector" in line
 
 
 @pytest.mark.parametrize("version", ["dev", "0.34.1.dev3+g1234", "1", ""])
