@@ -5,9 +5,12 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from itertools import islice
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from kvtier.facts import RequestHints
+
+if TYPE_CHECKING:
+    from vllm.v1.request import Request
 from kvtier.limited_log import LimitedLog
 
 logger = logging.getLogger(__name__)
@@ -75,6 +78,12 @@ class Hints(NamedTuple):
     def facts(self) -> RequestHints:
         """Return what policies are told."""
         return RequestHints(self.session_id, self.priority, self.ttl_s, self.session_end)
+
+
+def comes_from_elsewhere(request: "Request") -> bool:
+    """Whether another engine has computed a request's prompt, and another connector is still to fetch its KV from there."""
+    params = request.kv_transfer_params
+    return isinstance(params, Mapping) and bool(params.get("do_remote_prefill"))
 
 
 def _is_bool(value: object) -> bool:

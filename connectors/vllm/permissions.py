@@ -6,7 +6,7 @@ from vllm.v1.kv_offload.base import Locality, Medium, TierFilter
 
 from kvtier.brain import Why
 from kvtier.config import Config
-from kvtier.connectors.vllm.hints import Hints
+from kvtier.connectors.vllm.hints import Hints, comes_from_elsewhere
 from kvtier.connectors.vllm.media import MediaNames
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ class Permissions:
         return Permission(
             self._no_store or (None if hints.store else Why.HINT),
             no_load,
-            reads=no_load is None and not request.skip_reading_prefix_cache,
+            reads=no_load is None
+            and not (request.skip_reading_prefix_cache or comes_from_elsewhere(request)),
             persist=hints.persist and lora and self._media.last(request.mm_features),
         )
 

@@ -20,7 +20,7 @@ from kvtier.config import Config, digest, of_rank
 from kvtier.connectors.vllm import start
 from kvtier.connectors.vllm.adapters import Adapters
 from kvtier.connectors.vllm.events import BlockEvents
-from kvtier.connectors.vllm.hints import Complaints, Hints
+from kvtier.connectors.vllm.hints import Complaints, Hints, comes_from_elsewhere
 from kvtier.connectors.vllm.jobs import Jobs
 from kvtier.connectors.vllm.live import LiveRequest
 from kvtier.connectors.vllm.manager import TieredCacheManager
@@ -179,6 +179,7 @@ class Scheduling:
         """Note that vLLM asks for a hit, and how many tokens the device's own cache has."""
         if (live := self._live.get(request.request_id)) is not None:
             live.computed = computed
+            live.elsewhere = comes_from_elsewhere(request)
 
     def scheduled(self, request: "Request", loaded: int) -> None:
         """Find out, once, why `loaded` tokens are all that a request loads; at debug level say it."""
@@ -216,7 +217,7 @@ class Scheduling:
         if not self.brain.lookup(context.req_id, key):
             return False
         live = self._live.get(context.req_id)
-        if live is not None and live.may.no_load:
+        if live is not None and (live.elsewhere or live.may.no_load):
             return False
         why = self._forbidden(key, context, live)
         if why:

@@ -36,6 +36,7 @@ class Engine:
         self.table: dict[str, Any] = self.side.statuses._base._req_status
         self.jobs = 0
         self.skip_reading = False  # of the requests that arrive
+        self.params: dict[str, Any] = {}
         self.media: list[Any] = []
         self.step()
 
@@ -57,7 +58,7 @@ class Engine:
         )
         request: Any = SimpleNamespace(
             request_id=name,
-            kv_transfer_params={"kvtier": hints},
+            kv_transfer_params={"kvtier": hints, **self.params},
             lora_request=lora,
             mm_features=self.media,
             skip_reading_prefix_cache=self.skip_reading,
@@ -274,7 +275,7 @@ def test_each_request_s_shortfall_is_named_once(
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(start.logger, "debug", lambda text, *args: said.append(text % args))
-    request: Any = SimpleNamespace(request_id="a", num_prompt_tokens=100)
+    request: Any = SimpleNamespace(request_id="a", num_prompt_tokens=100, kv_transfer_params=None)
     context = engine.arrive("a", 3)
     engine.side.asked(request, 0)
     for _ in range(2):
@@ -323,3 +324,23 @@ def test_who_comes_while_kvtier_is_off_is_counted(engine: Engine) -> None:
     assert told is not None
     assert told.data["data"]["kvtier:load_refusals"] == {("off",): 2}
     assert engine.manager.get_stats() is None
+
+
+def test_what_another_connector_is_to_fetch_is_neither_loaded_nor_read_ahead(
+    engine: Engine,
+) -> None:
+    """A prefill that another engine has done: its KV is longer than any hit, and waits there."""
+    engine.store(engine.arrive("a", 2))
+    (key, _) = engine.keys("a", 2)
+    context = engine.arrive("b", 2, keys="a")
+    request: Any = SimpleNamespace(
+        request_id="b", kv_transfer_params={"do_remote_prefill": True, "kvtier": {}}
+    )
+    engine.side.asked(request, 0)
+    assert not engine.hit(key, context)
+    request.kv_transfer_params["do_remote_prefill"] = False  # it was fetched, and is lost since
+    engine.side.asked(request, 0)
+    assert engine.hit(key, context)
+    engine.params = {"do_remote_prefill": True}
+    engine.arrive("c", 2)
+    assert not engine.side.brain.view.requests["c"].reads
