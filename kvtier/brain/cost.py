@@ -51,8 +51,8 @@ class Pace:
 class ReadCost:
     """One tier's read cost: a latency plus a time per byte. Without a `start` reading is free until measured.
 
-    The latency is what an idle tier takes until its first bytes are here, the engine's own steps included. What
-    lands with the first bytes says nothing about the rate.
+    The rate is that of a tier that reads on. What a read waits behind others is in no estimate: to weigh it made hits
+    fewer and first tokens no sooner in a replay of an hour of chats, for the engine computes others meanwhile.
     """
 
     def __init__(self, clock: Callable[[], float], start: Medium | None = None) -> None:
@@ -62,8 +62,8 @@ class ReadCost:
             self._latency.start(1, start.latency_s)
             self._per_byte.start(_START_NBYTES, _START_NBYTES / start.read)
 
-    def began(self, seconds: float) -> None:
-        """Note how long the first bytes took."""
+    def served(self, seconds: float) -> None:
+        """Note the service time of one read."""
         self._latency.add(1, seconds)
 
     def arrived(self, nbytes: int, seconds: float) -> None:
@@ -71,7 +71,7 @@ class ReadCost:
         self._per_byte.add(nbytes, seconds)
 
     def estimate(self, nbytes: int) -> float:
-        """Seconds until `nbytes` would be here, with what is read before them; 0 while nothing is known."""
+        """Seconds until `nbytes` would be here; 0 while nothing is known."""
         return self._latency() + nbytes * self._per_byte()
 
 

@@ -172,7 +172,7 @@ class LowerTier:
         """Order a record into a slot."""
         if not self.reads.in_time and not self.reads.ahead:
             self._since, self._flowing = self._clock(), False
-        self.reads.begin(key, self.nbytes(key), demanded=priority is Priority.DEMAND)
+        self.reads.begin(key, demanded=priority is Priority.DEMAND)
         return self._order(OpKind.READ, key, place, slot, group, priority)
 
     def remove(self, key: BlockKey) -> None:
@@ -205,6 +205,7 @@ class LowerTier:
         self.reads.end(key)
         if operation.ok:
             self.breaker.succeeded(OpKind.READ)
+            self.cost.served(operation.seconds)
             self._landed += 0 if late else operation.nbytes
             if self.space:
                 self.space.room.read(key)
@@ -224,15 +225,9 @@ class LowerTier:
         """Take what landed since the last call for a sample of the tier's speed, if it reads on: then it had no pause."""
         if self._landed:
             now = self._clock()
-            if not self._flowing:
-                self.cost.began(now - self._since)
-            elif self.reads.in_time or self.reads.ahead:
+            if self._flowing and (self.reads.in_time or self.reads.ahead):
                 self.cost.arrived(self._landed, now - self._since)
             self._since, self._landed, self._flowing = now, 0, True
-
-    def read_s(self, nbytes: int) -> float:
-        """Estimate the seconds until so many bytes are here, behind those that others wait for."""
-        return self.cost.estimate(self.reads.nbytes + nbytes)
 
     def nbytes(self, key: BlockKey) -> int:
         """Bytes of a record that it has."""

@@ -57,10 +57,10 @@ class Promotion:
         if self._worth.too_dear(request, wanted, missing, reads):
             return self._settle(request, Why.TOO_DEAR)
         now = self._state.clock()
-        if request.until is None:
+        if request.began is None:
             request.begin(now, self._worth.patience(request, missing))
         if request.overdue(now):
-            return self._settle(request, Why.WAITING_FOR_ROOM)
+            return self._settle(request, request.patience.why)
         why = self._make_room(request, missing)
         may_wait = why in _NO_ROOM and self._may_wait(request, reads)
         if may_wait and self._should_wait(request, missing):
@@ -214,13 +214,12 @@ class Promotion:
                 break
             reading.expect(key, fill.lower)
         if not reading.left:
+            if why in _NO_ROOM and request.impatient(self._state.clock()):
+                why = Why.WAITING_FOR_ROOM
             return self._settle(request, why or Why.VANISHED)
-        if more:
-            self.turns.hold(request)
-        else:
-            self.turns.release(request)
-            if why:
-                self._state.refuse_load(request, why)
+        (self.turns.hold if more else self.turns.release)(request)
+        if why and not more:
+            self._state.refuse_load(request, why)
         request.await_reads(reading, self._state.clock())
         return ReadPlan(len(reading.left), tuple(reading.left))
 
@@ -330,7 +329,7 @@ class Promotion:
 
     def _may_wait(self, request: Request, reads: Sequence[tuple[BlockKey, LowerTier]]) -> bool:
         """Whether a request that lacks room could have some later: something moves, and for it too."""
-        if not reads or not self.turns.moving:
+        if not reads or not self.turns.moving or request.impatient(self._state.clock()):
             return False
         return not self.turns.silent(request, {lower for _, lower in reads})
 

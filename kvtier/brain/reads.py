@@ -10,7 +10,6 @@ from kvtier.types import BlockKey
 class _Read(NamedTuple):
     number: int  # in the order in which they are served
     since: float
-    nbytes: int
 
 
 class _Line:
@@ -18,7 +17,6 @@ class _Line:
 
     def __init__(self, deadline_s: float) -> None:
         self.reads: OrderedDict[BlockKey, _Read] = OrderedDict()
-        self.nbytes = 0
         self._deadline_s = deadline_s
         self._moved = -1.0  # when the last one was answered of those before the first of `reads`
         self._answers: deque[tuple[int, float]] = deque()  # the later, the higher its number
@@ -26,13 +24,10 @@ class _Line:
     def add(self, key: BlockKey, read: _Read) -> None:
         """Queue a read."""
         self.reads[key] = read
-        self.nbytes += read.nbytes
 
-    def take(self, key: BlockKey) -> _Read | None:
-        """Take a read out, if it is here."""
-        read = self.reads.pop(key, None)
-        self.nbytes -= read.nbytes if read else 0
-        return read
+    def take(self, key: BlockKey) -> bool:
+        """Take a read out; return whether it was here."""
+        return self.reads.pop(key, None) is not None
 
     def answered(self, number: int, now: float) -> None:
         """Note an answer: whoever stands behind that read has not waited in vain."""
@@ -49,7 +44,7 @@ class _Line:
         """Take out what is late, with when it was due. What stands behind falls due later."""
         late = []
         while self.reads:
-            key, (number, since, _) = next(iter(self.reads.items()))
+            key, (number, since) = next(iter(self.reads.items()))
             while self._answers and self._answers[0][0] < number:
                 self._moved = self._answers.popleft()[1]
             due = max(since, self._moved) + self._deadline_s
@@ -87,18 +82,18 @@ class Reads:
         """How many are not answered yet."""
         return len(self._numbers)
 
-    def begin(self, key: BlockKey, nbytes: int, *, demanded: bool) -> None:
+    def begin(self, key: BlockKey, *, demanded: bool) -> None:
         """Note a read that was ordered."""
         if demanded:
             self.demanded.add(key)
-        self._queue(self._awaited if demanded else self._ahead, key, nbytes)
+        self._queue(self._awaited if demanded else self._ahead, key)
 
     def demand(self, key: BlockKey) -> None:
         """Note that somebody waits for a read from now on."""
         self._look()
-        if (read := self._ahead.take(key)) is not None:
+        if self._ahead.take(key):
             self.demanded.add(key)
-            self._queue(self._awaited, key, read.nbytes)
+            self._queue(self._awaited, key)
 
     def end(self, key: BlockKey) -> None:
         """Note the answer to a read."""
@@ -132,12 +127,6 @@ class Reads:
         return len(self._ahead.reads)
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of those in time that somebody waits for."""
-        self._look()
-        return self._awaited.nbytes
-
-    @property
     def hung(self) -> bool:
         """Whether one is late by more than the deadline once more."""
         self._look()
@@ -149,10 +138,10 @@ class Reads:
         self._late.clear()
         self._excused = self._clock() + self._deadline_s
 
-    def _queue(self, line: _Line, key: BlockKey, nbytes: int) -> None:
+    def _queue(self, line: _Line, key: BlockKey) -> None:
         self._next += 1
         self._numbers[key] = self._next
-        line.add(key, _Read(self._next, self._clock(), nbytes))
+        line.add(key, _Read(self._next, self._clock()))
 
     def _look(self) -> None:
         now = self._clock()

@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 
 class Patience(NamedTuple):
-    """How long a request waits at most for its hit, over all waves, and what it is when that is over."""
+    """How long a request waits at most, over all waves, and what it is when that is over."""
 
-    seconds: float
+    room_s: float  # until its reads are ordered
+    hit_s: float  # for its hit
     why: Why
 
 
-_NO_PATIENCE = Patience(0.0, Why.LATE)
+_NO_PATIENCE = Patience(0.0, 0.0, Why.LATE)
 _NOBODY = RequestFacts("", (), 0.0, RequestHints())
 
 
@@ -51,7 +52,7 @@ class Request:
     given: bool = False  # `held` is a hit that was given, and counted
     reading: "Reading | Turn | None" = None  # what it waits for
     patience: Patience = _NO_PATIENCE
-    until: float | None = None  # by when its wait ends; None: it has not begun
+    began: float | None = None  # when its wait did; None: it has not
     heard_s: float = 0.0  # when a chunk landed for it last, or its reads were ordered
     tries: int = 0  # to find room, in vain, since it last did
     too_dear: bool = False  # reading costs more than computing, until it departs
@@ -111,7 +112,7 @@ class Request:
 
     def begin(self, now: float, patience: Patience) -> None:
         """Note that its wait begins."""
-        self.patience, self.until = patience, now + patience.seconds
+        self.patience, self.began = patience, now
 
     def heard(self, now: float) -> None:
         """Note that a chunk landed for it."""
@@ -123,7 +124,11 @@ class Request:
 
     def overdue(self, now: float) -> bool:
         """Whether its whole wait is over."""
-        return self.until is not None and now >= self.until
+        return self.began is not None and now >= self.began + self.patience.hit_s
+
+    def impatient(self, now: float) -> bool:
+        """Whether it waits for room no longer."""
+        return self.began is not None and now >= self.began + self.patience.room_s
 
     def await_reads(self, reading: "Reading", now: float) -> None:
         """Let it wait for reads."""
@@ -143,7 +148,7 @@ class Request:
 
     def abandon(self) -> "Reading | Turn | None":
         """Stop to wait for all of its hit; a later wait is another one."""
-        self.until, self.tries = None, 0
+        self.began, self.tries = None, 0
         return self.give_up()
 
     def refuse(self, why: Why) -> bool:
@@ -209,4 +214,4 @@ class Request:
         if not self.too_dear:
             self.sees = TIERS
             self.why = None
-            self.until, self.tries = None, 0
+            self.began, self.tries = None, 0

@@ -140,7 +140,7 @@ class Turn:
 
     def _is_over(self) -> bool:
         now, turns, request = self._state.clock(), self._turns, self._request
-        if request.overdue(now) or not turns.moving or turns.silent(request, self._reads):
+        if request.impatient(now) or not turns.moving or turns.silent(request, self._reads):
             return True
         return now >= self._not_before and self._has_room()
 

@@ -18,14 +18,20 @@ class Worth:
         self._max_wait_s = max_wait_s
 
     def patience(self, request: Request, missing: Sequence[BlockKey]) -> Patience:
-        """Return how long a request waits for its hit at most: no longer than computing what is missing takes."""
-        costs = self._state.costs
+        """Return how long a request waits at most: no longer than computing what is missing takes.
+
+        Reads that were ordered have the tiers' deadline in any case: an answer takes some steps, whatever its size.
+        """
+        costs, most = self._state.costs, self._max_wait_s
         spans = self._state.groups.spans(request, missing).values()
-        if costs.known and spans:
-            tokens = max(end for _, end in spans) - min(start for start, _ in spans)
-            if (seconds := tokens * costs.prefill.steady()) < self._max_wait_s:
-                return Patience(seconds, Why.TOO_DEAR)
-        return Patience(self._max_wait_s, Why.LATE)
+        if not costs.known or not spans:
+            return Patience(most, most, Why.LATE)
+        tokens = max(end for _, end in spans) - min(start for start, _ in spans)
+        room_s = tokens * costs.prefill.steady()
+        hit_s = max(room_s, *(lower.spec.deadline_s for lower in self._state.lowers))
+        return Patience(
+            min(room_s, most), min(hit_s, most), Why.TOO_DEAR if hit_s < most else Why.LATE
+        )
 
     def too_dear(
         self,
@@ -47,6 +53,6 @@ class Worth:
         per_tier: Counter[LowerTier] = Counter()
         for key, lower in reads:
             per_tier[lower] += lower.nbytes(key)
-        read_s = sum(lower.read_s(nbytes) for lower, nbytes in per_tier.items())
+        read_s = sum(lower.cost.estimate(nbytes) for lower, nbytes in per_tier.items())
         loaded = [key for key, (_, end) in spans.items() if end > first]
         return costs.dearer(read_s, sum(groups.group(key).nbytes for key in loaded), tokens)

@@ -106,6 +106,23 @@ def test_a_read_that_two_wait_for_is_learned_from_once() -> None:
     assert 0.9 <= rig.learned / 7e9 <= 1.1
 
 
+def test_an_answer_takes_some_steps_whatever_computing_would_take() -> None:
+    """A chunk is computed in less than a step, and read in less; to hear of it takes two."""
+    rig = Rig(
+        slots=64,
+        nbytes_per_s=7e9,
+        chunk_tokens=64,
+        chunk_nbytes=8 << 20,
+        prefixes=[A],
+        prefill_rate=12_000,
+    )
+    for i in range(3):
+        rig.arrive(f"r{i}", A[: i + 1])
+        rig.run()
+    assert served(rig) == 1
+    assert rig.cache.stats().load_refusals == {}
+
+
 def test_short_hits_teach_no_rate_that_is_the_engines_own() -> None:
     """A drive of 14 GB/s reads 16 chunks in a step: of 40 the last eight leave it half a step of rest."""
     hits = [chain(f"short{i}", 40) for i in range(8)]
