@@ -63,3 +63,8 @@ def trust(llm: object) -> None:
     core.costs.prefill = Pace(core.clock)
     for lower in core.lowers:
         lower.cost = ReadCost(core.clock)
+
+
+def holder(llm: object) -> bool:
+    """Whether a request holds slots and waits for more."""
+    return brain_of(llm)._promotion.turns.holder is not None
