@@ -36,6 +36,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from kvtier.config import digest, load
 from kvtier.connectors.vllm import plugin
+from kvtier.connectors.vllm.looks import Looked
 from kvtier.connectors.vllm.messages import KVTierWorkerMetadata
 from kvtier.connectors.vllm.ranks import Hello
 from kvtier.connectors.vllm.weights import Weights
@@ -262,6 +263,7 @@ class Engine:
                 results=over.results,
                 scans=[self._listed.popleft()] if self._listed else [],
                 timed=meta.timed,
+                looked=[Looked(0, meta.look, b"the same")] if meta.look else [],
                 hellos=[self.hello] if meta.greet else [],
             )
         return KVConnectorOutput(finished_recving=over.loading, kv_connector_worker_meta=told)
