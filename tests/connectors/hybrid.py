@@ -25,6 +25,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from kvtier.config import load
 from kvtier.connectors.vllm import plugin
+from kvtier.connectors.vllm.looks import Looked
 from kvtier.connectors.vllm.messages import KVTierWorkerMetadata, SlotSpec
 from kvtier.types import OpKind, OpResult, OpStatus, ScanBatch, TierOp
 from tests.connectors import halves
@@ -161,6 +162,7 @@ class Hybrid:
                 if op.kind is OpKind.OPEN
             ],
             timed=meta.timed,
+            looked=[Looked(0, meta.look, b"the same")] if meta.look else [],
             hellos=[self._hello] if meta.greet else [],
         )
         return KVConnectorOutput(finished_recving=loads, kv_connector_worker_meta=told)

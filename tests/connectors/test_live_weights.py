@@ -15,12 +15,13 @@ from kvtier.connectors.vllm.connector import KVTierConnector
 from kvtier.connectors.vllm.looks import WAIT_S, Looked
 from kvtier.connectors.vllm.lookups import Lookups
 from kvtier.connectors.vllm.messages import KVTierWorkerMetadata
+from kvtier.connectors.vllm.namespace import Namespace
 from kvtier.connectors.vllm.scheduling import Fetch, Scheduling
 from tests.brain.fake_ranks import Clock
 from tests.connectors import halves
 from tests.connectors.test_scheduling import Engine, refusals
 
-REQUEST: Any = SimpleNamespace(request_id="a")
+REQUEST: Any = SimpleNamespace(request_id="a", kv_transfer_params=None)
 HIT = (64, True)
 
 
@@ -66,7 +67,7 @@ class Rig:
 
 @pytest.fixture
 def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
-    monkeypatch.setattr(Scheduling, "_manifest", lambda self, epoch="": "{}")
+    monkeypatch.setattr(Namespace, "fresh", lambda self: "{}")
     return Rig()
 
 

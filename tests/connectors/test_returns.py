@@ -12,6 +12,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiCo
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 
 from kvtier.connectors.vllm.connector import KVTierConnector
+from kvtier.connectors.vllm.lookups import Lookups
 from kvtier.connectors.vllm.returns import Returns
 from tests.connectors import halves
 
@@ -24,6 +25,7 @@ def several(engine_id: str) -> Any:
     for _ in range(2):
         ours = object.__new__(KVTierConnector)
         transfer = KVTransferConfig("KVTierConnector", engine_id=engine_id, kv_role="kv_both")
+        ours._lookups = Lookups()
         ours._scheduling = halves.scheduling(kv_transfer_config=transfer)
         made._connectors.append(ours)
     return made
