@@ -63,7 +63,7 @@ def test_the_first_request_of_an_engine_s_life_is_stored_with_its_windows(
 ) -> None:
     """In one process nobody steps the engine before it comes, and window groups are offered only once."""
     made = engine(EngineConfig(model=gemma, blocks=BLOCKS, kvtier=dram(), in_process=True))
-    first = CHATS[0][-1]
+    first = CHATS[-1][0]
     assert made.generate([first], TOKENS) == reference.of([first])
     assert made.reset()  # of the device only
     (answer,) = made.answers([first], TOKENS)
