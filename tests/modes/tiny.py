@@ -1,10 +1,9 @@
 """A tiny model of each family: its `config.json` and a tokenizer. `tests.modes.worker` gives it weights as it is loaded."""
 
 import json
-import shutil
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from kvtier.demo.model import save_tokenizer
@@ -243,14 +242,16 @@ def make(folder: Path, name: str) -> Path:
     """Make the model `name` in `folder`, unless it is there already."""
     path = folder / name
     if not path.exists():
-        shutil.copytree(_tokenizer(), path)
-        for file, content in {"config.json": MODELS[name], **_FILES.get(name, {})}.items():
-            (path / file).write_text(json.dumps(content))
+        path.mkdir()
+        for file, content in _tokenizer().items():
+            (path / file).write_bytes(content)
+        for file, written in {"config.json": MODELS[name], **_FILES.get(name, {})}.items():
+            (path / file).write_text(json.dumps(written))
     return path
 
 
 @cache
-def _tokenizer() -> Path:
-    path = Path(mkdtemp(prefix="kvtier-tokenizer-"))
-    save_tokenizer(path, VOCAB)
-    return path
+def _tokenizer() -> dict[str, bytes]:
+    with TemporaryDirectory() as folder:
+        save_tokenizer(Path(folder), VOCAB)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
