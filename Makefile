@@ -1,7 +1,7 @@
 # Everything a developer needs, from a machine that has only Python 3.11.
 #   make setup   the environment in .venv; quick when nothing changed
 #   make test    all checks: lint, types, layers, unit tests, engine tests, the wheel
-#   make test-modes  models and modes of vLLM on real engines: docs/compatibility.md
+#   make test-modes  models and modes of vLLM on real engines, minutes of them
 #   make soak    an engine under every kind of harm, and the fuzz with fresh examples: KVTIER_SOAK_S seconds of each
 .DEFAULT_GOAL := help
 SHELL := bash
@@ -68,14 +68,8 @@ wheel: setup
 
 test: lint types layers unit engine wheel
 
-# Models; then the engine suites in the lanes of tests/engine/lanes.py that `make engine` does not run.
 test-modes: setup
-	$(BIN)/python -m pytest -q tests/modes
-	for lane in v1-async v2-sync v2-async; do \
-		echo "== $$lane"; \
-		$(BIN)/python -m pytest -q tests/engine -m lanes --lane $$lane || \
-		$(BIN)/python -m pytest -q tests/engine -m lanes --lane $$lane --last-failed --last-failed-no-failures=none; \
-	done
+	$(BIN)/python -m pytest -q -m modes
 
 # See docs/soak.md. A seed of before: make soak SEED=17
 soak: setup

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 
-from kvtier.connectors.vllm.adapters import Use
 from kvtier.connectors.vllm.permissions import Permission
 from kvtier.types import BlockKey
 
@@ -13,15 +12,9 @@ class LiveRequest:
 
     may: Permission
     told: list[int]  # keys that the brain knows, of each group
-    adapter: Use | None = None  # its LoRA adapter
+    adapter: bytes | None = None  # what `Adapters` calls its LoRA adapter
     below: set[BlockKey] = field(default_factory=set)  # of its hit, what came from below tier 0
     reading: bool = False  # reads were ordered for it, and were not all there when vLLM asked last
     elsewhere: bool = False  # another connector fetches its KV from the engine that computed it
     computed: int = 0  # tokens that the device's own cache had when vLLM asked last
     scheduled: bool = False  # since it started from nothing; then it was found why its hit ends
-
-    def restart(self) -> None:
-        """Begin again from nothing, after a preemption."""
-        self.scheduled = False
-        if self.adapter is not None:
-            self.adapter.restart()

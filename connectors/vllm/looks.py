@@ -68,16 +68,6 @@ class Looks:
         self._period = PERIOD_S
         self._asked = False
 
-    @property
-    def next(self) -> int:
-        """The number of the next look."""
-        return self._sent + 1
-
-    @property
-    def answered(self) -> int:
-        """The last look that all ranks have answered."""
-        return self._answered
-
     def suspect(self, *_: object) -> None:
         """Note that weights may have been changed: the workers were called."""
         self._needed = self._sent + 1

@@ -12,7 +12,6 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
 )
 from vllm.v1.kv_offload.base import LoadStoreSpec
 
-from kvtier.connectors.vllm.adapters import Loaded
 from kvtier.connectors.vllm.looks import Looked
 from kvtier.connectors.vllm.ranks import Hello
 from kvtier.types import OpResult, Placed, ScanBatch, TierOp
@@ -37,8 +36,6 @@ class KVTierMetadata(OffloadingConnectorMetadata):
     fail_loads: bool = False  # a reset: every load in flight is of a cache that is gone
     spoiled: set[int] = field(default_factory=set)  # stores whose blocks may be overwritten already
     timed: int = 0  # the number of a step whose time says how fast the engine computes; 0: of none
-    check: dict[int, str] = field(default_factory=dict)
-    """LoRA adapters, by id, whose files that look is to find as they were read; the path of each."""
     look: int = 0  # the number of a look at the live weights, taken in this step; 0: none
     greet: bool = False  # not every rank has said hello: say it
 
@@ -67,7 +64,6 @@ class KVTierWorkerMetadata(OffloadingWorkerMetadata):
     """Where the memory of each rank that is named here is; of the others nothing has changed."""
     looked: list[Looked] = field(default_factory=list)
     hellos: list[Hello] = field(default_factory=list)
-    loaded: list[Loaded] = field(default_factory=list)
 
     @classmethod
     def of(cls, base: OffloadingWorkerMetadata | None, *, broken: str) -> "KVTierWorkerMetadata":
@@ -89,5 +85,4 @@ class KVTierWorkerMetadata(OffloadingWorkerMetadata):
             placed=self.placed + theirs.placed,
             looked=self.looked + theirs.looked,
             hellos=self.hellos + theirs.hellos,
-            loaded=self.loaded + theirs.loaded,
         )

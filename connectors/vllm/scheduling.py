@@ -18,7 +18,7 @@ from vllm.v1.request import RequestStatus
 from kvtier.brain import TieredCache, Why
 from kvtier.config import Config, digest, of_rank
 from kvtier.connectors.vllm import start
-from kvtier.connectors.vllm.adapters import MayStore
+from kvtier.connectors.vllm.adapters import Adapters
 from kvtier.connectors.vllm.events import BlockEvents
 from kvtier.connectors.vllm.hints import Complaints, Hints, comes_from_elsewhere
 from kvtier.connectors.vllm.jobs import Jobs
@@ -85,6 +85,7 @@ class Scheduling:
         )
         self.namespace = Namespace(config, vllm_config, kv_cache_config)
         self._live: dict[str, LiveRequest] = {}
+        self._adapters = Adapters()
         self._permissions = Permissions(config, vllm_config, self._media)
         self._complaints = Complaints()
         self._jobs = Jobs()
@@ -130,7 +131,7 @@ class Scheduling:
         hints = hints.in_session(getattr(request, "session_id", None))  # vLLM has one from 0.32 on
         name = request.request_id
         groups = self.statuses.keys(name)
-        told, adapter = list(map(len, groups)), self.watch.adapters.arrived(request.lora_request)
+        told, adapter = list(map(len, groups)), self._adapters.arrived(request.lora_request)
         may = self._permissions.of(request, hints)
         self._live[name] = LiveRequest(may, told, adapter)
         facts = hints.facts()
@@ -227,7 +228,7 @@ class Scheduling:
         self, key: BlockKey, context: ReqContext, live: LiveRequest | None
     ) -> Why | None:
         """Say why a request may not load a chunk that is there; what was read for it came from a tier that it wants."""
-        if live is not None and not self.watch.adapters.may_load(live.adapter):
+        if live is not None and self._adapters.doubtful(live.adapter):
             return Why.ADAPTER
         wanted = context.load_tier_filter
         if wanted is TierFilter.ALL or (live is not None and key in live.below):
@@ -250,19 +251,11 @@ class Scheduling:
     def store(self, keys: Sequence[BlockKey], request: str) -> PrepareStoreOutput:
         """Give slots to as many chunks as fit; what only lacks room is offered again at the end of the step."""
         live = self._live.get(request)
-        nothing = PrepareStoreOutput([], SlotSpec(None, ()), [])
-        if why := self.watch.unstorable(live):
+        if why := self._unstorable(live):
             self.brain.refuse_store(request, len(keys), why)
-            return nothing
+            return PrepareStoreOutput([], SlotSpec(None, ()), [])
         if live is not None:
             self._tell(request, live)
-            may = self.watch.adapters.may_store(live.adapter)
-            if may is MayStore.LATER:
-                self._crowded_out.append((request, keys))
-            if may is MayStore.NO:
-                self.brain.refuse_store(request, len(keys), Why.ADAPTER)
-            if may is not MayStore.YES:
-                return nothing
         self.brain.end_inside(request, self.statuses.ends_inside(request, keys))
         plan = self.brain.plan_store(request, keys)
         if plan.no_room:
@@ -271,6 +264,12 @@ class Scheduling:
             self._jobs.plan(plan.plan_id, plan.keys)
         spec = self.statuses.slot_spec(plan.plan_id, plan.keys, plan.slots)
         return PrepareStoreOutput([OffloadKey(key) for key in plan.keys], spec, [])
+
+    def _unstorable(self, live: LiveRequest | None) -> Why | None:
+        """Say why nothing of a request is stored."""
+        if live is None or not self.watch.device.clean:
+            return None if self.watch.device.clean else Why.STALE
+        return Why.ADAPTER if self._adapters.doubtful(live.adapter) else live.may.no_store
 
     def depart(self, request: str) -> None:
         """Forget a request."""
@@ -282,7 +281,7 @@ class Scheduling:
         for request in requests:
             self.brain.preempted(request)
             if (live := self._live.get(request)) is not None:
-                live.restart()
+                live.scheduled = False
 
     def awake(self) -> bool:
         """Whether the engine must step on for the brain's sake."""
@@ -351,6 +350,7 @@ class Scheduling:
         for live in self._live.values():
             live.reading = False
         self._fail_loads = True
+        self._adapters.reset({live.adapter for live in self._live.values()})
         if self._brain is not None:
             self._forget()
 

@@ -3,49 +3,35 @@
 import logging
 from typing import TYPE_CHECKING
 
-from kvtier.brain import Why
 from kvtier.connectors.vllm import core_calls
-from kvtier.connectors.vllm.adapters import Adapters
 from kvtier.connectors.vllm.device_cache import DeviceCache
 from kvtier.connectors.vllm.looks import Looks
 
 if TYPE_CHECKING:
-    from kvtier.connectors.vllm.live import LiveRequest
     from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata
 
 logger = logging.getLogger(__name__)
 
 
 class Watch:
-    """The model's weights and the adapters' ride on the same looks. EngineCore's main thread only."""
+    """Orders the looks of the ranks, and hears of what makes one due. EngineCore's main thread only."""
 
     def __init__(self, ranks: int) -> None:
         self.looks = Looks(ranks)
         self.device = DeviceCache(self.looks)
-        self.adapters = Adapters(ranks, self.looks)
         core_calls.listen("collective_rpc", self.looks.suspect)
 
     def order(self, meta: "KVTierMetadata", *, computes: bool) -> None:
         """End the making of a step: let the ranks look, if it is time to."""
         meta.look = self.looks.order(computes=computes)
-        if meta.look:
-            meta.check = self.adapters.take_checks()
 
     def hear(self, meta: "KVTierWorkerMetadata") -> None:
         """Take what the ranks have seen."""
-        self.adapters.heard(meta.loaded)
         self.looks.heard(meta.looked)
-
-    def unstorable(self, live: "LiveRequest | None") -> Why | None:
-        """Say why nothing is stored of a request, whatever its adapter is."""
-        if not self.device.clean:
-            return Why.STALE
-        return live.may.no_store if live is not None else None
 
     def reset(self, *, emptied: bool, noticed: bool) -> None:
         """Note that kvtier is empty. Unless it was `noticed` that weights were changed, nobody knows what they are now."""
         self.device.clean = emptied
-        self.adapters.reset()
         if noticed:
             return
         self.looks.forgotten()

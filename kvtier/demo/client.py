@@ -21,12 +21,10 @@ class Completion(NamedTuple):
     cached: int  # prompt tokens that the engine did not compute
 
 
-def complete(
-    port: int, prompt: Sequence[int], max_tokens: int, *, model: str = MODEL
-) -> Completion:
+def complete(port: int, prompt: Sequence[int], max_tokens: int) -> Completion:
     """Stream one greedy completion of fixed length."""
     body = {
-        "model": model,
+        "model": MODEL,
         "prompt": prompt,
         "max_tokens": max_tokens,
         "temperature": 0,

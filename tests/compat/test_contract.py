@@ -14,12 +14,9 @@ MODEL_FILES = {"architectures", "layer_types", "rope_parameters", "rope_scaling"
 """Attributes of the model's own config.json, not of vLLM."""
 REQUEST_FIELDS = {"session_id", "load_inplace"}
 """Attributes of vLLM's requests that not every supported release has."""
-NOT_DECLARED = {
-    *("_eagle_proof_margins", "_hf_config_revision", "resolved", "notes_in", "get_model"),
-    "modules_to_save",
-}
+NOT_DECLARED = {"_eagle_proof_margins", "_hf_config_revision", "resolved", "notes_in", "get_model"}
 """Set by vLLM's own code, from 0.33 on in its offloading scheduler, of a revision that the hub's client has resolved, of kvtier's tiers,
-of vLLM's workers and of what it reads of an adapter."""
+and of vLLM's workers."""
 
 
 def none(faults: Iterator[str]) -> None:

@@ -104,5 +104,5 @@ def rank(of: KVTierWorker) -> Rank:
     made._one_group, made._failed_loads = True, set()
     made.guard, made._said_broken, made._placed = of.guard, False, []
     made._look_at, made._timed, made._asked, made._rest = 0.0, 0, False, []
-    made._fingerprint, made._look, made._loras = None, 0, None
+    made._fingerprint, made._look = None, 0
     return made

@@ -84,16 +84,8 @@ class Engine:
             self.jobs += 1
             jobs[self.jobs] = store
         meta = KVTierMetadata(load_jobs={}, store_jobs=jobs, jobs_to_flush=None)
-        self.side.guard.run(
-            lambda: self.side.step(output(total_num_scheduled_tokens=1), meta), None
-        )
-        told = self.answer(meta)
-        told.completed_jobs = dict.fromkeys(jobs, 1)
-        self.side.hear(told)
-
-    def answer(self, meta: KVTierMetadata) -> KVTierWorkerMetadata:
-        """Say what the ranks say besides."""
-        return KVTierWorkerMetadata()
+        self.side.guard.run(lambda: self.side.step(output(), meta), None)
+        self.side.hear(KVTierWorkerMetadata(completed_jobs=dict.fromkeys(jobs, 1)))
 
     def hit(self, key: bytes, context: ReqContext) -> bool:
         return self.manager.lookup(key, context) is LookupResult.HIT

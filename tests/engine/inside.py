@@ -3,13 +3,13 @@
 import time
 from typing import Any
 
-from tests.engine.faults import brain_of, core_of, settle, step_until
+from tests.engine.faults import brain_of, settle, step_until
 from tests.patience import HANG_S
 
 
 def connector(llm: Any) -> Any:
     """Reach our connector; only where the scheduler runs in the driver's process."""
-    return core_of(llm).scheduler.connector
+    return llm.llm_engine.engine_core.engine_core.scheduler.connector
 
 
 def check(llm: Any) -> dict[str, Any]:
@@ -33,10 +33,10 @@ def idle(llm: Any) -> dict[str, Any]:
 
 def idle_now(llm: Any) -> dict[str, Any]:
     """Step the engine while it wants to be stepped, then `check`."""
-    core = core_of(llm)
+    core = llm.llm_engine.engine_core.engine_core
     end = time.monotonic() + HANG_S
-    while (core.scheduler.has_requests() or core.batch_queue) and time.monotonic() < end:
-        core.step_fn()
+    while core.scheduler.has_requests() and time.monotonic() < end:
+        core.step()
     return check(llm)
 
 
@@ -44,18 +44,6 @@ def rest(llm: Any) -> dict[str, Any]:
     """As `idle`, but writes that wait for room may go on waiting: a disk that said "full" is asked now and then."""
     step_until(llm, lambda: not set(brain_of(llm).view.pending()) - {"a write"})
     return idle_now(llm)
-
-
-def reset_running(llm: Any, connector: bool) -> bool:
-    """Preempt all requests and reset, with no step in flight: while one is, vLLM with a connector refuses that."""
-    core = core_of(llm)
-    core.pause_scheduler("keep", False)
-    while core.batch_queue:
-        llm.llm_engine.step()  # the requests keep what it computed
-    try:
-        return bool(llm.reset_prefix_cache(True, connector))
-    finally:
-        core.resume_scheduler()
 
 
 def salted(llm: Any, prompts: list[list[int]], salt: str, tokens: int) -> list[list[Any]]:
@@ -148,7 +136,7 @@ def heard(llm: Any) -> list[list[Any]]:
 
 def pause(llm: Any) -> bool:
     """Pause the scheduler as it stands; whether it is paused."""
-    core = core_of(llm)
+    core = llm.llm_engine.engine_core.engine_core
     core.pause_scheduler("keep", False)
     return bool(core.is_scheduler_paused())
 
@@ -161,14 +149,22 @@ def sleep(llm: Any) -> bool:
 
 def resume(llm: Any) -> None:
     """Resume after a pause."""
-    core_of(llm).resume_scheduler()
+    llm.llm_engine.engine_core.engine_core.resume_scheduler()
 
 
 def scale_weights(llm: Any, factor: float) -> int:
     """Change weights in place: what goes into every layer's attention, and so every key and value."""
 
     def scale(model: Any) -> int:
-        return _scale(model, factor)
+        import torch
+
+        changed = 0
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "input_layernorm" in name:
+                    parameter.mul_(factor)
+                    changed += 1
+        return changed
 
     return sum(llm.apply_model(scale))
 
@@ -176,31 +172,3 @@ def scale_weights(llm: Any, factor: float) -> int:
 def close_trace(llm: Any) -> None:
     """Let the recorder write what it has, and end it."""
     connector(llm).scheduling.close()
-
-
-def scale_unheard(llm: Any, factor: float) -> None:
-    """Change weights as `scale_weights` does, and past the engine: nobody hears of it."""
-    executor = llm.llm_engine.engine_core.engine_core.model_executor
-    _scale(executor.driver_worker.get_model(), factor)
-
-
-def scale_on_rank(llm: Any, rank: int, factor: float) -> list[int]:
-    """Change weights as `scale_weights` does, on one rank of several."""
-
-    def scale(worker: Any) -> int:
-        return _scale(worker.get_model(), factor) if worker.rank == rank else 0
-
-    changed: list[int] = llm.collective_rpc(scale)
-    return changed
-
-
-def _scale(model: Any, factor: float) -> int:
-    import torch
-
-    changed = 0
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "input_layernorm" in name:
-                parameter.mul_(factor)
-                changed += 1
-    return changed

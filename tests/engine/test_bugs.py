@@ -9,8 +9,6 @@ from tests.engine.harness import Engine, EngineConfig
 from tests.engine.models import prompts
 from tests.engine.scenarios import TOKENS, Reference, nvme
 
-pytestmark = pytest.mark.lanes
-
 LONG = prompts(4, 800, seed=51)
 ASKED_OF_LLAMA = LONG
 

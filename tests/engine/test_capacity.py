@@ -14,8 +14,6 @@ from tests.engine.rig import ASKED, EVERY, RECORD, SHARED, Disk, Rig, config, ri
 from tests.engine.scenarios import Reference
 from tests.patience import until
 
-pytestmark = pytest.mark.lanes
-
 ASKED_OF_LLAMA = EVERY
 SLOTS = 4
 RECORDS = 15

@@ -16,8 +16,6 @@ from tests.engine.rig import ASKED, EVERY, SHARED, Disk, Rig, config, rig
 from tests.engine.scenarios import TOKENS, Reference
 from tests.patience import until
 
-pytestmark = pytest.mark.lanes
-
 ASKED_OF_LLAMA = EVERY
 OLD, NEW = ASKED[:4], ASKED[4:8]
 

@@ -9,7 +9,7 @@ from tests.engine.harness import Engine, EngineConfig
 from tests.engine.models import GEMMA_WINDOW, prompts
 from tests.engine.scenarios import TOKENS, Reference, dram, nvme, turns
 
-pytestmark = [pytest.mark.core, pytest.mark.lanes]
+pytestmark = pytest.mark.core
 
 BLOCKS = 90  # of 128 tokens, over all groups
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import pytest
 
 from kvtier.demo.client import complete, metrics
 from kvtier.demo.server import ServerConfig
@@ -14,8 +13,6 @@ from tests.engine.conftest import ServerFactory
 from tests.engine.models import prompts
 from tests.engine.scenarios import TOKENS, Reference, nvme
 from tests.patience import until
-
-pytestmark = pytest.mark.lanes
 
 LONG = prompts(4, 1500, seed=61)
 ASKED_OF_LLAMA = LONG
