@@ -42,8 +42,7 @@ def test_the_io_process_dies_while_it_reads(mortal: Rig) -> None:
     mortal.disk.fail(hang=True)
     mortal.trust()
     mortal.engine.add("reading", prompt, TOKENS)
-    mortal.engine.step()
-    assert mortal.count("reading") == 8
+    until(lambda: mortal.count("reading") == 8, "its chunks are read", mortal.engine.step)
     pid = mortal.kill_io()
     mortal.disk.fail()
     answers = mortal.engine.drain()

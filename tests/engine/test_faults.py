@@ -212,7 +212,8 @@ def test_hung_reads_delay_nobody_else(bad: Rig) -> None:
     for name, prompt in asked.items():
         bad.engine.add(name, prompt, 4)
     seen: dict[str, list[int]] = {}
-    for _ in range(10):  # two steps for all prompts, then four tokens
+    # The queue is looked up by turns; then come two steps for all prompts, and four tokens.
+    for _ in range(40):
         for name, answer in bad.engine.step().items():
             seen[name] = answer.tokens
     for name, prompt in asked.items():
