@@ -5,12 +5,12 @@ read again from its path, requests of that name and path neither load nor store,
 Nothing is read here: a file on a dead mount would stop the engine.
 """
 
-import functools
 import hashlib
 import logging
-import weakref
 from collections.abc import Callable, Collection
 from typing import Any, Protocol
+
+from kvtier.connectors.vllm import core_calls
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,11 @@ class Adapters:
 
     def __init__(self) -> None:
         self._ids: dict[bytes, int] = {}  # by adapter: its id, or that it is in doubt
-        self._deaf = not _watch(self)
+        listening = [
+            core_calls.listen("add_lora", self._hear_loaded),
+            core_calls.listen("remove_lora", self._hear_unloaded),
+        ]
+        self._deaf = not all(listening)
 
     def arrived(self, lora: Lora | None) -> bytes | None:
         """Note the adapter of a request and return what it is called here; None: it has none."""
@@ -61,10 +65,16 @@ class Adapters:
             if known == lora_id:
                 self._ids[adapter] = _IN_DOUBT
 
-    def hear(self, told: Callable[..., None], *about: object) -> None:
-        """Be told what EngineCore does; where that makes no sense, every adapter is in doubt and the engine goes on."""
+    def _hear_loaded(self, lora: Any, _: object) -> None:
+        self._hear(self.loaded, lora)
+
+    def _hear_unloaded(self, lora_id: Any, _: object) -> None:
+        self._hear(self.unloaded, lora_id)
+
+    def _hear(self, note: Callable[[Any], None], about: Any) -> None:
+        """Note what EngineCore did; where that makes no sense, every adapter is in doubt and the engine goes on."""
         try:
-            told(self, *about)
+            note(about)
         except Exception:
             logger.exception("kvtier: what is stored of LoRA adapters is not used any more")
             self._deaf = True
@@ -78,35 +88,6 @@ class Adapters:
     def reset(self, live: Collection[bytes | None]) -> None:
         """Begin anew when no chunk is left: with what is known of the adapters of `live` requests."""
         self._ids = {adapter: known for adapter, known in self._ids.items() if adapter in live}
-
-
-_watching: "weakref.WeakSet[Adapters]" = weakref.WeakSet()
-
-
-def _watch(adapters: Adapters) -> bool:
-    """Let it hear what EngineCore is told to load and to unload: vLLM tells no connector. False: not in this vLLM."""
-    from vllm.v1.engine.core import EngineCore
-
-    _watching.add(adapters)
-    for name, told in (("add_lora", Adapters.loaded), ("remove_lora", Adapters.unloaded)):
-        method = getattr(EngineCore, name, None)
-        if method is None:
-            return False
-        if not hasattr(method, "__wrapped__"):
-            setattr(EngineCore, name, _telling(method, told))
-    return True
-
-
-def _telling(method: Any, told: Callable[..., None]) -> Any:
-    """Wrap a method of EngineCore: what it is called with is told to all who watch, and then it runs."""
-
-    @functools.wraps(method)
-    def wrapped(core: Any, *args: Any, **kwargs: Any) -> Any:
-        for adapters in list(_watching):
-            adapters.hear(told, *args, *kwargs.values())
-        return method(core, *args, **kwargs)
-
-    return wrapped
 
 
 def _in_place(lora: Lora) -> bool:
