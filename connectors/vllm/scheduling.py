@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from enum import Enum, auto
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import (
@@ -75,6 +76,7 @@ class Scheduling:
         self._config = config
         self._vllm_config = vllm_config
         self.statuses = Statuses(base)
+        self.guard.run(partial(self.statuses.end_hits_at_states, kv_cache_config), None)
         self._media = MediaNames(vllm_config)
         self._overwrites = Overwrites(vllm_config, kv_cache_config)
         self._ranks: Ranks | None = None

@@ -4,6 +4,7 @@ Groups are meant by their position in vLLM's lists, keys are in the order of the
 is asked for: what another release does not have is missed inside the guard.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -24,13 +25,16 @@ if TYPE_CHECKING:
     )
     from vllm.multimodal.inputs import MultiModalFeatureSpec
     from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.request import Request
 
 _HIT = LookupResult.HIT
 
 
 class Statuses:
-    """Reads vLLM's table of requests, and of its columns writes one: from where on chunks are offered for store."""
+    """Reads vLLM's table of requests, and writes two things: from where on a request's chunks are offered for
+    store, and where hits may end.
+    """
 
     def __init__(self, base: OffloadingConnectorScheduler) -> None:
         self._base = base
@@ -50,6 +54,18 @@ class Statuses:
     @cached_property
     def _positions(self) -> dict[int, int]:
         return {group.group_idx: i for i, group in enumerate(self.groups)}
+
+    def end_hits_at_states(self, kv_cache_config: "KVCacheConfig") -> None:
+        """Let a hit end where every Mamba layer has a state, and before a request's last token, which is computed again.
+
+        vLLM itself sees to that where the states are those of prompts' last blocks (`align`), not where each block has
+        one (`all`): there a hit of a whole prompt would compute its last token on the state that has that token already.
+        """
+        specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
+        modes = [getattr(specs[group.group_idx], "mamba_cache_mode", "") for group in self.groups]
+        ends = [g.tokens_per_chunk for g, mode in zip(self.groups, modes, strict=True) if mode]
+        if "all" in modes:
+            self._base._mamba_align_size = math.lcm(self._base._mamba_align_size or 1, *ends)
 
     @property
     def prefix_tokens(self) -> int:

@@ -127,6 +127,21 @@ def test_from_dram_and_from_files(model: Model, start: Start) -> None:
         assert [engine.ask(prompt) for prompt in asked] == [[model.hit]] * 4
 
 
+@pytest.mark.parametrize("end", [192, 176])
+def test_a_prompt_that_ends_with_a_chunk(model: Model, start: Start, end: int) -> None:
+    """Its last token is computed again: on a state of before it."""
+    (asked,) = prompts(1, 200, seed=7)
+    with start() as engine:
+        engine.ask(asked)
+        for shorter in (end, end - 1, end + 1):
+            engine.reset()
+            (cached,) = engine.ask(asked[:shorter])
+            assert cached < shorter
+        engine.settle()
+    with start() as engine:
+        engine.ask(asked[:end])
+
+
 def test_wrong_bytes_are_noticed(model: Model, start: Start) -> None:
     """In a group of each kind: so what was right above was right in all of them."""
     asked = prompts(2, 200, seed=2)
