@@ -9,7 +9,7 @@ import inspect
 import logging
 import re
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vllm.distributed.kv_transfer.kv_connector.utils import yield_req_data
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import (
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 READ = {"917aa1a7cad4a75e": "0.31, 0.32", "4b2288c5068b76fc": "0.33"}
 """Fingerprints of the sources that were read, and the releases that have them."""
 
@@ -38,7 +40,7 @@ def install(base: OffloadingConnectorScheduler, guard: Guard) -> None:
             object.__new__(RequestOffloadState).__class__ = IncrementalState  # where that works
             base.__class__ = IncrementalScheduler
             assert isinstance(base, IncrementalScheduler)
-            base._guard = guard
+            base._guard, base._unstored = guard, set()
             return
     except (OSError, TypeError, AttributeError) as exc:
         found = str(exc)
@@ -87,59 +89,98 @@ class IncrementalScheduler(OffloadingConnectorScheduler):
     """
 
     _guard: Guard
+    _unstored: set[str]
+    """Requests that may have the blocks of a chunk that was not offered yet: any other is in here. Who is not needed
+    here any more leaves when it is looked at next: what had no room is offered again by then.
+    """
 
     def on_new_request(self, request: "Request") -> None:
         super().on_new_request(request)
         self._req_status[request.request_id].__class__ = IncrementalState
 
     def _update_req_states(self, scheduler_output: "SchedulerOutput") -> None:
-        narrowed, everybody = copy.copy(scheduler_output), scheduler_output.scheduled_cached_reqs
-        changed = partial(_changed, everybody)
-        narrowed.scheduled_cached_reqs = self._guard.run(changed, everybody)
+        everybody = scheduler_output.scheduled_cached_reqs
+        changed = self._guard.run(partial(_changed, everybody), everybody)
+        self._unstored.update(changed.req_ids)
+        self._unstored.update([new.req_id for new in scheduler_output.scheduled_new_reqs])
+        narrowed = _copied(scheduler_output)
+        narrowed.scheduled_cached_reqs = changed
         super()._update_req_states(narrowed)
 
     def _build_store_jobs(self, scheduler_output: "SchedulerOutput") -> dict[int, Any]:
-        narrowed, everybody = copy.copy(scheduler_output), scheduler_output.num_scheduled_tokens
+        everybody = scheduler_output.num_scheduled_tokens
+        narrowed = _copied(scheduler_output)
         offering = partial(self._offering, scheduler_output)
         narrowed.num_scheduled_tokens = self._guard.run(offering, everybody)
+        if finished := scheduler_output.finished_req_ids:
+            self._unstored.difference_update(finished.difference(everybody))
         return super()._build_store_jobs(narrowed)
+
+    def reset_cache(self) -> None:
+        super().reset_cache()
+        self._unstored.update(self._req_status)
 
     def _offering(self, output: "SchedulerOutput") -> dict[str, int]:
         """Return the scheduled requests of which a chunk can be stored that was not offered yet: for the others
         vLLM does nothing.
         """
         finished = output.finished_req_ids or ()
-        groups, statuses = self.config.kv_group_configs, self._req_status
+        unstored, scheduled = self._unstored, output.num_scheduled_tokens
+        looked = unstored.union(finished) if finished else unstored
         offering: dict[str, int] = {}
-        for name, n in output.num_scheduled_tokens.items():
-            status = statuses.get(name)
+        for name in [name for name in scheduled if name in looked]:
+            status, n = self._req_status.get(name), scheduled[name]
             if status is None:
+                unstored.discard(name)
                 continue
-            tokens = status.req.num_computed_tokens + n
-            for group, state in zip(groups, status.group_states, strict=True):
-                if tokens >= (state.next_stored_chunk_idx + 1) * group.tokens_per_chunk:
-                    if self._offers(status, tokens):
-                        offering[name] = n
-                    break
             if name in finished:  # of another request of this name: vLLM looks here for it too
+                offering[name] = n
+            elif not self._has_blocks(status):
+                unstored.discard(name)
+            elif self._offers(status, status.req.num_computed_tokens + n):
                 offering[name] = n
         return offering
 
+    def _has_blocks(self, status: RequestOffloadState) -> bool:
+        """Whether a request has all blocks of a chunk that was not offered yet."""
+        per_chunk = self.config.blocks_per_chunk
+        return any(
+            len(state.block_ids) >= (state.next_stored_chunk_idx + 1) * per_chunk
+            for state in status.group_states
+        )
+
     def _offers(self, status: RequestOffloadState, tokens: int) -> bool:
         """Whether vLLM's own computation finds a chunk to offer after so many tokens."""
+        pairs = [*zip(self.config.kv_group_configs, status.group_states, strict=True)]
+        if not any(
+            tokens >= (state.next_stored_chunk_idx + 1) * group.tokens_per_chunk
+            for group, state in pairs
+        ):
+            return False
         status.update_offload_keys()
         offloadable = self._calc_num_offloadable_tokens(status, tokens)
         return any(
             status.storable_chunks(group, state, offloadable) > state.next_stored_chunk_idx
-            for group, state in zip(self.config.kv_group_configs, status.group_states, strict=True)
+            for group, state in pairs
         )
 
 
 def _changed(requests: "CachedRequestData") -> "CachedRequestData":
     """Return those that got a block, or start again with those that they have."""
-    changed, resumed = copy.copy(requests), requests.resumed_req_ids
-    pairs = zip(requests.req_ids, requests.new_block_ids, strict=True)
-    kept = [(name, blocks) for name, blocks in pairs if blocks is not None or name in resumed]
-    changed.req_ids = [name for name, _ in kept]
-    changed.new_block_ids = [blocks for _, blocks in kept]
+    names, blocks, resumed = requests.req_ids, requests.new_block_ids, requests.resumed_req_ids
+    kept = [i for i, got in enumerate(blocks) if got is not None]
+    if resumed:
+        kept = [i for i, name in enumerate(names) if blocks[i] is not None or name in resumed]
+    changed = _copied(requests)
+    changed.req_ids = [names[i] for i in kept]
+    changed.new_block_ids = [blocks[i] for i in kept]
     return changed
+
+
+def _copied(of: T) -> T:
+    """Copy what vLLM says of a step, as `copy` does in six times the time."""
+    if not hasattr(of, "__dict__"):
+        return copy.copy(of)
+    copied: T = object.__new__(type(of))
+    copied.__dict__.update(of.__dict__)
+    return copied

@@ -100,6 +100,22 @@ def test_a_step_looks_at_what_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Walked.seen <= 32 * 2 * 16, "blocks that were there before are looked at again"
     assert len(looked) <= 5 * 33, "requests with nothing to store are looked at"
     assert engine.connector.scheduling.brain.stats().stores - chunks >= 32
+    near = engine.scheduler.connector.connector_scheduler._unstored
+    assert len(near) <= 8, "requests far from the end of a chunk are looked at"
+    engine.abort([f"r{i}" for i in range(32)])
+    engine.run(2)
+    assert not near, "requests that are gone are remembered"
+
+
+def test_what_a_reset_forgot_is_looked_at_again() -> None:
+    engine = scheduler.engine(**SMALL)
+    engine.add("a", 482)  # its last chunk lacks a block
+    engine.settle()
+    base = engine.connector.connector_scheduler
+    assert not base._unstored
+    base.reset_cache()
+    looked = base._offering(SimpleNamespace(num_scheduled_tokens={"a": 1}, finished_req_ids=set()))
+    assert looked == {"a": 1}
 
 
 @pytest.mark.parametrize(
@@ -107,6 +123,7 @@ def test_a_step_looks_at_what_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         {},
         {"blocks": 200},
+        {"slots": 40},
         {"store": "prompt"},
         {"window": 96},
         {"eagle": True},
