@@ -3,7 +3,8 @@
 vLLM asserts that whatever is emitted was declared: both come from the table in `kvtier.brain.stats`.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from vllm.v1.kv_offload.base import (
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         OffloadingConnectorStats,
     )
 
+_PERIOD_S = 1.0
 _KINDS = {"counter": OffloadingCounterMetadata, "gauge": OffloadingGaugeMetadata}
 
 
@@ -30,9 +32,15 @@ def definitions() -> dict[str, OffloadingMetricMetadata]:
 
 
 class Meter:
-    """Turns cumulative counters into the increments that vLLM wants."""
+    """Turns cumulative counters into the increments that vLLM wants.
 
-    def __init__(self) -> None:
+    vLLM asks in every step, and nobody reads that often: while it is busy, it gets numbers once a second. What was not
+    told yet is in the next ones; an engine that comes to rest has told all of it.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._next = 0.0
         self._seen: dict[tuple[str, tuple[str, ...]], float] = {}
         self._placed: dict[int, list[Placed]] = {}  # by rank
         self._refused = 0  # requests since the last call, with kvtier off
@@ -41,6 +49,14 @@ class Meter:
         """Take where the ranks' memory is, of those that are named."""
         for rank in {each.rank for each in placed}:
             self._placed[rank] = [each for each in placed if each.rank == rank]
+
+    def due(self, *, resting: bool) -> bool:
+        """Whether numbers are to be told now; in a step after which nobody may ask again they are."""
+        now = self._clock()
+        if not resting and now < self._next:
+            return False
+        self._next = now + _PERIOD_S
+        return True
 
     def collect(self, stats: CacheStats) -> "OffloadingConnectorStats | None":
         """Report what changed since the last call; None if nothing did."""

@@ -87,6 +87,8 @@ class Scheduling:
         )
         self.namespace = Namespace(config, vllm_config, kv_cache_config)
         self._live: dict[str, LiveRequest] = {}
+        self._over: set[str] = set()  # of these, who has its last token
+        self._computes = False  # in the last step
         self._adapters = Adapters()
         self._permissions = Permissions(config, vllm_config, self._media)
         self._complaints = Complaints()
@@ -146,6 +148,8 @@ class Scheduling:
 
     def finished(self, request: "Request") -> None:
         """Note that a request has its last token."""
+        if request.request_id in self._live:
+            self._over.add(request.request_id)
         if self._recorder is not None:
             self._recorder.departed(request.request_id, request.num_output_tokens)
 
@@ -276,6 +280,7 @@ class Scheduling:
     def depart(self, request: str) -> None:
         """Forget a request."""
         self._live.pop(request, None)
+        self._over.discard(request)
         self.brain.depart(request)
 
     def preempted(self, requests: Iterable[str]) -> None:
@@ -290,12 +295,14 @@ class Scheduling:
         return self.brain.awake()
 
     def stats(self) -> "OffloadingConnectorStats | None":
-        """Report what changed since the last call; None if nothing did."""
-        return self.meter.collect(self.brain.stats())
+        """Report what changed since the last time, if it is time to; None if nothing did."""
+        resting = not self._computes or len(self._over) == len(self._live)
+        return self.meter.collect(self.brain.stats()) if self.meter.due(resting=resting) else None
 
     def step(self, output: "SchedulerOutput", meta: KVTierMetadata) -> None:
         """End a step: adopt vLLM's new jobs, offer again what had no room, take the brain's operations."""
-        self.watch.order(meta, computes=output.total_num_scheduled_tokens > 0)
+        self._computes = output.total_num_scheduled_tokens > 0
+        self.watch.order(meta, computes=self._computes)
         if self._brain is None:
             self._roll_call.ask()
             meta.greet = True

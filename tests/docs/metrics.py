@@ -13,7 +13,7 @@ _HEAD = """# Metrics
 
 `GET /metrics` of the server shows these beside vLLM's own, with the labels that vLLM gives to all of its metrics. A
 counter ends in `_total` there. `python -m tests.docs.metrics` writes this page; the table itself is in
-`kvtier/brain/stats.py`.
+`kvtier/brain/stats.py`. While the engine is busy, the numbers are a second old at most; at rest they are of now.
 
 A *chunk* is the unit of offload, a *tier* is named as in the YAML; the first is `dram`. Bytes, seconds and capacities are
 those of one rank; where ranks differ, the slowest counts.
