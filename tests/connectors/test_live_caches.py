@@ -3,7 +3,7 @@
 import hashlib
 import random
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +27,7 @@ class LiveEngine(NoModelEngine):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.network = nn.Linear(8, 8, bias=False).requires_grad_(requires_grad=False)
+        self.network.weight.fill_(1.0)  # what each start loads
         super().__init__(*args, **kwargs)
         self.core = EngineCore.__new__(EngineCore)
         self.core.scheduler = self.scheduler
@@ -60,15 +61,20 @@ class LiveEngine(NoModelEngine):
 FAMILIES = ("full attention", "windows and full attention", "states and windows")
 
 
+def start(folder: Path, family: str = FAMILIES[0]) -> LiveEngine:
+    """Start an engine, which finds what the one before it has written in this folder."""
+    model = MODELS[family]
+    kvtier = nvme(folder / "kv", dram_capacity="1MiB", write="through") | {"chunk_tokens": BLOCK}
+    blocks = 40 * len(model.layers)
+    made = LiveEngine(tiny.make(folder, model.family), model.specs, kvtier, blocks=blocks)
+    made.settle()
+    return made
+
+
 @pytest.fixture(params=FAMILIES)
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LiveEngine]:
-    model = MODELS[str(request.param)]
-    kvtier = nvme(tmp_path / "kv", dram_capacity="1MiB", write="through") | {"chunk_tokens": BLOCK}
-    blocks = 40 * len(model.layers)
-    made = LiveEngine(tiny.make(tmp_path, model.family), model.specs, kvtier, blocks=blocks)
-    made.settle()
-    yield made
-    made.close()
+    with closing(start(tmp_path, str(request.param))) as made:
+        yield made
 
 
 ASKED = prompts(3, 200, seed=5)
@@ -99,6 +105,27 @@ def test_without_the_looks_old_kv_would_be_read(
     engine.reset()
     with pytest.raises(AssertionError, match=r"other KV|not the state"):
         engine.ask(ASKED[0])
+
+
+def test_of_two_engines_only_the_one_whose_weights_change_forgets(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("changed", "other")]
+    for folder in folders:
+        folder.mkdir()
+    with closing(start(folders[0])) as changed, closing(start(folders[1])) as other:
+        for engine in (changed, other):
+            assert engine.ask(ASKED[0]) == [0]
+            engine.reset()
+        changed.change(heard=False)
+        for engine in (changed, other):
+            engine.reset()
+        assert (changed.ask(ASKED[0]), other.ask(ASKED[0])) == ([0], [192])
+        for engine in (changed, other):
+            engine.settle()
+    found = []
+    for folder in folders:
+        with closing(start(folder)) as engine:
+            found.append(engine.ask(ASKED[0]))
+    assert found == [[0], [192]], "each start loads the weights of the files"
 
 
 @pytest.mark.parametrize("seed", range(3))
