@@ -156,15 +156,7 @@ def scale_weights(llm: Any, factor: float) -> int:
     """Change weights in place: what goes into every layer's attention, and so every key and value."""
 
     def scale(model: Any) -> int:
-        import torch
-
-        changed = 0
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if "input_layernorm" in name:
-                    parameter.mul_(factor)
-                    changed += 1
-        return changed
+        return _scale(model, factor)
 
     return sum(llm.apply_model(scale))
 
@@ -172,3 +164,31 @@ def scale_weights(llm: Any, factor: float) -> int:
 def close_trace(llm: Any) -> None:
     """Let the recorder write what it has, and end it."""
     connector(llm).scheduling.close()
+
+
+def scale_unheard(llm: Any, factor: float) -> None:
+    """Change weights as `scale_weights` does, and past the engine: nobody hears of it."""
+    executor = llm.llm_engine.engine_core.engine_core.model_executor
+    _scale(executor.driver_worker.get_model(), factor)
+
+
+def scale_on_rank(llm: Any, rank: int, factor: float) -> list[int]:
+    """Change weights as `scale_weights` does, on one rank of several."""
+
+    def scale(worker: Any) -> int:
+        return _scale(worker.get_model(), factor) if worker.rank == rank else 0
+
+    changed: list[int] = llm.collective_rpc(scale)
+    return changed
+
+
+def _scale(model: Any, factor: float) -> int:
+    import torch
+
+    changed = 0
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "input_layernorm" in name:
+                parameter.mul_(factor)
+                changed += 1
+    return changed
