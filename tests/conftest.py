@@ -5,9 +5,16 @@ import os
 import pytest
 from hypothesis import settings
 
+from tests.engine.lanes import DEFAULT, LANES
+
 # The same examples in every run, and no limit on their time: the machine may be busy.
 settings.register_profile("kvtier", deadline=None, derandomize=True)
 settings.load_profile("kvtier")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a run of the engine tests choose how vLLM runs."""
+    parser.addoption("--lane", choices=LANES, default=DEFAULT, help="how vLLM runs its engines")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from kvtier.demo.server import Server, ServerConfig
 from tests.engine import models
 from tests.engine.harness import Engine, EngineConfig
+from tests.engine.lanes import DEFAULT
 from tests.engine.scenarios import Reference
+from tests.engine.serve import in_lane
 
 EngineFactory = Callable[[EngineConfig], Engine]
 ServerFactory = Callable[[ServerConfig], Server]
@@ -68,13 +71,16 @@ def after_engines() -> Iterator[ExitStack]:
 
 @pytest.fixture(scope="session")
 def engine(
-    tmp_path_factory: pytest.TempPathFactory, after_engines: ExitStack
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    after_engines: ExitStack,
 ) -> Iterator[EngineFactory]:
     """Give the engine of a configuration; one runs at a time, until another is asked for.
 
     Tests that share a configuration stand next to each other, so that few engines start.
     """
     del after_engines  # it ends after this
+    lane = request.config.getoption("--lane")
     folder = tmp_path_factory.mktemp("engines")
     before = shared_memory()
     running: list[Engine] = []
@@ -86,6 +92,7 @@ def engine(
             assert_nothing_shared(before, killed=last.process.returncode != 0)
 
     def engine(config: EngineConfig) -> Engine:
+        config = replace(config, lane=config.lane or lane)
         if running and running[0].config == config and running[0].process.poll() is None:
             assert running[0].unfinished() == 0, "the test before left requests"
             return running[0]
@@ -108,19 +115,22 @@ def reference(request: pytest.FixtureRequest, engine: EngineFactory, llama: Path
         for prompt in getattr(module.obj, "ASKED_OF_LLAMA", ())
     }
     known = Reference()
-    known.learn(engine(EngineConfig(model=llama, blocks=400)), sorted(asked))
+    known.learn(engine(EngineConfig(model=llama, blocks=400, lane=DEFAULT)), sorted(asked))
     return known
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[ServerFactory]:
+def serve(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServerFactory]:
     """Start a real `vllm serve` that is ready; it ends with the test, whole and without a trace."""
+    lane = request.config.getoption("--lane")
     before = shared_memory()
     started: list[Server] = []
     with ExitStack() as stack:
 
         def serve(config: ServerConfig) -> Server:
-            server = Server(config, tmp_path / f"serve-{len(list(tmp_path.iterdir()))}.log")
+            server = Server(
+                in_lane(config, lane), tmp_path / f"serve-{len(list(tmp_path.iterdir()))}.log"
+            )
             stack.callback(server.close)
             started.append(server)
             server.wait_ready()

@@ -47,9 +47,12 @@ def flip(path: Path, at: int) -> None:
 
 
 def forge(path: Path) -> None:
-    """Replace the payload by garbage under right checksums: the one lie that nothing can find out."""
+    """Reverse the order of the payload's floats under right checksums: the one lie that nothing can find out.
+
+    Bytes in another order would make NaNs, which vLLM's attention spreads to later owners of a block: 0 times NaN.
+    """
     header, payload = load(path)
-    save(path, header, payload[::-1].copy())
+    save(path, header, payload.view(np.float32)[::-1].copy().view(np.uint8))
 
 
 def _foreign(path: Path, **fields: object) -> None:

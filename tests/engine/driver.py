@@ -13,7 +13,11 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from tests.engine import lanes
 from tests.patience import HANG_S
+
+if __name__ in ("__main__", "__mp_main__"):  # the engine's process, and those that it spawns
+    lanes.enter()
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput, SamplingParams

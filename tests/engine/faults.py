@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from kvtier.brain import TieredCache
 from kvtier.brain.cost import Pace, ReadCost
@@ -11,13 +12,18 @@ from tests.patience import HANG_S
 FILLER = [3, 1, 4]  # too short for a chunk: it only makes the engine step
 
 
+def core_of(llm: Any) -> Any:
+    """The EngineCore of an engine whose scheduler runs in this process."""
+    return llm.llm_engine.engine_core.engine_core
+
+
 def brain_of(llm: object) -> TieredCache:
     """The brain of an engine whose scheduler runs in this process, where nobody steps it while it is idle."""
-    core = llm.llm_engine.engine_core.engine_core  # type: ignore[attr-defined] # vLLM is untyped here
+    core = core_of(llm)
     side = core.scheduler.connector.scheduling
     for _ in range(4):
         if side.unopened():
-            core.step()  # in which the ranks say hello
+            core.step_fn()  # in which the ranks say hello
     brain = side.brain
     assert isinstance(brain, TieredCache)
     return brain

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from kvtier.demo.process import end_session
 from kvtier.demo.server import kv_transfer_config
+from tests.engine import lanes
 from tests.patience import HANG_S
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +45,7 @@ class EngineConfig:
     kvtier: Mapping[str, Any] | str | None = None  # kvtier's configuration; None: vLLM alone
     blocks: int = 40  # of 128 tokens
     tp: int = 1
+    lane: str | None = None  # of `lanes.LANES`; None: whichever the tests run in
     in_process: bool = False  # the scheduler in the driver's process: one `step` is one engine step
     options: Mapping[str, Any] = field(default_factory=dict)  # further arguments of vllm.LLM
     env: Mapping[str, str] = field(default_factory=dict)
@@ -69,6 +71,7 @@ class EngineConfig:
         env = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
         env["VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS"] = f"{HANG_S / 4:.0f}"
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        env |= lanes.environ(self.lane or lanes.DEFAULT)
         if self.in_process:
             env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         if self.tp == 2:

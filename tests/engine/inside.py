@@ -3,13 +3,13 @@
 import time
 from typing import Any
 
-from tests.engine.faults import brain_of, settle, step_until
+from tests.engine.faults import brain_of, core_of, settle, step_until
 from tests.patience import HANG_S
 
 
 def connector(llm: Any) -> Any:
     """Reach our connector; only where the scheduler runs in the driver's process."""
-    return llm.llm_engine.engine_core.engine_core.scheduler.connector
+    return core_of(llm).scheduler.connector
 
 
 def check(llm: Any) -> dict[str, Any]:
@@ -33,10 +33,10 @@ def idle(llm: Any) -> dict[str, Any]:
 
 def idle_now(llm: Any) -> dict[str, Any]:
     """Step the engine while it wants to be stepped, then `check`."""
-    core = llm.llm_engine.engine_core.engine_core
+    core = core_of(llm)
     end = time.monotonic() + HANG_S
-    while core.scheduler.has_requests() and time.monotonic() < end:
-        core.step()
+    while (core.scheduler.has_requests() or core.batch_queue) and time.monotonic() < end:
+        core.step_fn()
     return check(llm)
 
 
@@ -44,6 +44,18 @@ def rest(llm: Any) -> dict[str, Any]:
     """As `idle`, but writes that wait for room may go on waiting: a disk that said "full" is asked now and then."""
     step_until(llm, lambda: not set(brain_of(llm).view.pending()) - {"a write"})
     return idle_now(llm)
+
+
+def reset_running(llm: Any, connector: bool) -> bool:
+    """Preempt all requests and reset, with no step in flight: while one is, vLLM with a connector refuses that."""
+    core = core_of(llm)
+    core.pause_scheduler("keep", False)
+    while core.batch_queue:
+        llm.llm_engine.step()  # the requests keep what it computed
+    try:
+        return bool(llm.reset_prefix_cache(True, connector))
+    finally:
+        core.resume_scheduler()
 
 
 def salted(llm: Any, prompts: list[list[int]], salt: str, tokens: int) -> list[list[Any]]:
@@ -136,7 +148,7 @@ def heard(llm: Any) -> list[list[Any]]:
 
 def pause(llm: Any) -> bool:
     """Pause the scheduler as it stands; whether it is paused."""
-    core = llm.llm_engine.engine_core.engine_core
+    core = core_of(llm)
     core.pause_scheduler("keep", False)
     return bool(core.is_scheduler_paused())
 
@@ -149,7 +161,7 @@ def sleep(llm: Any) -> bool:
 
 def resume(llm: Any) -> None:
     """Resume after a pause."""
-    llm.llm_engine.engine_core.engine_core.resume_scheduler()
+    core_of(llm).resume_scheduler()
 
 
 def scale_weights(llm: Any, factor: float) -> int:

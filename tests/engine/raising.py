@@ -4,6 +4,7 @@ import errno
 from collections.abc import Callable
 from typing import Any
 
+from tests.engine.faults import core_of
 from tests.engine.inside import connector
 
 
@@ -55,10 +56,10 @@ def turn_on(llm: Any) -> list[str]:
     why = [scheduling.guard.broken, rank.guard.broken]
     scheduling.guard.broken = rank.guard.broken = ""
     rank._said_broken = False
-    core = llm.llm_engine.engine_core.engine_core
+    core = core_of(llm)
     for _ in range(50):  # what was in flight ends
-        core.step()
+        core.step_fn()
     llm.reset_prefix_cache(False, True)
     for _ in range(50):
-        core.step()
+        core.step_fn()
     return why

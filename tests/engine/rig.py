@@ -1,6 +1,7 @@
 """An engine on a disk that goes bad at a word, and what is true after every fault."""
 
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kvtier.demo.process import session
@@ -119,12 +121,17 @@ class Rig:
     engine: Engine
     disk: Disk
     reference: Reference
+    tokens: int = TOKENS  # of an answer
 
     def ask(self, *asked: list[int]) -> list[Answer]:
         """Run prompts at once; the answers are vLLM's own, whatever happened."""
-        answers = self.engine.answers(asked, TOKENS)
-        assert [answer.tokens for answer in answers] == self.reference.of(asked)
+        answers = self.engine.answers(asked, self.tokens)
+        assert [answer.tokens for answer in answers] == self.right(*asked)
         return answers
+
+    def right(self, *asked: list[int]) -> list[list[int]]:
+        """What vLLM alone answers."""
+        return [tokens[: self.tokens] for tokens in self.reference.of(asked)]
 
     def cached(self, prompt: list[int]) -> int:
         """Run one prompt, read back whatever that costs, and return how many chunks were not computed."""
@@ -167,6 +174,19 @@ class Rig:
             labels["tier"] = "nvme"
         told = ",".join(f'{k}="{v}"' for k, v in sorted(labels.items()))
         return self.engine.metrics().get(f"kvtier:{name}" + (f"{{{told}}}" if told else ""), 0)
+
+    def scribble(self) -> None:
+        """Overwrite every slot of tier 0, through the descriptor of the worker's memory."""
+        links = [
+            link
+            for pid in session(self.engine.process.pid)
+            for link in Path(f"/proc/{pid}/fd").iterdir()
+            if "memfd:kvtier" in os.readlink(link)
+        ]
+        noise = np.random.default_rng(0).standard_normal(SLOT // 4, dtype=np.float32).tobytes()
+        with links[0].open("r+b") as file, mmap.mmap(file.fileno(), 0) as arena:
+            for start in range(0, len(arena), SLOT):
+                arena[start : start + SLOT] = noise
 
     def failures(self, cause: str) -> float:
         """Return how many operations on the disk failed so."""

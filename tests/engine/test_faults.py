@@ -1,7 +1,5 @@
 """Faults of storage under the real engine: the answer is always vLLM's own, and a counter says what it was."""
 
-import mmap
-import os
 import resource
 import shutil
 from collections.abc import Iterator
@@ -9,10 +7,8 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from kvtier.demo.process import session
 from tests.engine import damage
 from tests.engine.conftest import EngineFactory
 from tests.engine.damage import DAMAGES
@@ -256,26 +252,12 @@ def test_garbage_in_dram_changes_the_answer(bad: Rig) -> None:
     bad.cached(prompt)
     bad.settle()
     assert bad.engine.reset()
-    scribble(bad)
+    bad.scribble()
     (answer,) = bad.engine.answers([prompt], TOKENS)
     assert answer.cached == 8 * CHUNK
     assert answer.tokens != bad.reference.of([prompt])[0]
     assert bad.engine.reset(connector=True)
     assert bad.cached(prompt) == 0, "a reset forgets it all"
-
-
-def scribble(bad: Rig) -> None:
-    """Overwrite every slot, through the descriptor of the worker's memory."""
-    links = [
-        link
-        for pid in session(bad.engine.process.pid)
-        for link in Path(f"/proc/{pid}/fd").iterdir()
-        if "memfd:kvtier" in os.readlink(link)
-    ]
-    with links[0].open("r+b") as file, mmap.mmap(file.fileno(), 32 * SLOT) as arena:
-        garbage = np.random.default_rng(0).standard_normal(SLOT // 4, dtype=np.float32)
-        for slot in range(32):
-            arena[slot * SLOT : (slot + 1) * SLOT] = garbage.tobytes()
 
 
 def test_an_engine_leaves_although_its_disk_hangs(bad: Rig) -> None:

@@ -38,6 +38,7 @@ class Mode:
         None  # tokens of a prompt that come from kvtier; None: as many as from vLLM's own cache
     )
     tp: int = 1
+    lane: str | None = None
     as_one: bool = True  # vLLM answers alike to prompts at once and one by one
     idle_groups: Sequence[int] = ()  # groups whose KV changes no answer
 
@@ -57,6 +58,7 @@ class Mode:
             kvtier=kvtier,
             blocks=self.blocks,
             tp=self.tp,
+            lane=self.lane,
             in_process=True,
             options=SHARP | dict(self.options),
             env=self.env,
