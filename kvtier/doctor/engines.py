@@ -1,5 +1,6 @@
-"""Engines that run here now: whether kvtier runs in them, and where the pages of their arenas really are."""
+"""Engines that run here now: whether kvtier runs in them, as it is meant, and where the pages of their arenas really are."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -17,10 +18,11 @@ SIGN_OF_LIFE = "kvtier: chunks of"
 
 
 def servers(patient: Patient) -> Iterator[Finding]:
-    """Look at every process that is told to run kvtier: whether any that it started holds an arena."""
+    """Look at every process that is told to run kvtier: whether any that it started holds an arena, and what failures do."""
     proc = patient.root / "proc"
     told = {pid: _parent(proc, pid) for pid in _pids(proc) if _is_told(proc / str(pid))}
     for pid in sorted(told.keys() - set(told.values())):  # not what only starts it, such as a shell
+        yield from _policy(proc, pid)
         holders = [member for member in _family(proc, pid) if _holds_arena(proc / str(member))]
         if holders:
             who = ", ".join(map(str, holders))
@@ -70,6 +72,26 @@ def _family(proc: Path, pid: int) -> list[int]:
 def _is_told(folder: Path) -> bool:
     command = text(folder / "cmdline") or ""
     return "--kv-transfer-config" in command and "KVTierConnector" in command
+
+
+def _policy(proc: Path, pid: int) -> Iterator[Finding]:
+    """Warn where another connector's configuration stands around kvtier's, and lets requests fail."""
+    command = text(proc / str(pid) / "cmdline") or ""
+    given = command.partition("--kv-transfer-config")[2][1:].partition("\0")[0]
+    try:
+        outer = json.loads(given)
+        kills = outer["kv_connector"] != "KVTierConnector" and (
+            outer.get("kv_load_failure_policy") != "recompute"
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return
+    if kills:
+        yield Finding(
+            "engine",
+            Level.WARN,
+            f"process {pid}: a request ends with an error where kvtier cannot load what it promised",
+            f'write "kv_load_failure_policy": "recompute" beside {outer["kv_connector"]}, not beside KVTierConnector',
+        )
 
 
 def _holds_arena(folder: Path) -> bool:

@@ -184,6 +184,40 @@ def test_a_server_that_is_told_to_run_kvtier_and_does_not_is_found(tmp_path: Pat
     assert said(engines.servers(patient)) == [(Level.OK, what)]
 
 
+@pytest.mark.parametrize("equals", [False, True])
+@pytest.mark.parametrize(
+    ("outer", "kills"),
+    [
+        ({"kv_connector": "MultiConnector"}, True),
+        ({"kv_connector": "MultiConnector", "kv_load_failure_policy": "fail"}, True),
+        ({"kv_connector": "MultiConnector", "kv_load_failure_policy": "recompute"}, False),
+        ({"kv_connector": "KVTierConnector"}, False),
+    ],
+)
+def test_a_policy_around_kvtier_that_lets_requests_fail(
+    tmp_path: Path, outer: dict[str, object], kills: bool, equals: bool
+) -> None:
+    inner = {"kv_connector": "KVTierConnector", "kv_load_failure_policy": "recompute"}
+    given = json.dumps({**outer, "kv_connector_extra_config": {"connectors": [inner]}})
+    between = "=" if equals else "\0"
+    command = f"vllm\0serve\0m\0--tp=1\0--kv-transfer-config{between}{given}\0--port\x001"
+    process(tmp_path, 11, 1, command, "/memfd:kvtier (deleted)")
+    found = [
+        finding for finding in engines.servers(Patient(tmp_path)) if finding.level is Level.WARN
+    ]
+    assert [finding.what.startswith("process 11: a request ends") for finding in found] == (
+        [True] if kills else []
+    )
+
+
+def test_a_command_line_that_nobody_understands_is_no_policy(tmp_path: Path) -> None:
+    for pid, given in enumerate(("KVTierConnector", "[]", '{"x": "KVTierConnector"}', ""), 11):
+        command = f"vllm\0--kv-transfer-config\0{given}\0KVTierConnector"
+        process(tmp_path, pid, 1, command, "/memfd:kvtier (deleted)")
+    found = list(engines.servers(Patient(tmp_path)))
+    assert [finding.level for finding in found] == [Level.OK] * 4
+
+
 def test_where_the_pages_of_a_running_engine_are(tmp_path: Path) -> None:
     trees.write(tmp_path, "proc/70/cmdline", "python\0-Pm\0kvtier.io_process.main\0005\0006")
     trees.write(tmp_path, "proc/70/stat", "70 (python) S 69 69 69 0 -1")
