@@ -7,6 +7,7 @@ import copy
 import hashlib
 import inspect
 import logging
+import math
 import re
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +24,8 @@ from kvtier.connectors.vllm.guard import Guard
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
     from vllm.v1.request import Request
+
+_MOST_OFFERED = 2048  # chunks in a step: 2 ms
 
 logger = logging.getLogger(__name__)
 
@@ -101,11 +104,29 @@ class IncrementalScheduler(OffloadingConnectorScheduler):
     def _update_req_states(self, scheduler_output: "SchedulerOutput") -> None:
         everybody = scheduler_output.scheduled_cached_reqs
         changed = self._guard.run(partial(_changed, everybody), everybody)
-        self._unstored.update(changed.req_ids)
-        self._unstored.update([new.req_id for new in scheduler_output.scheduled_new_reqs])
         narrowed = _copied(scheduler_output)
         narrowed.scheduled_cached_reqs = changed
-        super()._update_req_states(narrowed)
+        self._unstored.update(changed.req_ids)
+        self._unstored.update([new.req_id for new in scheduler_output.scheduled_new_reqs])
+        if self._sliding_window_groups:
+            super()._update_req_states(narrowed)
+        else:
+            self._take_blocks(narrowed)
+
+    def _take_blocks(self, output: "SchedulerOutput") -> None:
+        """Note the blocks that requests got, as vLLM does where no group has a window, but not one by one."""
+        allocated = self._current_batch_allocated_block_ids
+        for name, groups, again in yield_req_data(output):
+            status = self._req_status[name]
+            if again:
+                for state in status.group_states:
+                    state.block_ids.clear()
+            if groups:
+                status.update_block_id_groups(groups)
+                for group in self.config.kv_group_configs:
+                    allocated.update(groups[group.group_idx])
+        allocated.update([copied.dst_block_id for copied in output.kv_cache_block_copies or ()])
+        allocated.discard(0)
 
     def _build_store_jobs(self, scheduler_output: "SchedulerOutput") -> dict[int, Any]:
         everybody = scheduler_output.num_scheduled_tokens
@@ -124,7 +145,7 @@ class IncrementalScheduler(OffloadingConnectorScheduler):
         """Return the scheduled requests of which a chunk can be stored that was not offered yet: for the others
         vLLM does nothing.
         """
-        finished = output.finished_req_ids or ()
+        finished, left = output.finished_req_ids or (), self._most_offered()
         unstored, scheduled = self._unstored, output.num_scheduled_tokens
         looked = unstored.union(finished) if finished else unstored
         offering: dict[str, int] = {}
@@ -137,9 +158,16 @@ class IncrementalScheduler(OffloadingConnectorScheduler):
                 offering[name] = n
             elif not self._has_blocks(status):
                 unstored.discard(name)
-            elif self._offers(status, status.req.num_computed_tokens + n):
+            elif left > 0 and (chunks := self._offers(status, status.req.num_computed_tokens + n)):
                 offering[name] = n
+                left -= chunks
         return offering
+
+    def _most_offered(self) -> float:
+        """Return how many chunks a step offers, that of the last request for one more; the others' wait for the next:
+        a request that runs keeps its blocks, but for those that a window has passed.
+        """
+        return math.inf if self._sliding_window_groups else _MOST_OFFERED
 
     def _has_blocks(self, status: RequestOffloadState) -> bool:
         """Whether a request has all blocks of a chunk that was not offered yet."""
@@ -149,18 +177,18 @@ class IncrementalScheduler(OffloadingConnectorScheduler):
             for state in status.group_states
         )
 
-    def _offers(self, status: RequestOffloadState, tokens: int) -> bool:
-        """Whether vLLM's own computation finds a chunk to offer after so many tokens."""
+    def _offers(self, status: RequestOffloadState, tokens: int) -> int:
+        """Count the chunks to offer that vLLM's own computation finds after so many tokens."""
         pairs = [*zip(self.config.kv_group_configs, status.group_states, strict=True)]
         if not any(
             tokens >= (state.next_stored_chunk_idx + 1) * group.tokens_per_chunk
             for group, state in pairs
         ):
-            return False
+            return 0
         status.update_offload_keys()
         offloadable = self._calc_num_offloadable_tokens(status, tokens)
-        return any(
-            status.storable_chunks(group, state, offloadable) > state.next_stored_chunk_idx
+        return sum(
+            max(0, status.storable_chunks(group, state, offloadable) - state.next_stored_chunk_idx)
             for group, state in pairs
         )
 

@@ -2,8 +2,9 @@
 
 1. A request that waits for a copy or a load under way is not looked up again before one has ended, or before the
    device's own cache holds another part of it.
-2. The lookups of a step take 2 ms, or a tenth of the last step if that is longer. Who comes later is asked for again
-   in the next step: nobody waits for anything but its turn.
+2. The lookups of a step take 2 ms, or a tenth of the last step if that is longer, or as long as vLLM itself has spent
+   on the queue in this step: who is turned away costs it the same again in the next one. Who comes later is asked for
+   again then: nobody waits for anything but its turn.
 3. Who was never looked up has half of that time for itself. Of both kinds at least one is looked up in every step, so
    that neither starves.
 """
@@ -24,6 +25,7 @@ class Lookups:
         self._ended = 0
         self._budget_s = _LEAST_S
         self._spent_s = self._began = self._ordered = self._output = 0.0
+        self._since: float | None = None  # the first lookup of this step
         self._looked = {True: 0, False: 0}  # in this step, of those that were seen before or not
         self._turned_away = self._crowded = False  # a request that was never seen; in the last step
 
@@ -32,12 +34,16 @@ class Lookups:
         seen = request in self._seen
         if seen and self._seen[request] == (self._ended, computed):
             return True
-        limit = self._budget_s / 2 if seen and self._crowded else self._budget_s
-        if self._spent_s >= limit and self._looked[seen]:
+        now = self._clock()
+        if self._since is None:
+            self._since = now
+        budget_s = max(self._budget_s, now - self._since - self._spent_s)
+        limit_s = budget_s / 2 if seen and self._crowded else budget_s
+        if self._spent_s >= limit_s and self._looked[seen]:
             self._turned_away |= not seen
             return True
         self._looked[seen] += 1
-        self._began = self._clock()
+        self._began = now
         return False
 
     def looked(self, request: str, computed: int, *, deferred: bool) -> None:
@@ -55,7 +61,7 @@ class Lookups:
 
     def ordered(self) -> None:
         """End a step's lookups: it is ordered now."""
-        self._ordered, self._spent_s = self._clock(), 0.0
+        self._ordered, self._spent_s, self._since = self._clock(), 0.0, None
         self._looked = {True: 0, False: 0}
         self._crowded, self._turned_away = self._turned_away, False
 

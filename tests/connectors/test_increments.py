@@ -118,6 +118,25 @@ def test_what_a_reset_forgot_is_looked_at_again() -> None:
     assert looked == {"a": 1}
 
 
+@pytest.mark.parametrize("window", [0, 96])
+def test_a_burst_is_offered_some_in_each_step(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(increments, "_MOST_OFFERED", 20)
+    engine = scheduler.engine(blocks=4000, chunk_tokens=32, slots=2000, window=window)
+    for i in range(12):
+        engine.add(f"r{i}", 260)
+    stores = [len(list(_stores(engine))) for _ in range(6)]
+    assert stores == ([12, 0, 0, 0, 0, 0] if window else [3, 3, 3, 3, 0, 0])
+    for i in range(12):
+        engine.add(f"s{i}", 260, max_tokens=1)
+    stores = [len(list(_stores(engine))) for _ in range(2)]
+    assert stores == ([12, 0] if window else [3, 9]), "who ends offers all at once"
+
+
+def _stores(engine: Any) -> Iterator[str]:
+    engine.step()
+    return (job.req_id for job in engine.meta.store_jobs.values())
+
+
 @pytest.mark.parametrize(
     "options",
     [

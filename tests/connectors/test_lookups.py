@@ -20,10 +20,18 @@ class Queue:
         self.now = 0.0
         self.lookups = Lookups(lambda: self.now)
 
-    def step(self, names: list[str], *, deferred: bool = False, seconds: float = 1e-3) -> list[str]:
-        """Ask for all; return who was looked up."""
+    def step(
+        self,
+        names: list[str],
+        *,
+        deferred: bool = False,
+        seconds: float = 1e-3,
+        theirs: float = 0.0,
+    ) -> list[str]:
+        """Ask for all, which costs vLLM `theirs` each; return who was looked up."""
         looked = []
         for name in names:
+            self.now += theirs
             if not self.lookups.waits(name, 0):
                 self.now += seconds
                 self.lookups.looked(name, 0, deferred=deferred)
@@ -39,6 +47,14 @@ def test_a_step_looks_up_as_many_as_its_time_allows() -> None:
     queue.now += 0.1
     queue.lookups.output()  # of a step of 0.1 s
     assert len(queue.step([f"r{i}" for i in range(20)])) == 10
+
+
+def test_who_costs_vllm_more_than_a_lookup_is_not_turned_away() -> None:
+    """A burst over a prefix that is on the device: vLLM looks all of it up, for everybody, in every step."""
+    queue, names = Queue(), [f"r{i}" for i in range(40)]
+    assert queue.step(names, theirs=2e-3) == names
+    queue.step([])
+    assert len(queue.step([f"s{i}" for i in range(40)], theirs=0.25e-3)) == 10, "as long as vLLM"
 
 
 def test_who_was_never_looked_up_is_not_behind_those_who_were() -> None:
