@@ -343,3 +343,29 @@ def test_options_that_change_what_is_computed_are_in_the_manifest_when_given() -
     assert identity._switches(described) == {
         "switches": {"quantization_config": "{'linear': 'mxfp8'}", "video_pruning_rate": "0.5"}
     }
+
+
+def test_a_draft_is_named_by_its_method_and_path_and_not_by_its_weights() -> None:
+    """The model checks every token of a draft, so old KV of the draft makes answers no other."""
+
+    def described(**draft: object) -> dict[str, object]:
+        made: Any = SimpleNamespace(
+            model_config=SimpleNamespace(
+                hf_config=SimpleNamespace(),
+                max_model_len=1,
+                multimodal_config=None,
+                dtype="float32",
+                quantization=None,
+            ),
+            speculative_config=SimpleNamespace(**draft) if draft else None,
+        )
+        return identity._of_model(made)
+
+    drafts = [
+        described(),
+        described(method="eagle", model="a"),
+        described(method="eagle", model="b"),
+        described(method="draft_model", model="a"),
+    ]
+    assert len({repr(each) for each in drafts}) == len(drafts)
+    assert described(method="eagle", model="a", draft_weights="other") == drafts[1]
