@@ -15,6 +15,7 @@ class LiveRequest:
     adapter: bytes | None = None  # what `Adapters` calls its LoRA adapter
     below: set[BlockKey] = field(default_factory=set)  # of its hit, what came from below tier 0
     reading: bool = False  # reads were ordered for it, and were not all there when vLLM asked last
+    loaded: bool = False  # since it started from nothing: who asks again then has lost that
     elsewhere: bool = False  # another connector fetches its KV from the engine that computed it
     computed: int = 0  # tokens that the device's own cache had when vLLM asked last
     scheduled: bool = False  # since it started from nothing; then it was found why its hit ends

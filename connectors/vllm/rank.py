@@ -57,7 +57,7 @@ class Rank:
         self._vllm_config = vllm_config
         self._kv_cache_config = kv_cache_config
         self._base = base
-        self._one_group = len(kv_cache_config.kv_cache_groups) == 1
+        self._by_blocks = _recovers_by_blocks(kv_cache_config)
         self._said_broken = False
         self._failed_loads: set[int] = set()  # and not collected by vLLM yet
         self._hello: Hello | None = None
@@ -187,14 +187,14 @@ class Rank:
         """
         failed = self._failed_loads | self.worker.take_failed_loads()
         self._failed_loads = failed & self.loads.keys()
-        if self._one_group:
+        if self._by_blocks:
             return set()
         return {loads[job] for job in failed - self._failed_loads if job in loads} & set(received)
 
     def invalid_blocks(self) -> set[int]:
-        """Name the device blocks that did not get their KV, where there is one group to name them in."""
+        """Name the device blocks that did not get their KV, where vLLM goes on from what is before them."""
         blocks = self.worker.take_invalid_blocks()
-        return blocks if self._one_group else set()
+        return blocks if self._by_blocks else set()
 
     def report(self, base: OffloadingWorkerMetadata | None) -> KVTierWorkerMetadata | None:
         """Join vLLM's finished jobs with our answers; None only when there is nothing of either."""
@@ -237,3 +237,18 @@ class Rank:
             return []
         self._placed = placed
         return placed
+
+
+def _recovers_by_blocks(kv_cache_config: "KVCacheConfig") -> bool:
+    """Whether a request may go on from the blocks before a bad one: one group, that keeps all blocks of a prefix.
+
+    Of several groups block ids are ambiguous. Of a window or a state nothing is on the device before the blocks that
+    were loaded: vLLM would take those for computed.
+    """
+    from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+    if len(kv_cache_config.kv_cache_groups) > 1:
+        return False
+    spec = kv_cache_config.kv_cache_groups[0].kv_cache_spec
+    layers = getattr(spec, "kv_cache_specs", {"": spec}).values()
+    return all(isinstance(layer, FullAttentionSpec) for layer in layers)

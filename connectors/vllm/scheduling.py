@@ -234,6 +234,8 @@ class Scheduling:
         self, key: BlockKey, context: ReqContext, live: LiveRequest | None
     ) -> Why | None:
         """Say why a request may not load a chunk that is there; what was read for it came from a tier that it wants."""
+        if live is not None and live.loaded:
+            return Why.FAILED  # its load did, else nobody would ask again
         if live is not None and self._adapters.doubtful(live.adapter):
             return Why.ADAPTER
         wanted = context.load_tier_filter
@@ -251,6 +253,8 @@ class Scheduling:
     def load(self, keys: tuple[BlockKey, ...], request: str) -> SlotSpec:
         """Give the slots of a hit to copy to the device."""
         plan = self.brain.plan_load(request, keys)
+        if (live := self._live.get(request)) is not None:
+            live.loaded = True
         self._jobs.plan(plan.plan_id, keys)
         return self.statuses.slot_spec(plan.plan_id, keys, plan.slots)
 
@@ -288,7 +292,7 @@ class Scheduling:
         for request in requests:
             self.brain.preempted(request)
             if (live := self._live.get(request)) is not None:
-                live.scheduled = False
+                live.scheduled = live.loaded = False
 
     def awake(self) -> bool:
         """Whether the engine must step on for the brain's sake."""

@@ -27,7 +27,7 @@ class Why(StrEnum):
     TOO_LONG = "too_long", "DRAM has no room for all of it at once"
     READ_BUDGET = "read_budget", "as many reads are under way as may be"
     LATE = "late", "its reads missed their deadline"
-    FAILED = "failed", "a read failed"
+    FAILED = "failed", "a read failed, or the load"
     UNSEEN = "unseen", "no rank said in time whether the weights are still the same"
     VANISHED = "vanished", "it was gone when it was to be copied"
 

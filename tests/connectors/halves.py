@@ -84,7 +84,8 @@ def unheard(
         **{"kv_transfer_config": KVTransferConfig("KVTierConnector", kv_role="kv_both"), **vllm},
         kv_events_config=None,
     )
-    cache_config: Any = SimpleNamespace(kv_cache_groups=list(groups))
+    plain = SimpleNamespace(kv_cache_spec=SimpleNamespace())
+    cache_config: Any = SimpleNamespace(kv_cache_groups=list(groups) or [plain])
     return Scheduling(config, vllm_config, cache_config, base)
 
 
@@ -101,7 +102,7 @@ def rank(of: KVTierWorker) -> Rank:
     """The worker's half."""
     made = Rank.__new__(Rank)
     made._base = SimpleNamespace(worker=of, _load_jobs={})
-    made._one_group, made._failed_loads = True, set()
+    made._by_blocks, made._failed_loads = True, set()
     made.guard, made._said_broken, made._placed = of.guard, False, []
     made._look_at, made._timed, made._asked, made._rest = 0.0, 0, False, []
     made._fingerprint, made._look = None, 0

@@ -32,7 +32,7 @@ def test_a_load_that_outlasts_the_step_of_a_reset_has_failed_when_it_ends(
         worker._jobs[job_id] = CopyJob(1, (3 + job_id,), parts=[CopyPart(copy, [0])])
     monkeypatch.setattr(Rank, "worker", worker)
     rank = halves.rank(worker)
-    rank._one_group = False
+    rank._by_blocks = False
     rank.loads.update({1: "slow", 2: "quick"})
     quick.over = True
     assert step(rank, reset=True) == {"quick"}

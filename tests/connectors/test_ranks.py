@@ -168,7 +168,8 @@ def start(
         compilation_config=SimpleNamespace(static_forward_context={}),
     )
     base: Any = SimpleNamespace(spec=spec, worker=None)
-    cache: Any = SimpleNamespace(kv_cache_groups=[SimpleNamespace(layer_names=[])], num_blocks=4)
+    group = SimpleNamespace(layer_names=[], kv_cache_spec=None)
+    cache: Any = SimpleNamespace(kv_cache_groups=[group], num_blocks=4)
     rank = Rank(config, vllm, cache, base)
     monkeypatch.setattr("kvtier.connectors.vllm.rank.find_pages", lambda *_: {})
     rank.learn({})

@@ -244,7 +244,7 @@ def test_steps_in_flight_are_those_of_the_scheduler() -> None:
 
 def test_what_another_release_lacks_turns_kvtier_off_at_the_hello() -> None:
     engine = Engine()
-    del engine.side.statuses._base.config
+    del engine.side.statuses._base.config, engine.side.statuses.groups
     request = engine.arrive("a")
     engine.step(ZERO, ONE)
     assert "no attribute 'config'" in engine.side.guard.broken

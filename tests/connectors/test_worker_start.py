@@ -187,7 +187,7 @@ def test_a_rank_learns_who_is_here_and_where_keys_lie(
         load_config=None,
         compilation_config=SimpleNamespace(static_forward_context={}),
     )
-    group = SimpleNamespace(layer_names=["a"])
+    group = SimpleNamespace(layer_names=["a"], kv_cache_spec=None)
     cache: Any = SimpleNamespace(kv_cache_groups=[group], num_blocks=1)
     base: Any = SimpleNamespace(spec=spec)
     for number, looks in ((2, True), (3, False)):  # the first on its node, and another
