@@ -1,0 +1,39 @@
+"""What a request may ask for, and what an engine may be told, besides its model."""
+
+from pathlib import Path
+
+from tests.engine.conftest import EngineFactory
+from tests.engine.harness import Engine
+from tests.engine.models import prompts
+from tests.modes import tiny
+from tests.modes.identity import Ask, Mode, Told, check
+
+
+def question(name: str, *args: object) -> Ask:
+    """One of those in `inside`."""
+
+    def ask(running: Engine) -> Told:
+        pairs = running.call(f"tests.modes.inside:{name}", *args)
+        return Told([said for said, _ in pairs], [cached for _, cached in pairs])
+
+    return ask
+
+
+def test_ways_to_ask(engine: EngineFactory, tmp_path: Path) -> None:
+    """Several answers, logprobs, a grammar, equal prompts, salts, beams, priorities that preempt, embeddings."""
+    many, ranked, embedded = (
+        question("in_many_ways", prompts(6, 600, seed=5), 10),
+        question("by_priority", prompts(12, 5 * 128 + 120, seed=11), 20),
+        question("embedded", [600, 700], 10),
+    )
+
+    def ask(running: Engine) -> Told:
+        told = [one(running) for one in (many, ranked, embedded)]
+        return Told([each.answers for each in told], [n for each in told for n in each.cached])
+
+    mode = Mode(options={"scheduling_policy": "priority", "enable_prompt_embeds": True})
+    model = tiny.make(tmp_path, "llama")
+    check(engine, mode, model, tmp_path / "kv", ask)
+    metrics = engine(mode.below(model, tmp_path / "kv")).metrics()
+    assert metrics["vllm:num_preemptions_total"] > 0
+    assert metrics["kvtier:loads_total"] > 0
