@@ -1,13 +1,15 @@
 """What a rank's live weights look like: a digest of small pieces of some parameters, spread over layers and kinds.
 
 A look is taken at the beginning of a step and in the order of the device's stream: behind every change that was made
-before, and done when the step's results are. Nobody waits for it, no weight is held meanwhile, and nothing raises.
+before, and done when the step's results are. Nobody waits for it, no weight is held meanwhile, and nothing raises. None
+is lost to the next one: the first after a reset is what all later ones are compared with.
 """
 
 import inspect
 import logging
 import re
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 MOST_PIECES = 64
 PIECE = 4096  # bytes
+_MOST_LOOKS = 4  # under way; vLLM has two or three steps at most
 UNSEEN = b""
 """The digest of weights that cannot be looked at."""
 
@@ -61,24 +64,28 @@ class Fingerprint:
         self._experts_move = experts_move
         self._model: weakref.ref[torch.nn.Module] | None = None
         self._places: Sequence[_Place] = ()
-        self._host: torch.Tensor | None = None
-        self._look: _Look | None = None
+        self._looks: deque[_Look] = deque()  # that nobody has the result of
         self._blind = False
 
     def take(self, number: int) -> None:
-        """Begin a look; the one before it, if nobody has its result yet, is forgotten."""
-        self._look = _Look(number)
+        """Begin a look; where too many have no result yet, the last of them is forgotten."""
+        if len(self._looks) >= _MOST_LOOKS:
+            self._looks.pop()
+        look = _Look(number)
         try:
-            self._look = self._begin(number)
+            look = self._begin(number)
         except Exception as exc:  # whatever becomes of a model while others work on it
             self._say(f"{type(exc).__name__}: {exc}")
+        self._looks.append(look)
 
     def taken(self) -> tuple[int, bytes] | None:
-        """Give a look's number and digest once, as soon as it is done."""
-        look = self._look
-        if look is None or (look.copied is not None and not look.copied.query()):
+        """Give the number and the digest of the oldest look once, as soon as it is done."""
+        if not self._looks:
             return None
-        self._look = None
+        look = self._looks[0]
+        if look.copied is not None and not look.copied.query():
+            return None
+        self._looks.popleft()
         if look.pieces is None:
             return look.number, UNSEEN
         seen = xxhash.xxh3_128(repr(look.lengths).encode())
@@ -102,9 +109,8 @@ class Fingerprint:
         joined = torch.cat(pieces)
         if self._device.type == "cpu":
             return _Look(number, lengths, joined)
-        if self._host is None:
-            self._host = torch.empty(MOST_PIECES * PIECE, dtype=torch.uint8, pin_memory=True)
-        host, copied = self._host[: len(joined)], torch.Event(self._device)
+        host = torch.empty(len(joined), dtype=torch.uint8, pin_memory=True)  # torch keeps some
+        copied = torch.Event(self._device)
         # On the stream that computes: asleep, the weights are unmapped, and vLLM waits for that stream before.
         host.copy_(joined, non_blocking=True)
         copied.record()

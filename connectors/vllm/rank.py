@@ -222,10 +222,12 @@ class Rank:
         return meta
 
     def _looked(self) -> list[Looked]:
-        """Say what was seen of the weights, once."""
+        """Say what was seen of the weights, each look once and in order."""
         self._look = 0
-        seen = self._fingerprint.taken() if self._fingerprint is not None else None
-        return [Looked(self._vllm_config.parallel_config.rank, *seen)] if seen else []
+        if self._fingerprint is None:
+            return []
+        rank = self._vllm_config.parallel_config.rank
+        return [Looked(rank, *seen) for seen in iter(self._fingerprint.taken, None)]
 
     def _moved(self) -> list[Placed]:
         """Say where the memory is, if it is time to look and anything has changed."""
