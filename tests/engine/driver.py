@@ -127,9 +127,9 @@ def _labels(labels: dict[str, str]) -> str:
     return "{" + ",".join(f'{k}="{v}"' for k, v in kept) + "}" if kept else ""
 
 
-def main() -> None:
+def drive(replies_fd: int) -> None:
     """Start the engine, then serve commands until EOF."""
-    replies = os.fdopen(int(sys.argv[1]), "w")
+    replies = os.fdopen(replies_fd, "w", closefd=False)
 
     def reply(make: Callable[[], Any]) -> None:
         try:
@@ -156,4 +156,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    drive(int(sys.argv[1]))

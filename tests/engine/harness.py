@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from kvtier.demo.process import end_session
 from kvtier.demo.server import kv_transfer_config
-from tests.engine import lanes
+from tests.engine import lanes, nursery
 from tests.patience import HANG_S
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +46,9 @@ class EngineConfig:
     blocks: int = 40  # of 128 tokens
     tp: int = 1
     lane: str | None = None  # of `lanes.LANES`; None: whichever the tests run in
+    fresh: bool = (
+        False  # Python starts anew, with a hash seed of its own; else a fork, in half the time
+    )
     in_process: bool = False  # the scheduler in the driver's process: one `step` is one engine step
     options: Mapping[str, Any] = field(default_factory=dict)  # further arguments of vllm.LLM
     env: Mapping[str, str] = field(default_factory=dict)
@@ -90,16 +93,7 @@ class Engine:
         self._unread = b""
         try:
             with log.open("wb") as out:
-                self.process = subprocess.Popen(
-                    [sys.executable, "-m", "tests.engine.driver", str(write_fd)],
-                    stdin=subprocess.PIPE,
-                    stdout=out,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=[write_fd],
-                    start_new_session=True,  # a session finds all that it leaves behind
-                    cwd=ROOT,
-                    env=config.environ(),
-                )
+                self.process = _start(config, write_fd, out)
         finally:
             os.close(write_fd)
         try:
@@ -229,3 +223,19 @@ class Engine:
         if "error" in reply:
             raise EngineError(f"{reply['error']}\n{self.log_tail()}")
         return reply["result"]
+
+
+def _start(config: EngineConfig, replies: int, output: IO[bytes]) -> "subprocess.Popen[bytes]":
+    """Start a driver in a session of its own, which finds all that it leaves behind."""
+    if not config.fresh:
+        return nursery.Forked(config.lane or lanes.DEFAULT, replies, config.environ(), output)
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.engine.driver", str(replies)],
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        pass_fds=[replies],
+        start_new_session=True,
+        cwd=ROOT,
+        env=config.environ(),
+    )

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
@@ -137,7 +138,7 @@ def test_a_graceful_restart_forgets_nothing(
     mortal.engine.close()
     assert disk.partial() == []
     disk.assert_whole()
-    again = Rig(engine(mortal.engine.config), disk, reference)
+    again = Rig(engine(replace(mortal.engine.config, fresh=True)), disk, reference)
     again.settle()
     for prompt in OLD[:2] + NEW + SHARED:
         assert again.cached(prompt) >= 8

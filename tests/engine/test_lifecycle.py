@@ -208,7 +208,7 @@ def test_a_reset_outlives_an_engine_that_never_steps_again(
     assert first.reset(connector=True)
     first.close()
     assert list(folder.rglob("*.kvt")), "no I/O process has heard of it"
-    again = engine(EngineConfig(model=llama, blocks=BLOCKS, kvtier=config))
+    again = engine(EngineConfig(model=llama, blocks=BLOCKS, kvtier=config, fresh=True))
     for prompt in LONG[:2]:
         (answer,) = again.answers([prompt], TOKENS)
         assert (answer.tokens, answer.cached) == (reference.of([prompt])[0], 0)

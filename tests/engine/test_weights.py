@@ -39,7 +39,7 @@ def test_weights_changed_on_the_disk_between_two_starts(
 ) -> None:
     model = models.llama(tmp_path)
     kvtier = nvme(tmp_path / "kv", write="through") | {"chunk_tokens": 128}
-    config = EngineConfig(model=model, blocks=BLOCKS, kvtier=kvtier, in_process=True)
+    config = EngineConfig(model=model, blocks=BLOCKS, kvtier=kvtier, in_process=True, fresh=True)
 
     def ask(config: EngineConfig) -> tuple[list[int], int]:
         running = engine(config)
