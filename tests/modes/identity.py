@@ -66,15 +66,16 @@ class Mode:
 
     def one_by_one(self, running: Engine) -> Told:
         """Ask one prompt after the other."""
-        answers = [running.answers([prompt], self.tokens)[0] for prompt in self._asked()]
+        answers = [running.answers([prompt], self.tokens)[0] for prompt in self.asked()]
         return Told([answer.tokens for answer in answers], [answer.cached for answer in answers])
 
     def at_once(self, running: Engine) -> Told:
         """Ask all prompts in one batch."""
-        answers = running.answers(self._asked(), self.tokens)
+        answers = running.answers(self.asked(), self.tokens)
         return Told([answer.tokens for answer in answers], [answer.cached for answer in answers])
 
-    def _asked(self) -> list[list[int]]:
+    def asked(self) -> list[list[int]]:
+        """The prompts."""
         return prompts(3, self.length, seed=7)
 
 
@@ -112,7 +113,7 @@ def assert_all_kv_counts(running: Engine, mode: Mode, ask: Ask, right: Told) -> 
         assert len(slots) > 1, layers
         running.call("tests.modes.inside:shift", slots)
         wrong = ask(running)
-        assert wrong.cached == right.cached
+        assert wrong.cached == right.cached, (layers, wrong.cached)
         assert alike(wrong.answers, right.answers) == (group in mode.idle_groups), layers
         rest(running)
         running.call("tests.modes.inside:shift", slots[::-1])

@@ -1,4 +1,4 @@
-"""Families of models on the real engine: `tests/connectors/test_caches.py` has the bytes of every kind of cache."""
+"""Families of models: attention of several kinds, and experts."""
 
 from pathlib import Path
 
@@ -9,6 +9,8 @@ from tests.modes import tiny
 from tests.modes.identity import Mode, check
 
 FAMILIES = {
+    "mixtral": Mode(),
+    "gpt-oss": Mode(kvtier={"chunk_tokens": "auto"}),
     "llama4": Mode(  # the hit ends inside a piece of its local attention: only then is any of that loaded
         env={"VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE": "1"}, length=700
     ),
