@@ -8,14 +8,14 @@ import difflib
 import importlib
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import msgspec
 
 from kvtier.codec import Codec
 from kvtier.errors import ConfigError
 from kvtier.policy import AdmissionPolicy, EvictionPolicy, PrefetchPolicy
-from kvtier.tier import Tier
+from kvtier.tier import Site, Tier
 
 EVICTION = {
     "arc": "kvtier.policies.eviction.arc:ArcPolicy",
@@ -140,6 +140,19 @@ def wrap(inner: Tier, wrapper: Plugin) -> Tier:
     plugin_class = lookup("wrapper", wrapper.kind)
     wrapped: Tier = plugin_class(inner, *_config("wrapper", wrapper, plugin_class))
     return wrapped
+
+
+def build_reader(plugin: Plugin, site: Site) -> Tier:
+    """Construct what reads a tier's records in another process, likewise."""
+    target = lookup("tier", plugin.kind).reader  # type: ignore[attr-defined] # it is a Tier
+    reader_class: Any = _load("tier", plugin.kind, target)
+    made: Tier = reader_class(*_config("tier", plugin, reader_class), site)
+    return made
+
+
+def kept_once(tier_kind: str) -> bool:
+    """Whether one rank can keep the records of this kind of tier for others of its node that have the same KV."""
+    return bool(getattr(lookup("tier", tier_kind), "reader", ""))
 
 
 def in_memory(tier_kind: str) -> bool:

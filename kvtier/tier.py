@@ -51,6 +51,12 @@ class Tier(ABC):
     Where there is none, a reset outlives an engine only as far as this process has carried it out.
     """
 
+    reader: ClassVar[str] = ""
+    """The class, as `package.module:Class`, that reads its records in another process of the node, as if it were that rank.
+
+    Where all ranks of a node have the same KV, one keeps the records and the others read them so; empty: each keeps its own.
+    """
+
     takes_numa: ClassVar[bool] = False
     """Whether its records are in memory that it binds to `Site.nodes`; else `numa` is refused for it."""
 

@@ -66,7 +66,7 @@ def manifest(
         ],
         "blocks_per_chunk": ranks[0].blocks_per_chunk,
         "parallel": _of_parallel(vllm_config.parallel_config),
-        "shards": "ranks",  # a record is all that one rank has of a chunk
+        "shards": _shards(ranks),
         "hash": [str(cache.prefix_caching_hash_algo), bytes(NONE_HASH).hex()],
         "epoch": epoch,
     }
@@ -112,6 +112,11 @@ def _where(vllm_config: "VllmConfig", ranks: Iterable[Hello], config: Config) ->
         return {}
     model = vllm_config.model_config
     return {"model": model.model, "revision": str(model.revision)}
+
+
+def _shards(ranks: Iterable[Hello]) -> str:
+    """Say what a record is: all that one rank has of a chunk, or that each of them has."""
+    return "one for all ranks" if all(hello.copies for hello in ranks) else "ranks"
 
 
 def _of_parallel(parallel: "ParallelConfig") -> dict[str, int]:

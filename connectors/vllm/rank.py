@@ -120,6 +120,7 @@ class Rank:
         return Hello(
             rank=self._vllm_config.parallel_config.rank,
             local_ranks=worker.sharers.ranks,
+            copies=worker.copies,
             slots=worker.arena.slots,
             group_nbytes=worker.group_nbytes,
             pages=worker.pages,

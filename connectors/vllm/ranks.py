@@ -25,6 +25,7 @@ class Hello:
 
     rank: int
     local_ranks: int  # of this engine on the rank's node: each takes its share there
+    copies: bool = False  # all of them have the same KV
     slots: int
     group_nbytes: dict[int, int]  # raw bytes of one chunk of each group on this rank
     pages: dict[int, tuple[int, ...]]  # per group: page bytes of each tensor
@@ -50,6 +51,11 @@ class Ranks:
     def local_ranks(self) -> int:
         """Ranks on the node that has most of them: there a rank's share is the smallest."""
         return max(hello.local_ranks for hello in self.hellos)
+
+    @property
+    def copies(self) -> bool:
+        """Whether all ranks have the same KV."""
+        return all(hello.copies for hello in self.hellos)
 
     @property
     def slots(self) -> int:
@@ -99,6 +105,7 @@ def agree(hellos: Sequence[Hello], config_digest: str) -> Ranks:
     if any(hello.config_digest != config_digest for hello in hellos):
         raise ConfigError("the configuration file changed during the start; start again")
     agreed = {
+        "whether all have the same KV": {str(hello.copies) for hello in hellos},
         "blocks_per_chunk": {str(hello.blocks_per_chunk) for hello in hellos},
         "weights": {hello.weights.sample for hello in hellos if hello.weights},
     }

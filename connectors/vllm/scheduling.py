@@ -376,7 +376,7 @@ class Scheduling:
 
     def _open(self, ranks: Ranks) -> None:
         """Make the brain that fits the ranks, open its tiers, and tell it what came before."""
-        mine = of_rank(self._config, ranks.local_ranks)
+        mine = of_rank(self._config, ranks.local_ranks, copies=ranks.copies)
         brain = start.make_brain(mine, ranks, self.statuses, self._vllm_config)
         self._recorder = start.make_recorder(self._config, self.statuses, self._vllm_config)
         self._ranks, self._brain = ranks, brain

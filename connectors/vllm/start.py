@@ -12,6 +12,7 @@ from kvtier.connectors.vllm import identity
 from kvtier.connectors.vllm.ranks import Ranks, engine_of
 from kvtier.connectors.vllm.settings import summary
 from kvtier.connectors.vllm.statuses import Statuses
+from kvtier.registry import kept_once
 from kvtier.trace.recorder import Recorder
 from kvtier.types import GroupSpec
 
@@ -68,6 +69,11 @@ def announce(mine: Config, ranks: Ranks, statuses: Statuses, why_chunks: str) ->
         ranks.local_ranks,
         summary(mine, ranks.arena_nbytes),
     )
+    once = [tier.name for tier in mine.tiers[1:] if ranks.copies and kept_once(tier.kind)]
+    if once:
+        logger.info(
+            "kvtier: all ranks have the same KV: the first keeps one record for all in %s", once
+        )
     for tier, _ in identity.lossy(mine):
         _warnings.warning(
             "kvtier: tier %r is lossy: answers over what is read from it may differ; its records are "

@@ -52,7 +52,9 @@ class KVTierWorker(OffloadingWorker):
     ) -> None:
         """Take vLLM's tensors; all `sharers` of this node do the same at the same time, and one reads `unread`."""
         configured = load(config.extra_config.get("kvtier"))
-        mine = of_rank(configured, sharers.ranks)
+        # As vLLM has found out; what it makes of that (one copy in DRAM, of rank 0) is not for us.
+        self.copies = bool(getattr(config, "replicated_layout", False))
+        mine = of_rank(configured, sharers.ranks, copies=self.copies)
         self.sharers = sharers
         self.guard = guard
         self._unread = unread
@@ -201,6 +203,7 @@ class KVTierWorker(OffloadingWorker):
             IoSetup(
                 rank=self._rank,
                 local_ranks=self.sharers.ranks,
+                copies=self.copies,
                 engine=engine_of(vllm.engine_id, vllm.parallel),
                 engines=self.sharers.engines,
                 arena_nbytes=self.arena.nbytes,

@@ -5,6 +5,7 @@ import msgspec
 from kvtier import topology
 from kvtier.config.structs import Config, MediumConfig, TierConfig
 from kvtier.errors import ConfigError
+from kvtier.registry import kept_once
 from kvtier.units import format_nbytes
 
 _LEAST_SLOTS = 16  # fewer hold nothing that is asked for again
@@ -16,15 +17,17 @@ def share(capacity: int, local_ranks: int) -> int:
     return capacity // local_ranks
 
 
-def of_rank(config: Config, local_ranks: int) -> Config:
+def of_rank(config: Config, local_ranks: int, *, copies: bool = False) -> Config:
     """Return the configuration as one rank has it: of every capacity, and of what a lower tier can read, its share.
 
-    DRAM that has no capacity gets none here: see `dram_nbytes`.
+    Where all have the same KV (`copies`), the capacity of a tier that is kept once is not shared. DRAM that has no capacity gets none here: see `dram_nbytes`.
     """
     tiers = (
         msgspec.structs.replace(
             tier,
-            capacity=None if tier.capacity is None else share(tier.capacity, local_ranks),
+            capacity=_capacity(
+                tier, 1 if copies and index and kept_once(tier.kind) else local_ranks
+            ),
             medium=_medium(tier, local_ranks) if index else tier.medium,
         )
         for index, tier in enumerate(config.tiers)
@@ -67,6 +70,10 @@ def clamped(wanted: int, free_nbytes: int, slot_nbytes: int) -> int:
             "memory, or raise the container's limit"
         )
     return slots * slot_nbytes
+
+
+def _capacity(tier: TierConfig, sharers: int) -> int | None:
+    return None if tier.capacity is None else share(tier.capacity, sharers)
 
 
 def _medium(tier: TierConfig, local_ranks: int) -> MediumConfig | None:

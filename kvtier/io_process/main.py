@@ -148,10 +148,12 @@ def open_tiers(setup: IoSetup, arena_fd: int) -> list[Records]:
     spare = topology.free_nbytes() if setup.spare_nbytes is None else setup.spare_nbytes
     for builtins in setup.tiers:
         tier = msgspec.convert(builtins, TierConfig)
+        once = setup.copies and registry.kept_once(tier.kind)
+        keeper = setup.rank - setup.rank % setup.local_ranks if once else setup.rank
         site = Site(
             tier.name,
-            setup.rank,
-            setup.local_ranks,
+            keeper,
+            1 if once else setup.local_ranks,
             setup.engine,
             tier.capacity or 0,
             tier.numa or (),
@@ -160,10 +162,13 @@ def open_tiers(setup: IoSetup, arena_fd: int) -> list[Records]:
         )
         codec = registry.build("codec", tier.codec)
         check_facts(tier.name, codec, setup)
-        inner = registry.build("tier", Plugin(kind=tier.kind, options=tier.options), site)
+        plugin, keeps = Plugin(kind=tier.kind, options=tier.options), keeper == setup.rank
+        inner = (
+            registry.build("tier", plugin, site) if keeps else registry.build_reader(plugin, site)
+        )
         made = reduce(registry.wrap, tier.wrappers, inner)
         spare -= made.memory_nbytes
-        lower.append(Records(made, codec, site, slots, setup, tier.depth))
+        lower.append(Records(made, codec, site, slots, setup, tier.depth, keeps=keeps))
     return lower
 
 

@@ -79,7 +79,10 @@ class Records:
         slots: ArenaView,
         setup: IoSetup,
         depth: int | None = None,
+        *,
+        keeps: bool = True,
     ) -> None:
+        """Take what this rank has; another rank `keeps` the records where it does not: it writes and removes them."""
         self.name = site.name
         self.log = LimitedLog(logger, _SAY_S)
         self.depth = depth
@@ -87,6 +90,7 @@ class Records:
         self._codec = codec
         self._decoders = Decoders(*(codec.among if isinstance(codec, CodecChoice) else (codec,)))
         self._site = site
+        self._keeps = keeps
         self._rank = site.rank
         self._slots = slots
         self._group_nbytes = setup.group_nbytes
@@ -128,6 +132,8 @@ class Records:
             raise TierError(self.name, op.kind.name.lower(), "no namespace is open")
         if session.change.epoch != epoch:
             return Served(OpStatus.CANCELLED, error="the tier was reset")
+        if not self._keeps and op.kind in (OpKind.WRITE, OpKind.REMOVE):
+            return Served(OpStatus.OK)
         match op.kind:
             case OpKind.READ:
                 return self._read(op, session)
@@ -181,7 +187,7 @@ class Records:
     def judge_room(self, free: int, held: int) -> None:
         """Warn once if the medium, which has so much free beside what is held there, is too small for the tier."""
         site = self._site
-        if self._judged or free < 0 or site.rank % site.local_ranks:
+        if self._judged or free < 0 or site.rank % site.local_ranks or not self._keeps:
             return
         self._judged = True
         if free + held < site.capacity:
@@ -270,6 +276,9 @@ class Records:
 
     def _write_and_read(self) -> None:
         pages = self._scratch
+        if not self._keeps:
+            self._tier.read(PROBE_KEY, [pages.tail])
+            return
         pages.header[:] = np.frombuffer(os.urandom(PAGE), np.uint8)
         self._tier.write(PROBE_KEY, [pages.header])
         found = self._tier.read(PROBE_KEY, [pages.tail])

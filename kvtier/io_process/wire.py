@@ -35,6 +35,7 @@ class IoSetup(msgspec.Struct, frozen=True, kw_only=True):
 
     rank: int = 0
     local_ranks: int = 1  # of this engine on this node
+    copies: bool = False  # all of them have the same KV
     engine: int | None = None  # which of several data-parallel engines; None: the only one
     engines: int = 1  # how many of them are on this node
     arena_nbytes: int

@@ -38,7 +38,7 @@ _FOR_GOOD = (
     errno.ENOTDIR,
     errno.EPERM,
 )  # what no retry cures: the path is wrong, or not for this user
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO must not take a thread for ever
+READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO must not take a thread for ever
 
 
 class FileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,6 +57,7 @@ class FileTier(Tier):
     Config = FileConfig
     persistent = True
     notes_in = "path"
+    reader = "kvtier.tiers.reader:FileReader"
 
     def __init__(
         self, config: FileConfig, site: Site, *, lock_timeout_s: float = _LOCK_TIMEOUT_S
@@ -128,15 +129,15 @@ class FileTier(Tier):
         root = self._opened("read")
         with self._medium("read"):
             try:
-                fd = os.open(_name(key), _READ | (self._direct or 0), dir_fd=root.fd)
+                fd = os.open(name_of(key), READ | (self._direct or 0), dir_fd=root.fd)
             except FileNotFoundError:
                 return 0
             except OSError:
-                if _is_odd(root.fd, _name(key)):
+                if _is_odd(root.fd, name_of(key)):
                     return 0
                 raise
             try:
-                return _read(fd, bufs)
+                return read_into(fd, bufs)
             finally:
                 os.close(fd)
 
@@ -150,7 +151,7 @@ class FileTier(Tier):
                 nbytes = _write(fd, bufs)
             finally:
                 os.close(fd)
-            _publish(root.fd, partial, _name(key))
+            _publish(root.fd, partial, name_of(key))
         except OSError as exc:
             with suppress(OSError):
                 os.unlink(partial, dir_fd=root.fd)
@@ -160,14 +161,14 @@ class FileTier(Tier):
     def remove(self, key: bytes) -> bool:
         root = self._opened("remove")
         with self._medium("remove"), suppress(FileNotFoundError):
-            os.unlink(_name(key), dir_fd=root.fd)
+            os.unlink(name_of(key), dir_fd=root.fd)
             return True
         return False
 
     def scan(self) -> Iterator[Entry]:
         root = self._opened("scan")
         with self._medium("scan"):
-            yield from _scan(root.fd)
+            yield from list_records(root.fd)
 
     def reset(self, namespace: str, manifest: str) -> None:
         with self._medium("reset"):
@@ -269,7 +270,8 @@ def _discard(namespace: Path) -> bool:
         return False
 
 
-def _name(key: bytes) -> str:
+def name_of(key: bytes) -> str:
+    """Name a record's file below its rank's directory."""
     name = key.hex()
     return f"{name[:2]}/{name}{SUFFIX}"
 
@@ -288,7 +290,8 @@ def _remove_trees(paths: list[Path], sweeping: set[Path]) -> None:
         sweeping.discard(path)
 
 
-def _read(fd: int, bufs: Sequence[Bytes]) -> int:
+def read_into(fd: int, bufs: Sequence[Bytes]) -> int:
+    """Fill `bufs` from a file, and return its length; 0 where it is none."""
     found = os.fstat(fd)
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -332,7 +335,7 @@ def _publish(root: int, partial: str, name: str) -> None:
         os.replace(partial, name, src_dir_fd=root, dst_dir_fd=root)
 
 
-def _scan(root: int) -> Iterator[Entry]:
+def list_records(root: int) -> Iterator[Entry]:
     """List every record; what of it cannot be listed is raised at the end, when the rest is known."""
     failed: OSError | None = None
     for prefix in os.listdir(root):

@@ -69,8 +69,8 @@ class Row:
 class Memory:
     """The pages of one worker: what a model would write and read."""
 
-    def __init__(self, cache_config: Any, layout: Any, rank: int) -> None:
-        self._rank = rank
+    def __init__(self, cache_config: Any, layout: Any, owner: str) -> None:
+        self._owner = owner
         self.caches = allocate_kv_cache(cache_config, torch.device("cpu"), layout)
         self._layers = [
             (index, name, group.kv_cache_spec, self.caches[name].view(torch.uint8))
@@ -82,7 +82,7 @@ class Memory:
         """Read what the tokens after `row.computed` attend to, then write `count` of them."""
         for group, name, spec, cache in self._layers:
             run = _run_state if isinstance(spec, MambaSpec) else _run_tokens
-            run(row, count, row.blocks[group], f"{self._rank}: {name}", spec, cache)
+            run(row, count, row.blocks[group], f"{self._owner}: {name}", spec, cache)
 
 
 def _run_tokens(
@@ -158,7 +158,10 @@ class NoModelEngine:
             )
             self.workers = [_worker(config, rank, each) for rank, each in enumerate(made)]
         layout = config.cache_config.get_resolved_kv_cache_layout()
-        self._memories = [Memory(each, layout, rank) for rank, each in enumerate(made)]
+        same = self.cache_config.kv_tp_replicas == ranks > 1
+        self._memories = [
+            Memory(each, layout, "all" if same else str(rank)) for rank, each in enumerate(made)
+        ]
         for worker, memory in zip(self.workers, self._memories, strict=True):
             worker.register_kv_caches(memory.caches)
         self._aggregator = KVOutputAggregator(ranks)
