@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from hashlib import sha256
 from statistics import median
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -194,7 +195,7 @@ def reset() -> None:
 
 def scan() -> None:
     """The list of a million records at a start, step by step."""
-    found = [b"%032d" % i + GROUP for i in range(MILLION)]
+    found = [sha256(b"%d" % i).digest() + GROUP for i in range(MILLION)]
     engine = Engine("kvtier", blocks=1000, tiers=[NVME], found=found)
     brain, steps = engine.connector.scheduling.brain, []
     while brain.stats().tiers[1].chunks < MILLION:
