@@ -93,6 +93,7 @@ class NullRank:
         worker: Any = KVTierWorker.__new__(KVTierWorker)
         worker.blocks_per_chunk, worker._groups, worker._engine = blocks_per_chunk, [0], self.engine
         worker._jobs, worker._failed, worker._spoiled = {}, {}, set()
+        worker._collected = []
         worker._failed_loads, worker._invalid_blocks, worker.guard = set(), set(), Guard()
         self.worker: KVTierWorker = worker
 

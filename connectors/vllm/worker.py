@@ -95,6 +95,8 @@ class KVTierWorker(OffloadingWorker):
         self._invalid_blocks: set[int] = set()
         self._failed_loads: set[int] = set()
         self._spoiled: set[int] = set()
+        self._collected: list[tuple[CopyJob, Sequence[ChunkCopy], Sequence[int]]] = []
+        """Stores that are not given to the engine yet: with their copies, and the positions of these in the job."""
 
     def submit_store(
         self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: LoadStoreSpec
@@ -119,11 +121,13 @@ class KVTierWorker(OffloadingWorker):
 
     def get_finished(self) -> list[TransferResult]:
         """Collect the jobs that are over. One that cannot say so is waited for, and what it says then counts."""
+        self._submit_collected()
         jobs = list(self._jobs.items())
         ended = [job_id for job_id, job in jobs if self.guard.always(job.done, True)]
         return [self._ended(job_id) for job_id in ended]
 
     def wait(self, job_ids: set[int]) -> None:
+        self._submit_collected()
         for job_id in self._jobs.keys() & job_ids:
             self.guard.always(self._jobs[job_id].wait, None)
 
@@ -135,6 +139,7 @@ class KVTierWorker(OffloadingWorker):
 
     def launched(self) -> None:
         """Be told that nothing more is submitted of this pass."""
+        self._submit_collected()
         self._engine.launched()
 
     def fail_loads(self) -> None:
@@ -238,7 +243,21 @@ class KVTierWorker(OffloadingWorker):
         whole = [i for i in range(len(copies)) if i not in torn]
         job = self._jobs[job_id] = CopyJob(len(copies), failed=torn)
         if whole:
-            job.parts.append(CopyPart(self._engine.offload([copies[i] for i in whole]), whole))
+            self._collected.append((job, [copies[i] for i in whole], whole))
+        return True
+
+    def _submit_collected(self) -> None:
+        """Give the engine the stores of a step, all at once; until then none of them is waited for or collected."""
+        if self._collected and not self.guard.run(self._offload, False):
+            for job, _, _ in self._collected:
+                if not job.parts:
+                    job.fail()
+        self._collected = []
+
+    def _offload(self) -> bool:
+        transfers = self._engine.offload_each([copies for _, copies, _ in self._collected])
+        for (job, _, chunks), transfer in zip(self._collected, transfers, strict=True):
+            job.parts.append(CopyPart(transfer, chunks))
         return True
 
     def _load(self, job_id: int, slots: SlotSpec, device: GPULoadStoreSpec) -> bool:

@@ -1,7 +1,7 @@
 """The transfer interface: one rank's device pages <-> its arena slots. Nothing here blocks but `result`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -75,6 +75,13 @@ class TransferEngine(ABC):
     @abstractmethod
     def offload(self, copies: Sequence[ChunkCopy]) -> Transfer:
         """Start to copy device blocks into slots; pieces without a block are zeroed."""
+
+    def offload_each(self, transfers: Sequence[Sequence[ChunkCopy]]) -> Iterator[Transfer]:
+        """Start several such copies, in order; each ends, fails and is waited for on its own.
+
+        Where one cannot be started, those that were are given before the exception is raised.
+        """
+        return map(self.offload, transfers)
 
     @abstractmethod
     def onload(self, copies: Sequence[ChunkCopy], urgency: Urgency = Urgency.DEMAND) -> Transfer:

@@ -6,13 +6,14 @@ and few at a time, so that a demand never queues behind more than two parts of t
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import NamedTuple
 
+from kvtier.transfer.batch import Batch
 from kvtier.transfer.engine import ChunkCopy, Moved, Transfer, Urgency
-from kvtier.transfer.page_map import PageMap, Work, works
+from kvtier.transfer.page_map import Listed, PageMap, Work, works
 from kvtier.transfer.paths import Mover
 from kvtier.transfer.streams import Mark, Streams
 
@@ -30,6 +31,16 @@ SHARES = {
 }
 
 
+_BATCH_PAGES = 1 << 15  # planned at once: a millisecond
+
+
+class Part(NamedTuple):
+    """Chunks of a transfer that start together."""
+
+    nbytes: int  # in their slots
+    works: Callable[[], Sequence[Work]]  # asked for when it starts, once
+
+
 class Started(NamedTuple):
     """A part that the device was given, or some of it where there is an error."""
 
@@ -45,9 +56,7 @@ Start = Callable[[Callable[[], Started]], "Future[Started]"]
 class StreamTransfer(Transfer):
     """Parts that wait for their start, and the parts under way."""
 
-    def __init__(
-        self, line: "Line", urgency: Urgency, parts: Sequence[Sequence[ChunkCopy]], after: Mark
-    ) -> None:
+    def __init__(self, line: "Line", urgency: Urgency, parts: Iterable[Part], after: Mark) -> None:
         self.urgency = urgency
         self.waiting = deque(parts)
         self.started: deque[tuple[Future[Started], int]] = deque()  # with the bytes of its chunks
@@ -115,6 +124,7 @@ class Line:
         streams: Streams,
         layout: PageMap,
         choose: Callable[[Work], Mover],
+        listed: Callable[[Work], Listed],
         start: Start,
         clock: Callable[[], float],
     ) -> None:
@@ -125,6 +135,7 @@ class Line:
         self._stream = streams.open()
         self._layout = layout
         self._choose = choose
+        self._listed = listed
         self._start = start
         self._largest = max(map(layout.chunk_nbytes, layout.planes))
         self._queues: dict[Urgency, deque[StreamTransfer]] = {each: deque() for each in Urgency}
@@ -132,13 +143,30 @@ class Line:
 
     def submit(self, copies: Sequence[ChunkCopy], urgency: Urgency, after: Mark) -> StreamTransfer:
         """Take a transfer, all of it ordered after one mark."""
-        n = max(1, SHARES[urgency].part_nbytes // self._largest)
-        parts = [copies[i : i + n] for i in range(0, len(copies), n)]
-        transfer = StreamTransfer(self, urgency, parts, after)
-        self._queues[urgency].append(transfer)
-        self._waiting[urgency].append(transfer)
+        transfer = self._queue(self._parts(copies, urgency), urgency, after)
         self.pump()
         return transfer
+
+    def submit_each(
+        self, transfers: Sequence[Sequence[ChunkCopy]], urgency: Urgency, after: Mark
+    ) -> list[StreamTransfer]:
+        """Take several transfers at once, in order, each as `submit` does; those of one part are planned together."""
+        cut: list[list[Part]] = []
+        small: list[Sequence[ChunkCopy]] = []
+        pages = _BATCH_PAGES
+        for copies in transfers:
+            if len(copies) > self._chunks_per_part(urgency):
+                cut.append(self._parts(copies, urgency))
+                continue
+            if pages >= _BATCH_PAGES:
+                small, pages = [], 0
+                batch = Batch(small, self._layout, self._listed)
+            cut.append([Part(self._nbytes(copies), partial(batch.works, len(small)))])
+            small.append(copies)
+            pages += sum(self._layout.chunk_pages(copy.group) for copy in copies)
+        submitted = [self._queue(parts, urgency, after) for parts in cut]
+        self.pump()
+        return submitted
 
     def pump(self) -> None:
         """Start what may start; called for every transfer of every step, so it looks at few."""
@@ -170,16 +198,33 @@ class Line:
             transfer.wait()
         self.pump()  # forgets them
 
+    def _queue(self, parts: Iterable[Part], urgency: Urgency, after: Mark) -> StreamTransfer:
+        transfer = StreamTransfer(self, urgency, parts, after)
+        self._queues[urgency].append(transfer)
+        self._waiting[urgency].append(transfer)
+        return transfer
+
+    def _parts(self, copies: Sequence[ChunkCopy], urgency: Urgency) -> list[Part]:
+        n = self._chunks_per_part(urgency)
+        parts = [copies[i : i + n] for i in range(0, len(copies), n)]
+        return [Part(self._nbytes(part), partial(works, part)) for part in parts]
+
+    def _chunks_per_part(self, urgency: Urgency) -> int:
+        return max(1, SHARES[urgency].part_nbytes // self._largest)
+
+    def _nbytes(self, copies: Sequence[ChunkCopy]) -> int:
+        return sum(self._layout.chunk_nbytes(copy.group) for copy in copies)
+
     def _start_part(self, transfer: StreamTransfer) -> None:
         part = transfer.waiting.popleft()
-        nbytes = sum(self._layout.chunk_nbytes(copy.group) for copy in part)
-        self.under_way[transfer.urgency] += nbytes
-        transfer.started.append((self._start(partial(self._give, part, transfer.after)), nbytes))
+        self.under_way[transfer.urgency] += part.nbytes
+        started = self._start(partial(self._give, part, transfer.after))
+        transfer.started.append((started, part.nbytes))
 
-    def _give(self, part: Sequence[ChunkCopy], after: Mark) -> Started:
+    def _give(self, part: Part, after: Mark) -> Started:
         error, nbytes = None, 0
         try:
-            for work in works(part):
+            for work in part.works():
                 self._choose(work).move(work, self._stream, after)
                 nbytes += self._layout.moved_nbytes(work)
         except Exception as exc:

@@ -27,23 +27,6 @@ class PageRun(NamedTuple):
     nbytes: int  # of a page
 
 
-class Work(NamedTuple):
-    """Chunks of one group, in the order of submission."""
-
-    group: int
-    slots: Numbers  # (n,)
-    blocks: Numbers  # (n, blocks_per_chunk), NO_BLOCK where nothing moves
-
-    def slot_addresses(self, arena: Arena) -> Addresses:
-        """Return the address of each chunk's slot."""
-        return (arena.address + self.slots * arena.slot_nbytes).astype(np.uint64)
-
-    def parts(self, chunks: int) -> Iterator["Work"]:
-        """Cut it into parts of at most so many chunks."""
-        for i in range(0, len(self.slots), chunks):
-            yield Work(self.group, self.slots[i : i + chunks], self.blocks[i : i + chunks])
-
-
 class Runs(NamedTuple):
     """What to copy: per run its device address, the chunk of the work, the offset in its slot, and its bytes."""
 
@@ -51,6 +34,36 @@ class Runs(NamedTuple):
     chunk: Numbers
     offset: Addresses
     nbytes: Addresses
+
+
+class Listed(NamedTuple):
+    """What is known of a work before it starts."""
+
+    runs: Runs
+    slots: Addresses  # per run its address in the slot
+    run_nbytes: int  # of an average run
+    moved_nbytes: int
+
+
+class Work(NamedTuple):
+    """Chunks of one group, in the order of submission."""
+
+    group: int
+    slots: Numbers  # (n,)
+    blocks: Numbers  # (n, blocks_per_chunk), NO_BLOCK where nothing moves
+    listed: Listed | None = None  # for the direction that it goes
+
+    def slot_addresses(self, arena: Arena) -> Addresses:
+        """Return the address of each chunk's slot."""
+        return (arena.address + self.slots * arena.slot_nbytes).astype(np.uint64)
+
+    def parts(self, chunks: int) -> Iterator["Work"]:
+        """Cut it into parts of at most so many chunks."""
+        if len(self.slots) <= chunks:
+            yield self
+            return
+        for i in range(0, len(self.slots), chunks):
+            yield Work(self.group, self.slots[i : i + chunks], self.blocks[i : i + chunks])
 
 
 def works(copies: Sequence[ChunkCopy]) -> list[Work]:
@@ -82,6 +95,7 @@ class PageMap:
         self.planes = {group: tuple(rows) for group, rows in planes.items()}
         self.blocks_per_chunk = blocks_per_chunk
         self._zeros = np.uint64(zeros)
+        self._page_nbytes = {g: sum(row.nbytes for row in rows) for g, rows in self.planes.items()}
 
     @classmethod
     def of(
@@ -93,15 +107,26 @@ class PageMap:
 
     def chunk_nbytes(self, group: int) -> int:
         """Bytes of a chunk in its slot."""
-        return self.blocks_per_chunk * sum(plane.nbytes for plane in self.planes[group])
+        return self.blocks_per_chunk * self._page_nbytes[group]
+
+    def page_nbytes(self, group: int) -> int:
+        """Bytes of a block, in all tensors."""
+        return self._page_nbytes[group]
+
+    def chunk_pages(self, group: int) -> int:
+        """Pages of a chunk, in all tensors: the most runs that it can have."""
+        return self.blocks_per_chunk * len(self.planes[group])
 
     def moved_nbytes(self, work: Work) -> int:
         """Bytes of the pieces that have a block."""
-        pages = int(np.count_nonzero(work.blocks != NO_BLOCK))
-        return pages * sum(plane.nbytes for plane in self.planes[work.group])
+        if work.listed:
+            return work.listed.moved_nbytes
+        return int(np.count_nonzero(work.blocks != NO_BLOCK)) * self._page_nbytes[work.group]
 
     def run_nbytes(self, work: Work) -> int:
         """Bytes of an average run: what the speed of a path depends on."""
+        if work.listed:
+            return work.listed.run_nbytes
         planes = self.planes[work.group]
         pages = int(np.count_nonzero(work.blocks != NO_BLOCK))
         joins = int(np.count_nonzero(_neighbours(work.blocks)))

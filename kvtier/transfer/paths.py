@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from kvtier.memory.arena import Arena
-from kvtier.transfer.page_map import Addresses, PageMap, Runs, Work
+from kvtier.transfer.page_map import Addresses, Listed, PageMap, Runs, Work
 from kvtier.transfer.streams import COMPUTE, Mark, Streams
 
 STAGE_NBYTES = 32 << 20
@@ -79,9 +79,20 @@ class Setup(NamedTuple):
 
     def runs(self, work: Work, direction: Direction) -> Runs:
         """List the runs of a direction."""
+        if work.listed:
+            return work.listed.runs
         if direction is Direction.OFFLOAD:
             return self.layout.offload_runs(work)
         return self.layout.onload_runs(work)
+
+    def listed(self, work: Work, direction: Direction) -> Listed:
+        """Find out all that a way asks of a work."""
+        if work.listed:
+            return work.listed
+        runs = self.runs(work, direction)
+        slots = work.slot_addresses(self.arena)[runs.chunk] + runs.offset
+        nbytes = self.layout.run_nbytes(work), self.layout.moved_nbytes(work)
+        return Listed(runs, slots, *nbytes)
 
 
 class DirectMover(Mover):
@@ -101,8 +112,7 @@ class DirectMover(Mover):
             self._site.streams.run(stream, self._step(part))
 
     def _step(self, part: Work) -> "partial[None]":
-        runs = self._site.runs(part, self._direction)
-        slots = part.slot_addresses(self._site.arena)[runs.chunk] + runs.offset
+        runs, slots = self._site.listed(part, self._direction)[:2]
         ends = (slots, runs.device)
         dst, src = ends if self._direction is Direction.OFFLOAD else ends[::-1]
         if self._kernel:

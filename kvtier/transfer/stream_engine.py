@@ -64,6 +64,7 @@ class StreamTransferEngine(TransferEngine):
                 hardware.streams,
                 layout,
                 self._chooser(layout, self._movers(site, self.pages, direction), direction),
+                partial(site.listed, direction=direction),
                 self._start(hardware, direction),
                 clock,
             )
@@ -72,6 +73,10 @@ class StreamTransferEngine(TransferEngine):
 
     def offload(self, copies: Sequence[ChunkCopy]) -> Transfer:
         return self._lines[Direction.OFFLOAD].submit(copies, Urgency.DEMAND, self._after())
+
+    def offload_each(self, transfers: Sequence[Sequence[ChunkCopy]]) -> Iterator[Transfer]:
+        line = self._lines[Direction.OFFLOAD]
+        return iter(line.submit_each(transfers, Urgency.DEMAND, self._after()))
 
     def onload(self, copies: Sequence[ChunkCopy], urgency: Urgency = Urgency.DEMAND) -> Transfer:
         return self._lines[Direction.ONLOAD].submit(copies, urgency, self._after())

@@ -94,6 +94,7 @@ def worker(engine: object) -> KVTierWorker:
     made = KVTierWorker.__new__(KVTierWorker)
     made.blocks_per_chunk, made._groups, made._engine = 1, [0], engine  # type: ignore[assignment]
     made._jobs, made._failed, made._spoiled = {}, {}, set()
+    made._collected = []
     made._failed_loads, made._invalid_blocks, made.guard = set(), set(), Guard()
     return made
 

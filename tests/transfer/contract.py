@@ -136,6 +136,25 @@ class TransferContract(ABC):
             want = expected(tensors, copy.blocks)
             assert arena.slot(copy.slot).view(np.int8)[: len(want)].tolist() == want
 
+    @pytest.mark.parametrize("blocks_per_chunk", [1, 3])
+    def test_several_at_once_are_as_one_by_one(self, build: Build, blocks_per_chunk: int) -> None:
+        full, window = pages([256, 48], device=self.device), pages([1024], device=self.device)
+        engine, arena = build({0: full, 1: window}, blocks_per_chunk, 7)
+        order: list[int | None] = np.random.default_rng(0).permutation(BLOCKS).tolist()
+        order[4] = None
+        copies = [
+            ChunkCopy(6 - i, i % 2, tuple(order[i * blocks_per_chunk :][:blocks_per_chunk]))
+            for i in range(7)
+        ]
+        each = [copies[:1], copies[1:5], [], copies[5:]]
+        transfers = [*engine.offload_each(each)]
+        for transfer, mine in zip(transfers, each, strict=True):
+            there = [copy.group for copy in mine for block in copy.blocks if block is not None]
+            assert transfer.result().nbytes == sum((304, 1024)[group] for group in there)
+        for copy in copies:
+            want = expected((full, window)[copy.group], copy.blocks)
+            assert arena.slot(copy.slot).view(np.int8)[: len(want)].tolist() == want
+
     def test_many_are_under_way_and_end_in_order(self, build: Build) -> None:
         tensors = pages([4096, 512], device=self.device)
         before = [tensor.clone() for tensor in tensors]

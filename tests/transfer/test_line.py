@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from kvtier.memory.arena import Arena
 from kvtier.transfer import line, paths, plain
+from kvtier.transfer.batch import Batch
 from kvtier.transfer.engine import ChunkCopy, Transfer, Urgency
 from kvtier.transfer.line import Share
+from kvtier.transfer.page_map import Work
 from kvtier.transfer.paths import Direction, Path
 from kvtier.transfer.stream_engine import StreamTransferEngine
 from tests.transfer.contract import BLOCKS, POISON, fill, pages
@@ -308,6 +310,83 @@ def test_a_copy_that_the_driver_refuses_fails_alone(path: Path) -> None:
     assert torch.equal(r.page, before)
     r.engine.close()
     r.arena.close()
+
+
+@pytest.mark.parametrize("path", [Path.BATCHED, Path.STAGED, Path.KERNEL])
+def test_of_several_that_are_submitted_at_once_one_fails_alone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    r = rig(path, streams=ImmediateStreams(3))
+    bad = r.arena.address + 3 * r.arena.slot_nbytes
+    move = r.copier._move
+
+    def refuse(dst: np.ndarray, *args: Any) -> None:
+        if bad in dst.tolist():
+            raise OSError(700, "cuMemcpyBatchAsync: CUDA_ERROR_ILLEGAL_ADDRESS")
+        move(dst, *args)
+
+    monkeypatch.setattr(r.copier, "_move", refuse)
+    transfers = [*r.engine.offload_each([r.copies(i, 2) for i in (0, 2, 4)])]
+    with pytest.raises(OSError, match="ILLEGAL_ADDRESS"):
+        transfers[1].result()
+    for i, transfer in ((0, transfers[0]), (4, transfers[2])):
+        assert transfer.result().nbytes == 2 * PAGE
+        assert bytes(r.arena.slot(i)[:PAGE]) == bytes(r.page[i].numpy())
+    r.engine.close()
+    r.arena.close()
+
+
+def test_of_several_that_are_submitted_at_once_each_ends_on_its_own(make: Make) -> None:
+    r = make(Path.BATCHED)
+    transfers = [*r.engine.offload_each([r.copies(i, 1) for i in range(6)])]
+    while not transfers[0].done():
+        r.streams.step(1)
+    assert not transfers[-1].done()
+    assert transfers[2].result().nbytes == PAGE
+    assert not transfers[-1].done(), "who waits for one waits for no one behind it"
+
+
+def test_what_nobody_wants_any_more_of_several_is_not_started(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(line.SHARES, Urgency.DEMAND, Share(2 * PAGE, 2 * PAGE))
+    r = make(Path.BATCHED)
+    transfers = [*r.engine.offload_each([r.copies(i, 1) for i in range(4)])]
+    transfers[2].stop()
+    for transfer in transfers:
+        transfer.result()
+    assert r.sizes() == [1, 1, 1]
+
+
+def test_where_several_cannot_be_planned_together_each_is_planned_alone(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("no plan")
+
+    monkeypatch.setattr(Batch, "_plan", fail)
+    r = make(Path.BATCHED)
+    for transfer in r.engine.offload_each([r.copies(i, 1) for i in range(4)]):
+        assert transfer.result().nbytes == PAGE
+    assert caplog.text.count("not planned together") == 1
+
+
+def test_many_at_once_are_planned_some_at_a_time(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[int] = []
+    plan = Batch._plan
+
+    def watch(self: Batch) -> list[list[Work]]:
+        planned.append(len(self._transfers))
+        return plan(self)
+
+    monkeypatch.setattr(line, "_BATCH_PAGES", 3)
+    monkeypatch.setattr(Batch, "_plan", watch)
+    r = make(Path.BATCHED)
+    for transfer in r.engine.offload_each([r.copies(i, 1) for i in range(8)]):
+        transfer.result()
+    assert planned == [3, 3, 2]
 
 
 @pytest.mark.usefixtures("_small_parts")
