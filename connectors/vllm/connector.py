@@ -144,7 +144,7 @@ class KVTierConnector(OffloadingConnector):
                 if hit == 0:
                     self._cancel(request)  # what was pinned for a hit that is not needed any more
                 return answer, hit is None
-            match side.guard.run(side.watch.looks.trust, Trust.NO):
+            match side.guard.run(partial(side.watch.trust, request.request_id), Trust.NO):
                 case Trust.WAIT:
                     return (None, False), False
                 case Trust.NO:

@@ -15,29 +15,35 @@ class Job:
     plan: int
     keys: tuple[BlockKey, ...]
     ranks_left: int
+    adapter: bytes | None = None  # what `Adapters` calls the LoRA adapter of what it stores
     failed: set[int] = field(default_factory=set)
+
+    def failed_keys(self) -> list[BlockKey]:
+        """List the keys whose copies failed on any rank."""
+        return [self.keys[i] for i in self.failed]
 
 
 class Jobs:
     """The plans that vLLM has not made a job of yet, and the jobs that not every rank has done. EngineCore's main thread only."""
 
     def __init__(self) -> None:
-        self.planned: dict[int, tuple[BlockKey, ...]] = {}
+        self.planned: dict[int, tuple[tuple[BlockKey, ...], bytes | None]] = {}
         self.live: dict[int, Job] = {}
 
-    def plan(self, plan: int, keys: tuple[BlockKey, ...]) -> None:
-        """Note the keys of a plan."""
-        self.planned[plan] = keys
+    def plan(self, plan: int, keys: tuple[BlockKey, ...], adapter: bytes | None = None) -> None:
+        """Note the keys of a plan, and whose weights they were computed with."""
+        self.planned[plan] = keys, adapter
 
     def begin(self, meta: KVTierMetadata, ranks: int) -> None:
         """Adopt the jobs of a step, which all `ranks` are to do."""
         for job_id, job in chain(meta.load_jobs.items(), meta.store_jobs.items()):
             spec = job.src_spec if job_id in meta.load_jobs else job.dst_spec
             if isinstance(spec, SlotSpec) and spec.plan is not None:
-                self.live[job_id] = Job(spec.plan, self.planned.pop(spec.plan), ranks)
+                keys, adapter = self.planned.pop(spec.plan)
+                self.live[job_id] = Job(spec.plan, keys, ranks, adapter)
 
-    def end(self, meta: KVTierWorkerMetadata) -> Iterator[tuple[int, list[BlockKey]]]:
-        """Take what the ranks report; give the plan and the failed keys of each job that every rank has done now."""
+    def end(self, meta: KVTierWorkerMetadata) -> Iterator[Job]:
+        """Take what the ranks report; give each job that every rank has done now."""
         for job_id, positions in meta.failed.items():
             if job_id in self.live:
                 self.live[job_id].failed |= positions
@@ -47,4 +53,4 @@ class Jobs:
             job.ranks_left -= ranks
             if job.ranks_left <= 0:
                 del self.live[job_id]
-                yield job.plan, [job.keys[i] for i in job.failed]
+                yield job

@@ -12,7 +12,6 @@ class LiveRequest:
 
     may: Permission
     told: list[int]  # keys that the brain knows, of each group
-    adapter: bytes | None = None  # what `Adapters` calls its LoRA adapter
     below: set[BlockKey] = field(default_factory=set)  # of its hit, what came from below tier 0
     reading: bool = False  # reads were ordered for it, and were not all there when vLLM asked last
     loaded: bool = False  # since it started from nothing: who asks again then has lost that

@@ -63,10 +63,25 @@ class Looks:
         self._answered = 0
         self._answered_at = -TRUST_S  # when it was ordered
         self._needed = 1  # the look without which no hit is given
+        self._wanted = 0  # the last look that somebody asked for
         self._base = 0  # the first look after the last reset of kvtier
         self._emptied = 1  # the first look after the device's cache was emptied
         self._period = PERIOD_S
         self._asked = False
+
+    @property
+    def next(self) -> int:
+        """The number of the next look."""
+        return self._sent + 1
+
+    @property
+    def answered(self) -> int:
+        """The last look that all ranks have answered."""
+        return self._answered
+
+    def want(self) -> None:
+        """Let the step that is being made have a look, whose answer only one request waits for."""
+        self._wanted, self._asked = self._sent + 1, True
 
     def suspect(self, *_: object) -> None:
         """Note that weights may have been changed: the workers were called."""
@@ -127,7 +142,7 @@ class Looks:
         return change
 
     def _due(self) -> bool:
-        if self._needed > self._sent:
+        if max(self._needed, self._wanted) > self._sent:
             return True
         now = self._clock()
         if (pending := self._sent_at.get(self._sent)) is not None:

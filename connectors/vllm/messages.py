@@ -12,6 +12,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
 )
 from vllm.v1.kv_offload.base import LoadStoreSpec
 
+from kvtier.connectors.vllm.adapters import Loaded
 from kvtier.connectors.vllm.looks import Looked
 from kvtier.connectors.vllm.ranks import Hello
 from kvtier.types import OpResult, Placed, ScanBatch, TierOp
@@ -37,6 +38,9 @@ class KVTierMetadata(OffloadingConnectorMetadata):
     spoiled: set[int] = field(default_factory=set)  # stores whose blocks may be overwritten already
     timed: int = 0  # the number of a step whose time says how fast the engine computes; 0: of none
     look: int = 0  # the number of a look at the live weights, taken in this step; 0: none
+    adapters: int = 0  # the number of a step that computes with LoRA adapters; 0: it does not
+    paths: list[str] = field(default_factory=list)
+    """Of LoRA adapters: whether the files there are as they were read is to be found out with the look."""
     greet: bool = False  # not every rank has said hello: say it
 
     @classmethod
@@ -64,6 +68,7 @@ class KVTierWorkerMetadata(OffloadingWorkerMetadata):
     """Where the memory of each rank that is named here is; of the others nothing has changed."""
     looked: list[Looked] = field(default_factory=list)
     hellos: list[Hello] = field(default_factory=list)
+    loaded: list[Loaded] = field(default_factory=list)
 
     @classmethod
     def of(cls, base: OffloadingWorkerMetadata | None, *, broken: str) -> "KVTierWorkerMetadata":
@@ -85,4 +90,5 @@ class KVTierWorkerMetadata(OffloadingWorkerMetadata):
             placed=self.placed + theirs.placed,
             looked=self.looked + theirs.looked,
             hellos=self.hellos + theirs.hellos,
+            loaded=self.loaded + theirs.loaded,
         )

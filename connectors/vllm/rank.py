@@ -16,9 +16,11 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.worker import (
 
 from kvtier.config import Config, digest
 from kvtier.connectors.vllm import fingerprint, ranks
+from kvtier.connectors.vllm.adapters import Loaded
 from kvtier.connectors.vllm.arrangement import arrangements, device_name
 from kvtier.connectors.vllm.fingerprint import Fingerprint
 from kvtier.connectors.vllm.looks import Looked
+from kvtier.connectors.vllm.loras import Loras
 from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata
 from kvtier.connectors.vllm.pages import asked_for, find_pages
 from kvtier.connectors.vllm.ranks import Hello
@@ -71,6 +73,8 @@ class Rank:
         self._look = 0  # to be taken in this step
         self._rest: list[TierOp] = []  # operations of this step that follow behind the pass
         self._asked = False  # for the hello, by this step
+        self._loras: Loras | None = None
+        self._step: KVTierMetadata | None = None  # until it is reported
 
     @property
     def worker(self) -> KVTierWorker:
@@ -108,6 +112,8 @@ class Rank:
             model = fingerprint.callers_model()
             self._fingerprint = Fingerprint(model, cache.device, experts_move=eplb)
             self._fingerprint.take(0)
+        if getattr(self._vllm_config, "lora_config", None) is not None:
+            self._loras = Loras(self._vllm_config.parallel_config.rank)
 
     def hello(self) -> Hello:
         """Describe this rank to the brain as it was at the start."""
@@ -146,6 +152,7 @@ class Rank:
             self.worker.fail_loads()
         self.worker.spoil(meta.spoiled)
         self._timed, self._look, self._asked = meta.timed, meta.look, meta.greet
+        self._step = meta
 
     def after(self) -> None:
         """Forget what was spoiled and is none of this rank's jobs, now that all of the step are known."""
@@ -210,8 +217,10 @@ class Rank:
         hellos: list[Hello] = []
         if self._asked:
             hellos = self.guard.run(lambda: [self.hello()], hellos)
+        unread: list[Loaded] = []
+        loaded = self.guard.run(self._loaded, unread)
         broken = "" if self._said_broken else self.guard.broken  # last: until here it may become so
-        news = answers or failed or broken or placed or timed or looked or hellos
+        news = answers or failed or broken or placed or timed or looked or loaded or hellos
         if base is None and not news:
             return None
         self._said_broken = bool(self.guard.broken)
@@ -219,7 +228,7 @@ class Rank:
         meta.results = [answer for answer in answers if isinstance(answer, OpResult)]
         meta.scans = [answer for answer in answers if isinstance(answer, ScanBatch)]
         meta.failed, meta.timed, meta.placed = failed, timed, placed
-        meta.looked, meta.hellos = looked, hellos
+        meta.looked, meta.loaded, meta.hellos = looked, loaded, hellos
         return meta
 
     def _looked(self) -> list[Looked]:
@@ -229,6 +238,13 @@ class Rank:
             return []
         rank = self._vllm_config.parallel_config.rank
         return [Looked(rank, *seen) for seen in iter(self._fingerprint.taken, None)]
+
+    def _loaded(self) -> list[Loaded]:
+        """Say which LoRA adapters are loaded, if this step asks for it."""
+        step, self._step = self._step, None
+        if self._loras is None or step is None:
+            return []
+        return self._loras.report(step.adapters, step.look, step.paths)
 
     def _moved(self) -> list[Placed]:
         """Say where the memory is, if it is time to look and anything has changed."""

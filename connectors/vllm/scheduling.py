@@ -19,7 +19,6 @@ from vllm.v1.request import RequestStatus
 from kvtier.brain import TieredCache, Why
 from kvtier.config import Config, digest, of_rank
 from kvtier.connectors.vllm import start
-from kvtier.connectors.vllm.adapters import Adapters
 from kvtier.connectors.vllm.events import BlockEvents
 from kvtier.connectors.vllm.hints import Complaints, Hints, comes_from_elsewhere
 from kvtier.connectors.vllm.jobs import Jobs
@@ -89,12 +88,11 @@ class Scheduling:
         self._live: dict[str, LiveRequest] = {}
         self._over: set[str] = set()  # of these, who has its last token
         self._computes = False  # in the last step
-        self._adapters = Adapters()
         self._permissions = Permissions(config, vllm_config, self._media)
         self._complaints = Complaints()
         self._jobs = Jobs()
         self._crowded_out: list[tuple[str, Sequence[BlockKey]]] = []  # in this step, by request
-        self.watch = Watch(vllm_config.parallel_config.world_size)
+        self.watch = Watch(vllm_config.parallel_config.world_size, persist_lora=config.persist_lora)
         self._fail_loads = False
         self.events = BlockEvents(base)
         self.speed = Speed()
@@ -128,6 +126,7 @@ class Scheduling:
 
     def arrive(self, request: "Request") -> None:
         """Tell the brain a new request's keys, of every group, before anybody asks for them."""
+        self.watch.adapters.arrived(request.request_id, request.lora_request)
         if self._brain is None:
             self._manager.early[request.request_id] = request
             return
@@ -135,9 +134,8 @@ class Scheduling:
         hints = hints.in_session(getattr(request, "session_id", None))  # vLLM has one from 0.32 on
         name = request.request_id
         groups = self.statuses.keys(name)
-        told, adapter = list(map(len, groups)), self._adapters.arrived(request.lora_request)
         may = self._permissions.of(request, hints)
-        self._live[name] = LiveRequest(may, told, adapter)
+        self._live[name] = LiveRequest(may, list(map(len, groups)))
         facts = hints.facts()
         self.brain.arrive(name, groups, persist=may.persist, reads=may.reads, hints=facts)
         if may.no_load:
@@ -236,7 +234,7 @@ class Scheduling:
         """Say why a request may not load a chunk that is there; what was read for it came from a tier that it wants."""
         if live is not None and live.loaded:
             return Why.FAILED  # its load did, else nobody would ask again
-        if live is not None and self._adapters.doubtful(live.adapter):
+        if not self.watch.adapters.may_load(context.req_id):
             return Why.ADAPTER
         wanted = context.load_tier_filter
         if wanted is TierFilter.ALL or (live is not None and key in live.below):
@@ -261,7 +259,7 @@ class Scheduling:
     def store(self, keys: Sequence[BlockKey], request: str) -> PrepareStoreOutput:
         """Give slots to as many chunks as fit; what only lacks room is offered again at the end of the step."""
         live = self._live.get(request)
-        if why := self._unstorable(live):
+        if why := self._unstorable(request, live):
             self.brain.refuse_store(request, len(keys), why)
             return PrepareStoreOutput([], SlotSpec(None, ()), [])
         if live is not None:
@@ -271,18 +269,21 @@ class Scheduling:
         if plan.no_room:
             self._crowded_out.append((request, plan.no_room))
         if plan.keys:
-            self._jobs.plan(plan.plan_id, plan.keys)
+            self._jobs.plan(plan.plan_id, plan.keys, self.watch.adapters.key(request))
         spec = self.statuses.slot_spec(plan.plan_id, plan.keys, plan.slots)
         return PrepareStoreOutput([OffloadKey(key) for key in plan.keys], spec, [])
 
-    def _unstorable(self, live: LiveRequest | None) -> Why | None:
+    def _unstorable(self, request: str, live: LiveRequest | None) -> Why | None:
         """Say why nothing of a request is stored."""
-        if live is None or not self.watch.device.clean:
-            return None if self.watch.device.clean else Why.STALE
-        return Why.ADAPTER if self._adapters.doubtful(live.adapter) else live.may.no_store
+        if not self.watch.device.clean:
+            return Why.STALE
+        if not self.watch.adapters.may_store(request):
+            return Why.ADAPTER
+        return live.may.no_store if live is not None else None
 
     def depart(self, request: str) -> None:
         """Forget a request."""
+        self.watch.adapters.departed(request)
         self._live.pop(request, None)
         self._over.discard(request)
         self.brain.depart(request)
@@ -306,7 +307,7 @@ class Scheduling:
     def step(self, output: "SchedulerOutput", meta: KVTierMetadata) -> None:
         """End a step: adopt vLLM's new jobs, offer again what had no room, take the brain's operations."""
         self._computes = output.total_num_scheduled_tokens > 0
-        self.watch.order(meta, computes=self._computes)
+        self.watch.order(meta, output)
         if self._brain is None:
             self._roll_call.ask()
             meta.greet = True
@@ -339,8 +340,9 @@ class Scheduling:
         load = meta.transfer_stats.load
         if load.time:
             self.brain.transferred(load.bytes, load.time)
-        for plan, failed in self._jobs.end(meta):
-            self.brain.finish(plan, failed)
+        for job in self._jobs.end(meta):
+            keeps = self.watch.adapters.keeps(job.adapter)
+            self.brain.finish(job.plan, job.failed_keys() if keeps else job.keys)
         if sample := self.speed.end(meta.timed):
             self.brain.prefilled(*sample)
 
@@ -363,7 +365,6 @@ class Scheduling:
         for live in self._live.values():
             live.reading = False
         self._fail_loads = True
-        self._adapters.reset({live.adapter for live in self._live.values()})
         if self._brain is not None:
             self._forget()
 
@@ -382,6 +383,7 @@ class Scheduling:
         self._ranks, self._brain = ranks, brain
         brain.open(ranks.slots, self.namespace.first(ranks))
         self._manager.serve(self)
+        self.watch.adapters.only(self._manager.early.keys())
         for request in self._manager.early.values():
             self.arrive(request)
         if self.namespace.ended_early:

@@ -4,34 +4,47 @@ import logging
 from typing import TYPE_CHECKING
 
 from kvtier.connectors.vllm import core_calls
+from kvtier.connectors.vllm.adapters import Adapters
 from kvtier.connectors.vllm.device_cache import DeviceCache
-from kvtier.connectors.vllm.looks import Looks
+from kvtier.connectors.vllm.looks import Looks, Trust
 
 if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+
     from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata
 
 logger = logging.getLogger(__name__)
 
 
 class Watch:
-    """Orders the looks of the ranks, and hears of what makes one due. EngineCore's main thread only."""
+    """The model's weights and the adapters'. EngineCore's main thread only."""
 
-    def __init__(self, ranks: int) -> None:
+    def __init__(self, ranks: int, *, persist_lora: bool = False) -> None:
         self.looks = Looks(ranks)
-        self.device = DeviceCache(self.looks)
+        self.adapters = Adapters(ranks, self.looks, promised=persist_lora)
+        self.device = DeviceCache(self.looks, self.adapters)
         core_calls.listen("collective_rpc", self.looks.suspect)
 
-    def order(self, meta: "KVTierMetadata", *, computes: bool) -> None:
+    def order(self, meta: "KVTierMetadata", output: "SchedulerOutput") -> None:
         """End the making of a step: let the ranks look, if it is time to."""
-        meta.look = self.looks.order(computes=computes)
+        meta.look = self.looks.order(computes=output.total_num_scheduled_tokens > 0)
+        if meta.look:
+            meta.paths = self.adapters.take_paths()
+        meta.adapters = self.adapters.step(output.num_scheduled_tokens)
+
+    def trust(self, request: str) -> Trust:
+        """Say whether a request's hit may be given now."""
+        trust = self.looks.trust()
+        return Trust.WAIT if trust is Trust.YES and self.adapters.waits(request) else trust
 
     def hear(self, meta: "KVTierWorkerMetadata") -> None:
         """Take what the ranks have seen."""
+        self.adapters.heard(meta.loaded)
         self.looks.heard(meta.looked)
 
     def reset(self, *, emptied: bool, noticed: bool) -> None:
         """Note that kvtier is empty. Unless it was `noticed` that weights were changed, nobody knows what they are now."""
-        self.device.clean = emptied
+        self.device.forgotten(emptied=emptied)
         if noticed:
             return
         self.looks.forgotten()

@@ -21,10 +21,12 @@ class Completion(NamedTuple):
     cached: int  # prompt tokens that the engine did not compute
 
 
-def complete(port: int, prompt: Sequence[int], max_tokens: int) -> Completion:
+def complete(
+    port: int, prompt: Sequence[int], max_tokens: int, *, model: str = MODEL
+) -> Completion:
     """Stream one greedy completion of fixed length."""
     body = {
-        "model": MODEL,
+        "model": model,
         "prompt": prompt,
         "max_tokens": max_tokens,
         "temperature": 0,

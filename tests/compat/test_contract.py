@@ -16,10 +16,10 @@ REQUEST_FIELDS = {"session_id", "load_inplace"}
 """Attributes of vLLM's requests that not every supported release has."""
 NOT_DECLARED = {
     *("_eagle_proof_margins", "_hf_config_revision", "resolved", "notes_in", "get_model"),
-    "replicated_layout",
+    *("modules_to_save", "replicated_layout"),
 }
 """Set by vLLM's own code, from 0.33 on in its offloading scheduler, of a revision that the hub's client has resolved, of kvtier's tiers,
-of vLLM's workers, and from 0.32 on of its offloading configuration."""
+of vLLM's workers, of what it reads of an adapter, and from 0.32 on of its offloading configuration."""
 
 
 def none(faults: Iterator[str]) -> None:

@@ -46,7 +46,8 @@ class Rig:
         )
         self.side.statuses._base._current_batch_jobs_to_flush = set()
         self.side.fetch = lambda *_: Fetch.PINNED  # type: ignore[method-assign] # its hit is in DRAM
-        self.answer(0, b"old")
+        self.answer(1, b"old")  # of the step that the engine made
+        self.side.watch.looks.suspect()
 
     def reset(self) -> None:
         self.resets += 1

@@ -28,8 +28,10 @@ def overwrites(*, v2: bool, groups: tuple[object, ...] = ()) -> Overwrites:
 
 
 def output(**written: object) -> Any:
-    known = {"new_block_ids_to_zero": None, "kv_cache_block_copies": None}
-    return SimpleNamespace(total_num_scheduled_tokens=0, **{**known, **written})
+    nothing = {"new_block_ids_to_zero": None, "kv_cache_block_copies": None}
+    return SimpleNamespace(
+        **{"total_num_scheduled_tokens": 0, "num_scheduled_tokens": {}, **nothing, **written}
+    )
 
 
 def test_only_a_runner_that_flushes_late_spoils_stores() -> None:

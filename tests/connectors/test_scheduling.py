@@ -75,17 +75,26 @@ class Engine:
         state.next_stored_chunk_idx = len(state.offload_keys)
         blocks = GPULoadStoreSpec([], group_sizes=[0], block_indices=[0])
         job = SimpleNamespace(src_spec=blocks, dst_spec=out.store_spec)
-        self.step(**({"store": job} if out.keys_to_store else {}))
+        self.step(job if out.keys_to_store else None, computes=context.req_id)
         return len(out.keys_to_store)
 
-    def step(self, store: object = None) -> None:
+    def step(self, store: object = None, *, computes: str = "") -> None:
         jobs: dict[int, Any] = {}
         if store is not None:
             self.jobs += 1
             jobs[self.jobs] = store
         meta = KVTierMetadata(load_jobs={}, store_jobs=jobs, jobs_to_flush=None)
-        self.side.guard.run(lambda: self.side.step(output(), meta), None)
-        self.side.hear(KVTierWorkerMetadata(completed_jobs=dict.fromkeys(jobs, 1)))
+        scheduled = output(
+            total_num_scheduled_tokens=1, num_scheduled_tokens={computes: 1} if computes else {}
+        )
+        self.side.guard.run(lambda: self.side.step(scheduled, meta), None)
+        told = self.answer(meta)
+        told.completed_jobs = dict.fromkeys(jobs, 1)
+        self.side.hear(told)
+
+    def answer(self, meta: KVTierMetadata) -> KVTierWorkerMetadata:
+        """Say what the ranks say besides."""
+        return KVTierWorkerMetadata()
 
     def hit(self, key: bytes, context: ReqContext) -> bool:
         return self.manager.lookup(key, context) is LookupResult.HIT

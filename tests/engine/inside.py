@@ -84,9 +84,15 @@ def hinted(llm: Any, prompts: list[list[int]], hints: dict[str, Any], tokens: in
 
 
 def adapted(
-    llm: Any, prompt: list[int], path: str, in_place: bool, hints: dict[str, Any], tokens: int
+    llm: Any,
+    prompt: list[int],
+    path: str,
+    in_place: bool,
+    hints: dict[str, Any],
+    tokens: int,
+    number: int = 1,
 ) -> list[Any]:
-    """Generate with the LoRA adapter at `path`: tokens and cached tokens."""
+    """Generate with the LoRA adapter of this number at `path`: tokens and cached tokens."""
     from vllm.lora.request import LoRARequest
 
     from tests.engine.driver import sampling
@@ -96,7 +102,7 @@ def adapted(
         {"prompt_token_ids": prompt},
         sampling(tokens, options),
         use_tqdm=False,
-        lora_request=LoRARequest("adapter", 1, path, load_inplace=in_place),
+        lora_request=LoRARequest(f"adapter {number}", number, path, load_inplace=in_place),
     )
     return [list(output.outputs[0].token_ids), output.num_cached_tokens]
 
@@ -105,7 +111,7 @@ def load_in_place(llm: Any, path: str) -> bool:
     """Load the LoRA adapter at `path` again."""
     from vllm.lora.request import LoRARequest
 
-    return bool(llm.llm_engine.add_lora(LoRARequest("adapter", 1, path, load_inplace=True)))
+    return bool(llm.llm_engine.add_lora(LoRARequest("adapter 1", 1, path, load_inplace=True)))
 
 
 def policies(llm: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A LoRA adapter that is loaded again from its path, with other weights, and a reset of the device's cache alone."""
+"""A LoRA adapter that is read again from its path, as it was or with other weights, and a reset of the device's cache alone."""
 
 import json
 from pathlib import Path
@@ -74,3 +74,6 @@ def test_an_adapter_loaded_in_place_hits_nothing_of_the_old_one(
     assert running.reset(connector=True)
     assert ask() == (new, 0)
     assert ask() == (new, 1024)
+    ask(in_place=True)  # it may have been read when it was just written
+    for _ in range(2):
+        assert ask(in_place=True) == (new, 1024), "read again, and as it was"
