@@ -17,7 +17,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import (
     OffloadingConnectorScheduler,
     RequestOffloadState,
 )
-from vllm.v1.kv_offload.base import make_offload_key
+from vllm.v1.kv_offload.base import OffloadKey, ReqContext, make_offload_key
 
 from kvtier.connectors.vllm.guard import Guard
 
@@ -67,6 +67,20 @@ def fingerprint() -> str:
     return hashlib.sha256(re.sub(r"#.*|\s+", "", text).encode()).hexdigest()[:16]
 
 
+def _source(of: object) -> str:
+    """Return the source of a function without its comments and spaces; nothing if there is none."""
+    try:
+        return re.sub(r"#.*|\s+", "", inspect.getsource(of))  # type: ignore[arg-type] # it says so
+    except (OSError, TypeError):
+        return ""
+
+
+_ENDS_ARE_A_DICT = _source(ReqContext.set_offload_key_position).endswith(
+    ":self._offload_key_positions[key]=end_token"
+)
+"""Whether many ends can be noted in one go: one by one they cost as much as all the rest of an arrival."""
+
+
 class IncrementalState(RequestOffloadState):
     """What vLLM knows of a request, that finds the keys of new blocks without a walk past all old ones."""
 
@@ -78,11 +92,18 @@ class IncrementalState(RequestOffloadState):
             keys, per_chunk = state.offload_keys, group.hashes_per_chunk
             if len(hashes) < per_chunk * (len(keys) + 1):
                 continue
-            for last in hashes[per_chunk * (len(keys) + 1) - 1 :: per_chunk]:
-                key = make_offload_key(last, group.group_idx)
-                keys.append(key)
-                end = len(keys) * group.tokens_per_chunk
-                self.req_context.set_offload_key_position(key, end)
+            suffix, first = make_offload_key(b"", group.group_idx), len(keys) + 1
+            keys += [last + suffix for last in hashes[per_chunk * first - 1 :: per_chunk]]
+            self._note_ends(keys[first - 1 :], first, group.tokens_per_chunk)
+
+    def _note_ends(self, keys: list[OffloadKey], first: int, tokens: int) -> None:
+        """Note the end token of each key, the first of which is that of so many chunks."""
+        ends = range(first * tokens, (first + len(keys)) * tokens, tokens)
+        if _ENDS_ARE_A_DICT:
+            self.req_context._offload_key_positions.update(zip(keys, ends, strict=True))
+            return
+        for key, end in zip(keys, ends, strict=True):
+            self.req_context.set_offload_key_position(key, end)
 
 
 class IncrementalScheduler(OffloadingConnectorScheduler):

@@ -76,7 +76,8 @@ class Statuses:
         """List all keys of a request, by group, also those that vLLM has not looked at yet."""
         status = self._base._req_status[request]
         status.update_offload_keys()
-        return [[BlockKey(key) for key in state.offload_keys] for state in status.group_states]
+        groups: list[list[BlockKey]] = [list(state.offload_keys) for state in status.group_states]
+        return groups
 
     def media(self, request: str) -> "Sequence[MultiModalFeatureSpec]":
         """List the images, audio and video of a request."""

@@ -36,9 +36,13 @@ def test_this_vllm_is_known() -> None:
 
 
 @given(
-    st.lists(st.integers(0, 9), max_size=12), st.lists(st.integers(1, 5), min_size=1, max_size=3)
+    st.lists(st.integers(0, 9), max_size=12),
+    st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    st.booleans(),
 )
-def test_the_keys_are_those_that_vllm_finds(growth: list[int], per_chunk: list[int]) -> None:
+def test_the_keys_are_those_that_vllm_finds(
+    growth: list[int], per_chunk: list[int], at_once: bool
+) -> None:
     def state(kind: type) -> Any:
         groups = [
             SimpleNamespace(group_idx=i, hashes_per_chunk=n, tokens_per_chunk=16 * n)
@@ -52,6 +56,8 @@ def test_the_keys_are_those_that_vllm_finds(growth: list[int], per_chunk: list[i
         made.__class__ = kind
         return made
 
+    assert increments._ENDS_ARE_A_DICT, "of this vLLM"
+    increments._ENDS_ARE_A_DICT = at_once
     theirs, ours = state(RequestOffloadState), state(increments.IncrementalState)
     for n in growth:
         for each in (theirs, ours):
@@ -63,6 +69,7 @@ def test_the_keys_are_those_that_vllm_finds(growth: list[int], per_chunk: list[i
         for key in (key for each in keys for key in each):
             end = ours.req_context.get_offload_key_position(key)
             assert end == theirs.req_context.get_offload_key_position(key)
+    increments._ENDS_ARE_A_DICT = True
 
 
 class Walked(list[bytes]):
