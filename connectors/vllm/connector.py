@@ -24,6 +24,7 @@ from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata
 from kvtier.connectors.vllm.null_connector import NullConnector
 from kvtier.connectors.vllm.rank import Rank
 from kvtier.connectors.vllm.scheduling import Fetch, Scheduling
+from kvtier.connectors.vllm.summary import Summary
 
 if TYPE_CHECKING:
     import torch
@@ -318,6 +319,10 @@ class KVTierConnector(OffloadingConnector):
         return told
 
     # API server
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> Summary:
+        return Summary() if data is None else Summary(data=data)
 
     @classmethod
     def build_prom_metrics(

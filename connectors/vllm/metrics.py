@@ -59,14 +59,17 @@ class Meter:
         return True
 
     def collect(self, stats: CacheStats) -> "OffloadingConnectorStats | None":
-        """Report what changed since the last call; None if nothing did."""
+        """Report what changed since the last call, and all there is in the first one; None if nothing did."""
         out = _new_stats()
-        for metric, labels, value in values(stats):
-            grown = value - self._seen.get((metric.name, labels), 0)
-            if metric.kind == "counter" and grown > 0:  # a fall is an error in the API server
-                out.increase_counter(metric.name, grown, labels)
-            elif metric.kind == "gauge" and (grown or (metric.name, labels) not in self._seen):
+        for metric, labels, value in ((OFF, (), 0), *values(stats)):
+            seen = self._seen.get((metric.name, labels))
+            grown = value - (seen or 0)
+            if not grown and seen is not None:
+                continue
+            if metric.kind == "gauge":
                 out.set_gauge(metric.name, value, labels)
+            elif grown >= 0:  # a fall is an error in the API server
+                out.increase_counter(metric.name, grown, labels)
             else:
                 continue
             self._seen[metric.name, labels] = value

@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from kvtier.brain.breaker import BreakerState
-from kvtier.brain.why import Why
+from kvtier.brain.why import OF_ASKED_TIERS, Why
 from kvtier.types import OpStatus
 
 K = TypeVar("K", bound=str)
@@ -32,7 +32,11 @@ class Metric(NamedTuple):
     help: str
     labels: tuple[str, ...] = ()
     field: str = ""
+    of: tuple[str, ...] = ()  # values of its own label that are shown from the start, at 0
 
+
+_REASONS = tuple(why for why in Why if why not in OF_ASKED_TIERS)
+_CAUSES = tuple(status for status in OpStatus if status is not OpStatus.OK)
 
 OFF = Metric(
     "kvtier:off",
@@ -47,9 +51,9 @@ MEMORY = Metric(
 )
 
 
-def counter(name: str, text: str, *, by: str = "") -> Any:
-    """Declare a number that only grows, or with `by` one for each value of that label."""
-    metric = Metric(f"kvtier:{name}", "counter", text, (by,) if by else ())
+def counter(name: str, text: str, *, by: str = "", of: tuple[str, ...] = ()) -> Any:
+    """Declare a number that only grows, or with `by` one for each value of that label: `of` are those known."""
+    metric = Metric(f"kvtier:{name}", "counter", text, (by,) if by else (), of=of)
     if by:
         return field(default_factory=Tally, metadata={"metric": metric})
     return field(default=0, metadata={"metric": metric})
@@ -74,11 +78,14 @@ class TierStats:
     write_seconds: float = counter("tier_write_seconds", "Seconds in writes, summed.")
     evictions: int = counter("tier_evictions", "Chunks that the tier gave up for room.")
     refused: Tally[Why] = counter(
-        "tier_refused", "Chunks that left DRAM and that the tier did not take.", by="reason"
+        "tier_refused",
+        "Chunks that left DRAM and that the tier did not take.",
+        by="reason",
+        of=_REASONS,
     )
     trips: int = counter("tier_trips", "Times that the tier was sent to rest.")
     failures: Tally[OpStatus] = counter(
-        "tier_failures", "Operations on the tier that failed.", by="cause"
+        "tier_failures", "Operations on the tier that failed.", by="cause", of=_CAUSES
     )
     codecs: Tally[str] = counter(
         "tier_codec_writes", "Chunks written to the tier, by how they were encoded.", by="codec"
@@ -126,10 +133,16 @@ class CacheStats:
     stores: int = counter("stores", "Chunks copied in from the device.")
     loads: int = counter("loads", "Chunks copied to the device.")
     load_refusals: Tally[Why] = counter(
-        "load_refusals", "Requests whose hit ended before their prompt did.", by="reason"
+        "load_refusals",
+        "Requests whose hit ended before their prompt did.",
+        by="reason",
+        of=_REASONS,
     )
     store_refusals: Tally[Why] = counter(
-        "store_refusals", "Chunks that were offered and not stored in DRAM.", by="reason"
+        "store_refusals",
+        "Chunks that were offered and not stored in DRAM.",
+        by="reason",
+        of=_REASONS,
     )
     hook_failures: int = counter("hook_failures", "Calls of hooks that raised or took too long.")
     hooks_disabled: int = gauge("hooks_disabled", "Hooks that are called no more.")
@@ -191,7 +204,7 @@ METRICS = (*CACHE_METRICS, *TIER_METRICS, MEMORY, OFF)
 
 
 def values(stats: CacheStats) -> Iterator[tuple[Metric, tuple[str, ...], float]]:
-    """List the value of every metric of the brain, with its labels."""
+    """List the value of every metric of the brain, with its labels; those that are 0 too, for alerts need the 0 before."""
     for metric in CACHE_METRICS:
         yield from _value(metric, (), getattr(stats, metric.field))
     for tier in stats.tiers:
@@ -203,7 +216,7 @@ def _value(
     metric: Metric, labels: tuple[str, ...], value: float | Tally[str]
 ) -> Iterator[tuple[Metric, tuple[str, ...], float]]:
     if isinstance(value, Tally):
-        for each, count in value.items():
-            yield metric, (*labels, str(each)), count
+        for each in dict.fromkeys((*metric.of, *value)):
+            yield metric, (*labels, str(each)), value[each]
     else:
         yield metric, labels, value

@@ -26,6 +26,7 @@ class Why(StrEnum):
     NO_SLOT = "no_slot", "no slot (all pinned)"
     TOO_LONG = "too_long", "DRAM has no room for all of it at once"
     READ_BUDGET = "read_budget", "as many reads are under way as may be"
+    WAITING_FOR_ROOM = "waiting_for_room", "it waited for room for as long as a wait may be"
     LATE = "late", "its reads missed their deadline"
     FAILED = "failed", "a read failed, or the load"
     UNSEEN = "unseen", "no rank said in time whether the weights are still the same"
@@ -48,4 +49,6 @@ class Why(StrEnum):
     ASKED_LATE = "asked_late", "a tier answered after its budget"
     DETACHED = "detached", "the tier is closed since a reset"
     FOREIGN_HANDOFF = "foreign_handoff", "what was handed over is of another namespace"
-    WAITING_FOR_ROOM = "waiting_for_room", "it waited for room for as long as a wait may be"
+
+
+OF_ASKED_TIERS = frozenset({Why.ASKING, Why.ASKED_LATE, Why.DETACHED, Why.FOREIGN_HANDOFF})
