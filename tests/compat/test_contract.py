@@ -54,6 +54,12 @@ def test_the_engine_is_told_of_adapters_in_one_argument(hook: str) -> None:
     assert len(told.parameters) == 2, "self and what it is about"
 
 
+def test_adapters_are_read_from_a_folder_that_comes_first() -> None:
+    read = contract.load("vllm.lora.lora_model").LoRAModel.from_local_checkpoint
+    assert hasattr(read, "__func__"), "a class method"
+    assert list(contract.signature(read).parameters)[1] == "lora_dir"
+
+
 def test_the_engine_is_told_of_what_changes_weights_and_empties_caches() -> None:
     core = contract.load("vllm.v1.engine.core").EngineCore
     assert "method" in contract.signature(core.collective_rpc).parameters
