@@ -318,11 +318,8 @@ class TieredCache:
 
     def awake(self) -> bool:
         """Whether the engine must step on: something moved a moment ago, or waits for `drain` only."""
-        return (
-            self._state.operations.awake()
-            or any(low.space and low.space.scanning for low in self._state.lowers)
-            or self._demotion.due
-        )
+        scanning = any(low.space and low.space.scanning for low in self._state.lowers)
+        return self._state.operations.awake() or scanning or self._demotion.due
 
     def events(self) -> list[CacheEvent]:
         """Take what became readable and what left, per tier, since the last call; nothing if made without `events`."""

@@ -1,6 +1,7 @@
 """What one tier held at start, as its ranks list it: batches in, whole records out, oldest first."""
 
 from array import array
+from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 
@@ -37,6 +38,8 @@ class Scan:
         self._opening = opening
         self._all = (1 << ranks) - 1
         self._done = 0
+        self._batches: deque[ScanBatch] = deque()  # that came
+        self._at = 0  # records of the first of these that are taken in
         # By the first byte of the key: one set of a million stops the engine whenever it grows, and when it goes.
         # The ranks that have a record, and its bytes:
         self._partial: list[dict[BlockKey, tuple[int, int]]] = [{} for _ in range(256)]
@@ -50,11 +53,33 @@ class Scan:
         return self._done == self._all
 
     def add(self, batch: ScanBatch) -> bool:
-        """Take one batch, unless it belongs to no list that is awaited; return whether it was taken."""
+        """Take one batch, unless it belongs to no list that is awaited; return whether it was. `work` looks at it."""
         if batch.op != self._opening or self.listed:
             return False
+        self._batches.append(batch)
+        return True
+
+    def work(self, n: int) -> bool:
+        """Take in up to `n` records of the batches that came, as a whole one would take as long as a decode step;
+        return whether there were any.
+        """
+        worked = bool(self._batches)
+        while self._batches and n > 0:
+            batch, start = self._batches[0], self._at
+            self._at = min(start + n, len(batch.keys))
+            n -= self._at - start
+            self._take_in(batch, start, self._at)
+            if self._at == len(batch.keys):
+                self._batches.popleft()
+                self._at = 0
+                if batch.done:
+                    self._done |= 1 << batch.rank
+        return worked
+
+    def _take_in(self, batch: ScanBatch, start: int, end: int) -> None:
         bit = 1 << batch.rank
-        for raw, size, mtime in zip(batch.keys, batch.nbytes, batch.mtimes, strict=True):
+        columns = (batch.keys, batch.nbytes, batch.mtimes)
+        for raw, size, mtime in zip(*(each[start:end] for each in columns), strict=True):
             key, part = BlockKey(raw), raw[0] if raw else 0
             if key in self._whole[part]:
                 continue
@@ -66,9 +91,6 @@ class Scan:
                 self._complete(key, nbytes, mtime)
             else:
                 self._partial[part][key] = (ranks, nbytes)
-        if batch.done:
-            self._done |= bit
-        return True
 
     def orphans(self) -> list[tuple[BlockKey, int]]:
         """Take the records that only some ranks have, with their bytes; nothing is listed any more."""

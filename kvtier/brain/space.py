@@ -16,6 +16,7 @@ _RECLAIM_S = (
 _MAX_RECLAIM_S = 60.0
 _DRAIN_S = 1.0  # so rarely asked for, foreign bytes are here to stay
 _AWAKE_S = 1.0
+_LIST_SLICE = 2048  # records of a list that are looked at per step: two milliseconds
 
 
 class Space:
@@ -230,7 +231,11 @@ class Space:
     def take_found(self, n: int) -> list[tuple[BlockKey, Place, int]]:
         """Take up to `n` records that every rank has listed, but for what changed since: that wins."""
         scan = self._scan
-        if scan is None or not scan.listed:
+        if scan is None:
+            return []
+        if scan.work(_LIST_SLICE):
+            self._moved = self._clock()
+        if not scan.listed:
             return []
         self._moved = self._clock()
         if self._blind:

@@ -305,6 +305,8 @@ def test_a_rank_that_lists_twice_orphans_nothing() -> None:
     scan.add(batch(0, keys, 7, done=False))
     scan.add(batch(1, keys[:2], 7))
     scan.add(batch(0, keys, 7))
+    scan.work(100)
+    assert scan.listed
     assert [key for key, _ in scan.orphans()] == [keys[2]]
     assert [key for key, _ in scan.take(9)] == keys[:2]
 
