@@ -14,6 +14,7 @@ def register() -> None:
     global registered_ns
     registered_ns = registered_ns or time.time_ns()
     try:
+        _log_as_vllm()
         from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
         from vllm.v1.kv_offload.factory import OffloadingSpecFactory
 
@@ -30,3 +31,10 @@ def register() -> None:
         preflight.watch()
     except Exception:
         logger.exception("kvtier is installed but could not register with this vLLM")
+
+
+def _log_as_vllm() -> None:
+    """Let kvtier's loggers have vLLM's handlers and level, now and when vLLM sets them anew; a user's own come first."""
+    ours = logging.getLogger("kvtier")
+    if not ours.handlers and ours.level == logging.NOTSET:
+        ours.parent = logging.getLogger("vllm")

@@ -90,7 +90,8 @@ def main(sock_fd: int, arena_fd: int) -> None:
     logging.basicConfig(
         level=setup.log_level,
         stream=sys.stderr,
-        format=f"%(levelname)s %(asctime)s kvtier io r{setup.rank}: %(message)s",
+        format=f"(kvtier I/O r{setup.rank} pid=%(process)d) %(levelname)s %(asctime)s [%(filename)s:%(lineno)d] %(message)s",
+        datefmt="%m-%d %H:%M:%S",  # as vLLM writes its own lines
     )
     system.settle(setup.numa_node, leave)
     try:
