@@ -1,6 +1,7 @@
 """A LoRA adapter that is read again from its path, as it was or with other weights, and a reset of the device's cache alone."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +78,37 @@ def test_an_adapter_loaded_in_place_hits_nothing_of_the_old_one(
     ask(in_place=True)  # it may have been read when it was just written
     for _ in range(2):
         assert ask(in_place=True) == (new, 1024), "read again, and as it was"
+
+
+def test_an_adapter_that_was_dropped_for_another_and_is_read_again(
+    engine: EngineFactory, llama: Path, tmp_path: Path
+) -> None:
+    config = EngineConfig(
+        model=llama,
+        kvtier=nvme(tmp_path / "kv") | {"chunk_tokens": 128},
+        in_process=True,
+        options={"enable_lora": True, "max_lora_rank": 8, "max_loras": 1, "max_cpu_loras": 1},
+    )
+    running, paths = engine(config), [tmp_path / "a", tmp_path / "b"]
+
+    def ask(number: int) -> tuple[list[int], int]:
+        assert running.reset()
+        path = str(paths[number - 1])
+        tokens, cached = running.call(f"{INSIDE}:adapted", PROMPT, path, False, {}, TOKENS, number)
+        running.call(f"{INSIDE}:idle")
+        return tokens, cached
+
+    for seed, path in enumerate(paths, 1):
+        write_adapter(path, seed)
+    time.sleep(0.2)  # what was just written may be changing, and is not known again
+    first, second = ask(1), ask(2)
+    assert first[0] != second[0]
+    assert (first[1], second[1]) == (0, 0)
+    assert ask(1) == (first[0], 1024)
+    assert ask(2) == (second[0], 1024)
+    write_adapter(paths[0], seed=3)
+    for _ in range(2):
+        tokens, cached = ask(1)
+        assert cached == 0
+        assert tokens != first[0]
+    assert ask(2) == (second[0], 1024)

@@ -1,13 +1,16 @@
-"""Adapters that are changed in a running server, over HTTP, as trainers do it."""
+"""Weights and adapters that are changed in a running server, over HTTP, as trainers do it."""
 
+import json
 from pathlib import Path
 
-from kvtier.demo.client import complete, connect
+from kvtier.demo.client import complete, connect, metrics
 from kvtier.demo.server import MODEL, Server, ServerConfig
 from tests.engine.conftest import ServerFactory
+from tests.engine.harness import ROOT
 from tests.engine.models import prompts
 from tests.engine.scenarios import TOKENS, dram
 from tests.engine.test_adapters import write_adapter
+from tests.engine.trainer import BACKEND, Extension
 
 PROMPT = prompts(1, 660, seed=98)[0]
 COMPUTED, STORED = 0, 640
@@ -23,6 +26,41 @@ def ask(server: Server, model: str = MODEL) -> tuple[list[int], int]:
     post(server, "/reset_prefix_cache")
     answer = complete(server.port, PROMPT, TOKENS, model=model)
     return answer.tokens, answer.cached
+
+
+def update(server: Server, *layers: int) -> None:
+    post(server, "/update_weights", update_info={"layers": layers, "factor": 0.5})
+
+
+def test_weights_are_updated_in_parts(serve: ServerFactory, llama: Path) -> None:
+    server = serve(
+        ServerConfig(
+            model=llama,
+            blocks=40,
+            max_tokens=2304,
+            kvtier=dram() | {"chunk_tokens": 128},
+            options=(
+                *("--worker-extension-cls", f"{Extension.__module__}.{Extension.__name__}"),
+                *("--weight-transfer-config", json.dumps({"backend": BACKEND})),
+            ),
+            env={"VLLM_SERVER_DEV_MODE": "1", "PYTHONPATH": str(ROOT)},
+        )
+    )
+    old, _ = ask(server)
+    assert ask(server) == (old, STORED)
+    post(server, "/start_weight_update")
+    update(server, 0, 1)
+    between, cached = ask(server)
+    assert cached == COMPUTED
+    update(server, 2, 3)
+    post(server, "/finish_weight_update")
+    new, cached = ask(server)
+    assert cached == COMPUTED
+    assert ask(server) == (new, STORED)
+    assert len({tuple(tokens) for tokens in (old, between, new)}) == 3
+    said = metrics(server.port)
+    assert 'kvtier:weight_changes_total{engine="0",model_name="demo"} 2.0' in said
+    assert server.log.read_text().count("weights were changed in place") == 2
 
 
 def test_an_adapter_is_loaded_in_place(serve: ServerFactory, llama: Path, tmp_path: Path) -> None:
