@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.metrics.cache_hit_source import CacheHitSource
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
 
@@ -159,6 +160,16 @@ class KVTierConnector(OffloadingConnector):
                 case Fetch.READING:
                     return (None, False), False
         return (0, False), False
+
+    def get_external_cache_hit_sources(
+        self, request: "Request", num_external_tokens: int
+    ) -> "dict[CacheHitSource, int]":
+        side = self.scheduling
+        side.guard.run(partial(side.statuses.join_loaded, request, side.is_from_below), None)
+        found: dict[CacheHitSource, int] = super().get_external_cache_hit_sources(
+            request, num_external_tokens
+        )
+        return found
 
     def update_state_after_alloc(
         self, request: "Request", blocks: "KVCacheBlocks", num_external_tokens: int

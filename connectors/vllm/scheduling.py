@@ -218,14 +218,15 @@ class Scheduling:
 
     def lookup(self, key: BlockKey, context: ReqContext) -> bool:
         """Whether a request may count on a chunk."""
-        if not self.brain.lookup(context.req_id, key):
+        name = context.req_id
+        if self._brain is None or not self._brain.lookup(name, key):
             return False
-        live = self._live.get(context.req_id)
+        live = self._live.get(name)
         if live is not None and (live.elsewhere or live.may.no_load):
             return False
         why = self._forbidden(key, context, live)
         if why:
-            self.brain.refuse_load(context.req_id, why)
+            self.brain.refuse_load(name, why)
         return why is None
 
     def _forbidden(

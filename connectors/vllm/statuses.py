@@ -5,7 +5,7 @@ is asked for: what another release does not have is missed inside the guard.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -149,6 +149,21 @@ class Statuses:
             return False
         key = keys[computed // tokens]
         return key in loading and self._base.manager.lookup(key, status.req_context) is _HIT
+
+    def join_loaded(self, request: "Request", source: Callable[[BlockKey, str], bool]) -> None:
+        """Make one range of neighbours that were loaded from one source: vLLM sorts the ends of all to add them up."""
+        name = request.request_id
+        ranges = self._base._req_status[name].load_key_ranges
+        joined: list[tuple[int, int, OffloadKey]] = []
+        last = None
+        for low, high, key in ranges:
+            from_ = source(BlockKey(key), name)
+            if joined and from_ is last and joined[-1][1] == low:
+                joined[-1] = (joined[-1][0], high, joined[-1][2])
+            else:
+                joined.append((low, high, key))
+            last = from_
+        ranges[:] = joined
 
     def offer_again(self, request: str, keys: Sequence[BlockKey]) -> None:
         """Rewind vLLM's store index to the first of these chunks.

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from enum import StrEnum
 
-from kvtier.brain.breaker import Breaker
+from kvtier.brain.breaker import Breaker, BreakerState
 from kvtier.brain.cost import ReadCost
 from kvtier.brain.groups import Place
 from kvtier.brain.operations import Operation, Operations
@@ -96,7 +96,7 @@ class LowerTier:
         """Why it does not serve; None if it does."""
         if self.phase is not Phase.OPEN:
             return Why.OPENING
-        return None if self.breaker.closed else Why.RESTING
+        return None if self.breaker.state is BreakerState.CLOSED else Why.RESTING
 
     @property
     def lacks_room(self) -> bool:

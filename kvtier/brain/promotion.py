@@ -182,11 +182,11 @@ class Promotion:
         """Take the answer to READ; return whether the chunk is in its slot, to be made readable."""
         if self._resume(operation, lower, key):
             return False
-        fill = self.fills.pop(key)
-        lower.counters.hits += len(fill.waiters) if operation.ok else 0
+        fill, ok = self.fills.pop(key), operation.ok
+        lower.counters.hits += len(fill.waiters) if ok else 0
         self._residency.slots.done(operation.op.slot)
         lower.answered(operation, key)
-        if operation.ok:
+        if ok:
             self._state.hooks.tell(HookKind.PROMOTE, lower.tier, (key,))
             if fill.ahead:
                 nbytes = self._groups.group(key).nbytes
@@ -194,8 +194,8 @@ class Promotion:
         else:
             self._residency.abandon(key)
         for waiter in fill.waiters:
-            waiter.landed(key, ok=operation.ok)
-        return operation.ok
+            waiter.landed(key, ok=ok)
+        return ok
 
     def relieve(self, wanted: Collection[BlockKey] = ()) -> None:
         """Cancel reads ahead, but for what is wanted: slots are needed."""

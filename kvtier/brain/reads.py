@@ -1,5 +1,6 @@
 """The reads of one tier under way: what counts against its budget, and what is late."""
 
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import NamedTuple
@@ -40,6 +41,14 @@ class _Line:
         self._moved = now
         self._answers.clear()
 
+    @property
+    def due(self) -> float:
+        """When the first of these is late at the earliest: an answer only puts it off."""
+        first = next(iter(self.reads.values()), None)
+        if first is None:
+            return math.inf
+        return max(first.since, self._moved) + self._deadline_s
+
     def late(self, now: float) -> list[tuple[BlockKey, float]]:
         """Take out what is late, with when it was due. What stands behind falls due later."""
         late = []
@@ -75,6 +84,7 @@ class Reads:
         self._awaited = _Line(self._deadline_s)
         self._ahead = _Line(self._deadline_s)
         self._late: OrderedDict[BlockKey, float] = OrderedDict()  # with when they were due
+        self._look_at = math.inf  # until then no more are late
         self._excused = -1.0  # what was due by then is
 
     @property
@@ -139,13 +149,18 @@ class Reads:
         self._excused = self._clock() + self._deadline_s
 
     def _queue(self, line: _Line, key: BlockKey) -> None:
+        now = self._clock()
         self._next += 1
         self._numbers[key] = self._next
-        line.add(key, _Read(self._next, self._clock()))
+        line.add(key, _Read(self._next, now))
+        self._look_at = min(self._look_at, now + self._deadline_s)
 
     def _look(self) -> None:
         now = self._clock()
+        if now < self._look_at:
+            return
         for line in (self._awaited, self._ahead):
             for key, due in line.late(now):
                 if due > self._excused:
                     self._late[key] = due
+        self._look_at = min(self._awaited.due, self._ahead.due)

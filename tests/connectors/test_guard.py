@@ -60,6 +60,7 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "on_new_request": (REQUEST,),
     "get_num_new_matched_tokens": (REQUEST, 0),
     "update_state_after_alloc": (REQUEST, None, 0),
+    "get_external_cache_hit_sources": (REQUEST, 16),
     "build_connector_meta": (OUTPUT,),
     "update_connector_output": (OUTPUT,),
     "request_finished": (REQUEST, []),
