@@ -50,10 +50,14 @@ def check(
     fix: Annotated[bool, typer.Option("--fix", help="Remove what is bad or left over.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Verify every record of a file tier below DIR; the status is 1 if one is bad and stays."""
+    """Verify every record of a file tier below DIR; the status is 1 if one is bad and stays, or if DIR is of no tier."""
     if not path.is_dir():
         raise ConfigError(f"{path} is not a directory; give the `path` of a file tier")
     bases = directory.bases(path)
+    if not any(map(directory.was_used, bases)):
+        raise ConfigError(
+            f"{path} was never the directory of a file tier; give the `path` of one, as the YAML has it"
+        )
     in_use_by = [holder for base in bases for holder in directory.locked_ranks(base)]
     with directory.no_engine(bases) if fix else nullcontext():
         report = examine(bases, in_use_by, progress=not as_json)

@@ -32,7 +32,7 @@ def build() -> typer.Typer:
     app = typer.Typer(
         name="kvtier",
         no_args_is_help=True,
-        add_completion=False,
+        context_settings={"help_option_names": ["--help", "-h"]},
         pretty_exceptions_enable=False,
     )
     app.callback(invoke_without_command=True)(_kvtier)

@@ -88,6 +88,11 @@ def bases(path: Path) -> list[Path]:
     return [path, *sorted(below)]
 
 
+def was_used(base: Path) -> bool:
+    """Whether an engine ever had its ranks' places below `base`, or left records there."""
+    return any(base.glob("r[0-9]*.lock")) or any(namespaces(base))
+
+
 def device_of(path: Path) -> int:
     """Return the number of the device that a path is on, or would be if it were made."""
     for folder in (path, *path.parents):

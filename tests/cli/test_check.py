@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,21 @@ def path(tmp_path: Path) -> Path:
             results = io.run(*[io.op(OpKind.WRITE, i) for i in range(count)])
             assert {result.status for result in results} == {OpStatus.OK}
     return tmp_path / "kv"
+
+
+def test_a_directory_that_is_no_tiers_is_not_called_good(tmp_path: Path) -> None:
+    (tmp_path / "letters").mkdir()
+    for how in ([], ["--json"], ["--fix"]):
+        done = run(tmp_path / "letters", *how)
+        assert done.returncode == 1
+        assert "was never the directory of a file tier" in done.stderr
+        assert not done.stdout
+
+
+def test_a_tier_without_records_is_good(path: Path) -> None:
+    for namespace in [found for found in path.iterdir() if found.is_dir()]:
+        shutil.rmtree(namespace)
+    assert run(path).returncode == 0
 
 
 def test_a_good_directory(path: Path) -> None:
@@ -134,10 +150,6 @@ def test_what_is_no_directory_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "is not a directory" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_an_empty_directory_is_well(tmp_path: Path) -> None:
-    assert run(tmp_path).returncode == 0
 
 
 def test_fix_follows_no_link_and_waits_for_no_fifo(path: Path, tmp_path: Path) -> None:
