@@ -18,7 +18,7 @@ class Why(StrEnum):
     ABSENT = "absent", "no tier holds it"
     HINT = "hint", "the request's own kv_transfer_params say so"
     ROLE = "role", "this engine's kv_role says so"
-    ADAPTER = "adapter", "the request's LoRA adapter may have been loaded again, with other weights"
+    ADAPTER = "adapter", "the request's LoRA adapter has other weights than its chunks, or may have"
     TIER_FILTER = "tier_filter", "the request's kv_load_tiers leave out the tiers that hold it"
     OPENING = "opening", "a tier is not open yet, or its records are still being listed"
     RESTING = "resting", "the tier that holds it rests after failures"
