@@ -1,4 +1,4 @@
-"""Families of models: attention of several kinds, and experts."""
+"""Families of models: attention of several kinds, experts, and states in place of attention."""
 
 from pathlib import Path
 
@@ -13,6 +13,11 @@ FAMILIES = {
     "gpt-oss": Mode(kvtier={"chunk_tokens": "auto"}),
     "llama4": Mode(  # the hit ends inside a piece of its local attention: only then is any of that loaded
         env={"VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE": "1"}, length=700
+    ),
+    "qwen3-next": Mode(
+        options={"mamba_cache_mode": "align", "max_model_len": 4096, "dtype": "bfloat16"},
+        length=1200,
+        blocks=100,
     ),
 }
 
