@@ -8,6 +8,7 @@ import torch
 from vllm.v1.kv_offload.base import GPULoadStoreSpec
 
 from kvtier.connectors.vllm.guard import Guard
+from kvtier.connectors.vllm.load_trace import CopyTrace
 from kvtier.connectors.vllm.messages import SlotSpec
 from kvtier.connectors.vllm.worker import KVTierWorker
 from kvtier.memory.arena import Arena
@@ -95,6 +96,7 @@ class NullRank:
         worker._jobs, worker._failed, worker._spoiled = {}, {}, set()
         worker._collected = []
         worker._failed_loads, worker._invalid_blocks, worker.guard = set(), set(), Guard()
+        worker.trace = CopyTrace()
         self.worker: KVTierWorker = worker
 
     def specs(self, slots: range, first_block: int) -> tuple[SlotSpec, GPULoadStoreSpec]:

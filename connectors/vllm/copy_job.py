@@ -45,17 +45,14 @@ class CopyJob:
 
     def result(self) -> Moved:
         """Return what was moved; the chunks of a transfer that failed are added to `failed`."""
-        nbytes, seconds = 0, 0.0
+        moved: list[Moved] = []
         for part in self.parts:
             try:
-                moved = part.transfer.result()
+                moved.append(part.transfer.result())
             except Exception:
                 logger.exception("a copy of %d chunks failed", len(part.chunks))
                 self.failed.update(part.chunks)
-            else:
-                nbytes += moved.nbytes
-                seconds += moved.seconds
-        return Moved(nbytes, seconds)
+        return Moved(*map(sum, zip(Moved(0, 0.0), *moved, strict=True)))
 
     def fail(self) -> None:
         """Let every chunk fail."""

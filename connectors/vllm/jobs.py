@@ -3,9 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import TYPE_CHECKING
 
+from kvtier.connectors.vllm.load_trace import LoadTrace
 from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata, SlotSpec
 from kvtier.types import BlockKey
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
 
 
 @dataclass(slots=True)
@@ -29,13 +34,15 @@ class Jobs:
     def __init__(self) -> None:
         self.planned: dict[int, tuple[tuple[BlockKey, ...], bytes | None]] = {}
         self.live: dict[int, Job] = {}
+        self.trace = LoadTrace()
 
     def plan(self, plan: int, keys: tuple[BlockKey, ...], adapter: bytes | None = None) -> None:
         """Note the keys of a plan, and whose weights they were computed with."""
         self.planned[plan] = keys, adapter
 
-    def begin(self, meta: KVTierMetadata, ranks: int) -> None:
+    def begin(self, meta: KVTierMetadata, ranks: int, output: "SchedulerOutput") -> None:
         """Adopt the jobs of a step, which all `ranks` are to do."""
+        self.trace.step(meta, output)
         for job_id, job in chain(meta.load_jobs.items(), meta.store_jobs.items()):
             spec = job.src_spec if job_id in meta.load_jobs else job.dst_spec
             if isinstance(spec, SlotSpec) and spec.plan is not None:
@@ -44,6 +51,7 @@ class Jobs:
 
     def end(self, meta: KVTierWorkerMetadata) -> Iterator[Job]:
         """Take what the ranks report; give each job that every rank has done now."""
+        self.trace.hear(meta)
         for job_id, positions in meta.failed.items():
             if job_id in self.live:
                 self.live[job_id].failed |= positions

@@ -13,6 +13,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
 from vllm.v1.kv_offload.base import LoadStoreSpec
 
 from kvtier.connectors.vllm.adapters import Loaded
+from kvtier.connectors.vllm.load_trace import CopyTimes
 from kvtier.connectors.vllm.looks import Looked
 from kvtier.connectors.vllm.ranks import Hello
 from kvtier.types import OpResult, Placed, ScanBatch, TierOp
@@ -69,6 +70,7 @@ class KVTierWorkerMetadata(OffloadingWorkerMetadata):
     looked: list[Looked] = field(default_factory=list)
     hellos: list[Hello] = field(default_factory=list)
     loaded: list[Loaded] = field(default_factory=list)
+    copied: list[CopyTimes] = field(default_factory=list)  # where anybody listens
 
     @classmethod
     def of(cls, base: OffloadingWorkerMetadata | None, *, broken: str) -> "KVTierWorkerMetadata":
@@ -91,4 +93,5 @@ class KVTierWorkerMetadata(OffloadingWorkerMetadata):
             looked=self.looked + theirs.looked,
             hellos=self.hellos + theirs.hellos,
             loaded=self.loaded + theirs.loaded,
+            copied=self.copied + theirs.copied,
         )

@@ -220,7 +220,10 @@ class Rank:
         unread: list[Loaded] = []
         loaded = self.guard.run(self._loaded, unread)
         broken = "" if self._said_broken else self.guard.broken  # last: until here it may become so
-        news = answers or failed or broken or placed or timed or looked or loaded or hellos
+        copied = self.worker.trace.take()
+        news = (
+            answers or failed or broken or placed or timed or looked or loaded or hellos or copied
+        )
         if base is None and not news:
             return None
         self._said_broken = bool(self.guard.broken)
@@ -229,6 +232,7 @@ class Rank:
         meta.scans = [answer for answer in answers if isinstance(answer, ScanBatch)]
         meta.failed, meta.timed, meta.placed = failed, timed, placed
         meta.looked, meta.loaded, meta.hellos = looked, loaded, hellos
+        meta.copied = copied
         return meta
 
     def _looked(self) -> list[Looked]:

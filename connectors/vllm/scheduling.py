@@ -251,6 +251,7 @@ class Scheduling:
 
     def load(self, keys: tuple[BlockKey, ...], request: str) -> SlotSpec:
         """Give the slots of a hit to copy to the device."""
+        self._jobs.trace.hit(request)
         plan = self.brain.plan_load(request, keys)
         if (live := self._live.get(request)) is not None:
             live.loaded = True
@@ -313,7 +314,7 @@ class Scheduling:
             self._roll_call.ask()
             meta.greet = True
             return
-        self._jobs.begin(meta, len(self.ranks.hellos))
+        self._jobs.begin(meta, len(self.ranks.hellos), output)
         for request, refused in self._crowded_out:
             if request in self._live:
                 self.statuses.offer_again(request, refused)

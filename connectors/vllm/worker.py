@@ -18,6 +18,7 @@ from kvtier.config import Config, dram_nbytes, load, of_rank, to_builtins
 from kvtier.connectors.vllm import placing
 from kvtier.connectors.vllm.copy_job import CopyJob, CopyPart
 from kvtier.connectors.vllm.guard import Guard
+from kvtier.connectors.vllm.load_trace import CopyTrace
 from kvtier.connectors.vllm.messages import SlotSpec
 from kvtier.connectors.vllm.pages import Pages, element_name
 from kvtier.connectors.vllm.ranks import Sharers, engine_of, owner_of
@@ -97,6 +98,7 @@ class KVTierWorker(OffloadingWorker):
         self._spoiled: set[int] = set()
         self._collected: list[tuple[CopyJob, Sequence[ChunkCopy], Sequence[int]]] = []
         """Stores that are not given to the engine yet: with their copies, and the positions of these in the job."""
+        self.trace = CopyTrace()
 
     def submit_store(
         self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: LoadStoreSpec
@@ -135,6 +137,7 @@ class KVTierWorker(OffloadingWorker):
         """Be told that a forward pass comes next. vLLM submits loads behind its launch, but into blocks that it neither
         reads nor writes: their requests wait. Stores of earlier passes are submitted by now, with what is flushed.
         """
+        self.trace.announced()
         self._engine.launching()
 
     def launched(self) -> None:
@@ -267,6 +270,7 @@ class KVTierWorker(OffloadingWorker):
         for i in gone:
             self._invalid_blocks.update(b for b in copies[i].blocks if b is not None)
         job = self._jobs[job_id] = CopyJob(len(copies), tuple(map(int, device.block_ids)), gone)
+        self.trace.submitted(job_id)
         if there:
             job.parts.append(CopyPart(self._engine.onload([copies[i] for i in there]), there))
         return True
@@ -289,7 +293,8 @@ class KVTierWorker(OffloadingWorker):
             self._failed[job_id] = job.failed
             if job.blocks:
                 self._failed_loads.add(job_id)
-        nbytes, seconds = moved or (None, None)
+        self.trace.reported(job_id, moved)
+        nbytes, seconds = moved[:2] if moved else (None, None)
         return TransferResult(job_id, True, nbytes, seconds)
 
     def _end(self, job_id: int, job: CopyJob) -> Moved:

@@ -99,13 +99,14 @@ class CpuTransferEngine(TransferEngine):
         return CpuTransfer(self, thread.submit(self._run, copy, tuple(copies), now))
 
     def _run(
-        self, copy: Callable[[Work], None], copies: tuple[ChunkCopy, ...], started: float
+        self, copy: Callable[[Work], None], copies: tuple[ChunkCopy, ...], submitted: float
     ) -> Moved:
-        nbytes = 0
+        nbytes, waited, began = 0, time.monotonic() - submitted, time.thread_time()
         for work in works(copies):
             copy(work)
             nbytes += self._layout.moved_nbytes(work)
-        return Moved(nbytes, time.monotonic() - started)
+        worked = time.thread_time() - began
+        return Moved(nbytes, time.monotonic() - submitted, waited, worked)
 
     def _offload(self, work: Work) -> None:
         device, slots = self._pieces(work, self._layout.offload_runs(work))

@@ -31,6 +31,8 @@ class Moved(NamedTuple):
 
     nbytes: int
     seconds: float  # from submission to the end of the copy
+    waited: float = 0.0  # of these, before the first byte moved, where the engine knows it
+    worked: float = 0.0  # of the others, on a core; the rest is waiting for one, or for the GIL
 
 
 class Transfer(ABC):

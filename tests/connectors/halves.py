@@ -8,6 +8,7 @@ from vllm.config import KVTransferConfig
 
 from kvtier.config import Config, digest, load
 from kvtier.connectors.vllm.guard import Guard
+from kvtier.connectors.vllm.load_trace import CopyTrace
 from kvtier.connectors.vllm.manager import TieredCacheManager
 from kvtier.connectors.vllm.messages import KVTierWorkerMetadata
 from kvtier.connectors.vllm.namespace import Namespace
@@ -96,6 +97,7 @@ def worker(engine: object) -> KVTierWorker:
     made._jobs, made._failed, made._spoiled = {}, {}, set()
     made._collected = []
     made._failed_loads, made._invalid_blocks, made.guard = set(), set(), Guard()
+    made.trace = CopyTrace()
     return made
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kvtier.memory.arena import Arena
 from kvtier.transfer import line, paths, plain
 from kvtier.transfer.batch import Batch
-from kvtier.transfer.engine import ChunkCopy, Transfer, Urgency
+from kvtier.transfer.engine import ChunkCopy, Moved, Transfer, Urgency
 from kvtier.transfer.line import Share
 from kvtier.transfer.page_map import Work
 from kvtier.transfer.paths import Direction, Path
@@ -469,6 +469,6 @@ def test_moved_says_how_long_it_took_from_the_submission() -> None:
     engine = StreamTransferEngine(
         arena, {0: [page]}, 1, hardware(), paths=[Path.BATCHED], clock=lambda: next(times)
     )
-    assert engine.offload([ChunkCopy(0, 0, (3,))]).result() == (PAGE, 1.0)
+    assert engine.offload([ChunkCopy(0, 0, (3,))]).result() == Moved(PAGE, 1.0)
     engine.close()
     arena.close()

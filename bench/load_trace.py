@@ -1,0 +1,195 @@
+"""Where the time of a load from DRAM goes on the real engine, idle and beside a request that decodes.
+
+128 MiB are copied a load. The share in which nothing is copied is taken from the trace of each load; the time to the
+first token is the client's. With `--against TREE` a server of another source tree is asked the same in turn, and
+its times to the first token are compared; it need not know the trace.
+"""
+
+import argparse
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from statistics import median, quantiles
+
+from _engine import (
+    dram,
+    forget_device_cache,
+    nvme,
+    prompts,
+    server_config,
+    settle,
+    sources,
+    workspace,
+)
+from _report import machine, report
+
+from kvtier.demo.client import complete
+from kvtier.demo.server import Server
+
+LENGTHS = (4096, 8192, 16384, 30720)
+TRACED = 8192  # 128 MiB
+TAIL = 16
+ANSWER = 4
+KINDS = ("idle", "busy")
+TARGET_IDLE = 0.3
+TARGET_TTFT = 0.75
+LINE = re.compile(r"load of \S+: job=\d+ nbytes=\d+ (.*)")
+
+Tiers = Sequence[Mapping[str, object]]
+Times = dict[str, float]
+"""Milliseconds after the hit at which each thing happened."""
+
+
+def main() -> None:
+    """Measure and report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--against", type=Path, help="another source tree of kvtier")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
+    parser.add_argument("--nvme", action="store_true", help="from NVMe, 64 MiB a hit")
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
+    args = parser.parse_args()
+    machine()
+    trees = {"this": Path(__file__).parents[1]}
+    if args.against:
+        trees["against"] = args.against.resolve()
+    with workspace() as folder, ExitStack() as stack:
+        tiers = {name: [dram("2GiB")] for name in trees}
+        lengths = args.lengths
+        if args.nvme:  # more than DRAM holds
+            tiers = {name: [dram("256MiB"), nvme(folder / name, "2GiB")] for name in trees}
+            lengths = [4096] * 6
+        servers = {n: start(folder, n, tree, tiers[n], stack) for n, tree in trees.items()}
+        asked = [prompts(1, n + TAIL, seed=i)[0] for i, n in enumerate(lengths)]
+        first: dict[str, list[list[int]]] = {name: [] for name in servers}
+        for name, server in servers.items():
+            for prompt in asked:
+                first[name].append(complete(server.port, prompt, ANSWER).tokens)
+                settle(server)
+        questions = list(zip(asked, first["this"], strict=True))
+        for kind in args.kinds:
+            measure(servers, questions, args.rounds, kind)
+        for name, server in servers.items() if args.nvme else ():
+            settle(server)
+            if (read := sources(server).nvme) < len(args.kinds) * args.rounds * sum(lengths):
+                raise RuntimeError(f"{name}: {read} tokens came from NVMe")
+
+
+def start(folder: Path, name: str, tree: Path, tiers: Tiers, stack: ExitStack) -> Server:
+    """Start a server with kvtier from `tree`, whose loads are traced."""
+    longest = max(LENGTHS) + 128
+    config = server_config(folder, tiers, load="always", blocks=290, max_tokens=longest)
+    logs = folder / "logging.json"
+    logs.write_text(json.dumps(logging_config()))
+    env = {"PYTHONPATH": str(tree), "VLLM_LOGGING_CONFIG_PATH": str(logs)}
+    server = Server(replace(config, env={**config.env, **env}), folder / f"{name}.log")
+    stack.callback(server.close)
+    server.wait_ready()
+    return server
+
+
+def logging_config() -> dict[str, object]:
+    """What vLLM logs by default, and the trace of loads."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"plain": {"format": "%(levelname)s %(name)s %(message)s"}},
+        "handlers": {"out": {"class": "logging.StreamHandler", "formatter": "plain"}},
+        "loggers": {
+            "vllm": {"handlers": ["out"], "level": "INFO", "propagate": False},
+            "vllm.kvtier.loads": {"level": "DEBUG"},
+        },
+    }
+
+
+def measure(
+    servers: Mapping[str, Server],
+    questions: Sequence[tuple[list[int], list[int]]],
+    rounds: int,
+    kind: str,
+) -> None:
+    """Ask every server in turn, and report."""
+    ttft: dict[tuple[str, int], list[float]] = {}
+    loads: list[Times] = []
+    traced = max(min(TRACED, len(prompt) - TAIL) for prompt, _ in questions)
+    for nth in range(rounds + 1):
+        for prompt, right in questions:
+            n = len(prompt) - TAIL
+            for name, server in list(servers.items())[:: 1 if nth % 2 else -1]:
+                forget_device_cache(server)
+                seen = len(traces(server))
+                with decoding(server, on=kind == "busy"):
+                    asked_at = time.monotonic()
+                    answer = complete(server.port, prompt, ANSWER)
+                # beside another request the sums are added in another order
+                if answer.cached != n or (kind == "idle" and answer.tokens != right):
+                    raise RuntimeError(f"{name}: {n} tokens: {answer} instead of {right}")
+                if nth:  # the first of each kind is slow
+                    ttft.setdefault((name, n), []).append(answer.ttft_s)
+                    if name == "this" and n == traced:
+                        loads += [around(t, asked_at, answer.ttft_s) for t in traces(server)[seen:]]
+    tell(loads, kind)
+    for (name, n), times in ttft.items():
+        report("load_trace", f"TTFT, {kind}, {n} tokens, {name}", median(times), "s")
+        fast = quantiles(times, n=4)[0]  # the least of what others do on the machine
+        report("load_trace", f"TTFT, {kind}, {n} tokens, {name}, lower quartile", fast, "s")
+    for n in {n for _, n in ttft} if "against" in servers else ():
+        pairs = zip(ttft["this", n], ttft["against", n], strict=True)
+        ratio = median(mine / theirs for mine, theirs in pairs)
+        report("load_trace", f"TTFT, {kind}, {n} tokens, ratio", ratio, "times", TARGET_TTFT)
+
+
+def tell(loads: list[Times], kind: str) -> None:
+    """Report where the time of the traced loads went."""
+    order = [name for name in loads[0] if " " not in name and name != "worked"]
+    for before, name in zip(["hit", *order], order, strict=False):
+        took = median(load[name] - load.get(before, 0.0) for load in loads)
+        report("load_trace", f"{kind}, {before} to {name}", took, "ms")
+    whole = [load["scheduled"] for load in loads]
+    for name in ("asked to hit", "scheduled to first token"):
+        report("load_trace", f"{kind}, {name}", median(load[name] for load in loads), "ms")
+    copying = [load["worked"] for load in loads]
+    report("load_trace", f"{kind}, copying", median(copying), "ms")
+    idle = median(1 - moving / all_ for moving, all_ in zip(copying, whole, strict=True))
+    report("load_trace", f"{kind}, hit to scheduled", median(whole), "ms")
+    report("load_trace", f"{kind}, share without a copy", idle, "of the time", TARGET_IDLE)
+
+
+def around(load: Times, asked_at: float, ttft_s: float) -> Times:
+    """Add what lies before the hit and behind the step that computes."""
+    before = load["at"] - asked_at * 1e3
+    rest = {name: ms for name, ms in load.items() if name != "at"}
+    behind = ttft_s * 1e3 - before - load["scheduled"]
+    return {**rest, "asked to hit": before, "scheduled to first token": behind}
+
+
+def traces(server: Server) -> list[Times]:
+    """What the server's log says of its loads so far."""
+    found: list[Times] = []
+    for match in LINE.finditer(server.log.read_text(errors="replace")):
+        pairs = (each.split("=") for each in match[1].split())
+        found.append({name: float(ms) for name, ms in pairs})
+    return found
+
+
+@contextmanager
+def decoding(server: Server, *, on: bool) -> Iterator[None]:
+    """Let another request decode meanwhile, from before the first to behind the last."""
+    if not on:
+        yield
+        return
+    prompt = prompts(1, 64, seed=time.monotonic_ns())[0]
+    thread = threading.Thread(target=complete, args=(server.port, prompt, 64))
+    thread.start()
+    time.sleep(0.3)
+    yield
+    thread.join()
+
+
+if __name__ == "__main__":
+    main()
