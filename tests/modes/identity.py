@@ -66,8 +66,7 @@ class Mode:
 
     def one_by_one(self, running: Engine) -> Told:
         """Ask one prompt after the other."""
-        answers = [running.answers([prompt], self.tokens)[0] for prompt in self.asked()]
-        return Told([answer.tokens for answer in answers], [answer.cached for answer in answers])
+        return told(running, self.asked(), self.tokens)
 
     def at_once(self, running: Engine) -> Told:
         """Ask all prompts in one batch."""
@@ -77,6 +76,12 @@ class Mode:
     def asked(self) -> list[list[int]]:
         """The prompts."""
         return prompts(3, self.length, seed=7)
+
+
+def told(running: Engine, asked: list[list[int]], tokens: int) -> Told:
+    """Ask one prompt after the other."""
+    answers = [running.answers([prompt], tokens)[0] for prompt in asked]
+    return Told([answer.tokens for answer in answers], [answer.cached for answer in answers])
 
 
 def check(
@@ -119,10 +124,10 @@ def assert_all_kv_counts(running: Engine, mode: Mode, ask: Ask, right: Told) -> 
         running.call("tests.modes.inside:shift", slots[::-1])
 
 
-def assert_alike(told: Told, right: Told) -> None:
+def assert_alike(said: Told, right: Told) -> None:
     """Assert that two engines answer the same, and that as much was not computed."""
-    assert told.cached == right.cached
-    assert alike(told.answers, right.answers), (told.answers, right.answers)
+    assert said.cached == right.cached
+    assert alike(said.answers, right.answers), (said.answers, right.answers)
 
 
 def alike(one: Any, other: Any) -> bool:
