@@ -7,6 +7,7 @@ or missing chunk fails the step that reads it, for every kind of cache that vLLM
 
 import copy
 import hashlib
+import pickle
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -203,11 +204,12 @@ class NoModelEngine:
     def step(self) -> None:
         """One step of the scheduler and the worker, in the order of vLLM's model runner."""
         out = self.scheduler.schedule()
-        meta = out.kv_connector_metadata
-        for worker in self.workers:
+        sent = pickle.dumps(out.kv_connector_metadata)  # each worker changes its own
+        told = [(worker, pickle.loads(sent)) for worker in self.workers]
+        for worker, meta in told:
             worker.handle_preemptions(meta)
         self._update(out)
-        for worker in self.workers:
+        for worker, meta in told:
             worker.bind_connector_metadata(meta)
         sampled = [self._compute(name, n) for name, n in out.num_scheduled_tokens.items()]
         results = [
