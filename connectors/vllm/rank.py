@@ -174,6 +174,7 @@ class Rank:
         What is answered during the pass returns with this step. Of many, the others follow behind the pass: they
         would only delay it.
         """
+        self.order_rest()  # of a step that ended without
         if not isinstance(meta, KVTierMetadata):
             return
         ops = [op for op in meta.ops if op.kind is OpKind.RESET or not self.guard.broken]

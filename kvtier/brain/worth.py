@@ -28,7 +28,7 @@ class Worth:
             return Patience(most, most, Why.LATE)
         tokens = max(end for _, end in spans) - min(start for start, _ in spans)
         room_s = tokens * costs.prefill.steady()
-        hit_s = max(room_s, *(lower.spec.deadline_s for lower in self._state.lowers))
+        hit_s = max([room_s, *(lower.spec.deadline_s for lower in self._state.lowers)])
         return Patience(
             min(room_s, most), min(hit_s, most), Why.TOO_DEAR if hit_s < most else Why.LATE
         )

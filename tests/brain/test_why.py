@@ -303,3 +303,10 @@ def test_a_hit_of_the_whole_prefix_falls_short_of_nothing() -> None:
     )
     assert store(made, "r", A).keys == ()
     assert refusals(made.cache.stats()) == {}
+
+
+def test_what_is_nowhere_is_no_hit_where_nothing_is_below_dram() -> None:
+    made = started(NONE)
+    made.cache.prefilled(16_000, 1.0)
+    arrive(made, "r", A)
+    assert made.cache.plan_read("r", A) == ReadPlan(0)

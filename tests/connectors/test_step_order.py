@@ -98,3 +98,16 @@ def test_of_many_operations_most_follow_behind_the_pass(log: list[str]) -> None:
         *("pass", "operations [64, 65]", "start_load_kv"),
         *("bind_connector_metadata", "pass", "start_load_kv"),
     ]
+
+
+def test_a_step_that_ends_early_loses_no_operation(log: list[str]) -> None:
+    worker = halves.worker(SimpleNamespace(launched=lambda: None, launching=lambda: None))
+    worker.io = Io(log)  # type: ignore[assignment]
+    made = connector(worker)
+    for first in (0, 70):
+        ops = [TierOp(i, OpKind.READ) for i in range(first, first + 66)]
+        made.bind_connector_metadata(KVTierMetadata({}, {}, None, ops=ops))
+    assert log == [
+        *("bind_connector_metadata", f"operations {list(range(64))}"),
+        *("bind_connector_metadata", "operations [64, 65]", f"operations {list(range(70, 134))}"),
+    ]
