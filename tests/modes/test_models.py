@@ -14,6 +14,12 @@ FAMILIES = {
     "llama4": Mode(  # the hit ends inside a piece of its local attention: only then is any of that loaded
         env={"VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE": "1"}, length=700
     ),
+    "lfm2": Mode(  # a state of its convolutions says nothing beyond the next two tokens
+        options={"mamba_cache_mode": "align", "max_model_len": 4096},
+        length=1153,
+        blocks=100,
+        as_one=False,
+    ),
     "qwen3-next": Mode(
         options={"mamba_cache_mode": "align", "max_model_len": 4096, "dtype": "bfloat16"},
         length=1200,
