@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from kvtier import releases
-from kvtier.errors import ConfigError
+from kvtier.config import load
+from kvtier.errors import ConfigError, KvtierError
 
 if TYPE_CHECKING:
     from vllm.config import KVTransferConfig, VllmConfig
@@ -31,8 +32,8 @@ def watch() -> None:
     def hook(config: "VllmConfig", *args: Any) -> None:
         try:
             look(config)
-        except ConfigError:
-            raise
+        except ConfigError as exc:
+            raise KvtierError(str(exc)) from None  # a ValueError is buried in one of pydantic
         except Exception:  # not what it knows: vLLM may start all the same
             logger.exception("kvtier: vLLM's configuration was not looked at")
         theirs(config, *args)
@@ -42,7 +43,7 @@ def watch() -> None:
 
 
 def look(config: "VllmConfig") -> None:
-    """Refuse what would run without kvtier or not as written, and warn of a vLLM that kvtier was not run with.
+    """Refuse what would run without kvtier, or not as written, or not at all, and warn of an unknown vLLM.
 
     Raises:
         ConfigError: the start is refused; says what to change.
@@ -72,12 +73,19 @@ def _check(config: "VllmConfig", ours: list[dict[str, Any]]) -> None:
         )
     for extra in ours:
         refuse_foreign_keys(extra)
+        load(extra.get("kvtier"), here=_ranks_are_here(config))
     if not releases.supported(__version__):
         init_logger("vllm.kvtier").warning_once(
             "kvtier was not run with vLLM %s, but with %s: it may turn itself off, and `kvtier:off` is 1 then",
             __version__,
             releases.SUPPORTED,
         )
+
+
+def _ranks_are_here(config: "VllmConfig") -> bool:
+    """Whether the ranks run on this machine, so that its directories and NUMA nodes are theirs."""
+    parallel = config.parallel_config
+    return parallel.nnodes == 1 and parallel.distributed_executor_backend != "ray"
 
 
 def _check_policy(transfer: "KVTransferConfig") -> None:

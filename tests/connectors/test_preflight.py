@@ -12,10 +12,14 @@ from vllm.config import CacheConfig, KVTransferConfig, VllmConfig
 
 from kvtier import releases
 from kvtier.connectors.vllm import plugin, preflight
+from kvtier.errors import KvtierError
 
 OURS = {"kv_connector": "KVTierConnector", "kv_role": "kv_both"}
 THEIRS = {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}
 FAILING = {"kv_connector": "MultiConnector", "kv_role": "kv_both"}
+DRAM = {"tiers": [{"kind": "dram", "capacity": "64MiB"}]}
+TYPO = {"tiers": [{"kind": "dram", "capcity": "64MiB"}]}
+FAR = {"tiers": [*DRAM["tiers"], {"kind": "file", "path": "/not/there/kv", "capacity": "1GiB"}]}
 MIXED = {**FAILING, "kv_load_failure_policy": "recompute"}
 
 
@@ -56,8 +60,8 @@ def both(**extra: object) -> dict[str, object]:
 
 
 def test_what_is_well_starts() -> None:
-    assert told(OURS) == told(OURS, {"kvtier": "kvtier.yaml"}) == "KVTierConnector"
-    assert told(MIXED, both(kvtier="kvtier.yaml")) == "MultiConnector"
+    assert told(OURS) == told(OURS, {"kvtier": DRAM}) == "KVTierConnector"
+    assert told(MIXED, both(kvtier=DRAM)) == "MultiConnector"
     assert told(THEIRS, {"cpu_bytes_to_use": 1 << 30}, size=1.0) == "OffloadingConnector"
 
 
@@ -65,24 +69,32 @@ def test_what_is_well_starts() -> None:
 def test_vllms_own_offload_does_not_take_the_place_of_kvtier(
     connector: dict[str, str], extra: object
 ) -> None:
-    with pytest.raises(ValueError, match=r"--kv-offloading-size: .* in place of KVTierConnector"):
+    with pytest.raises(KvtierError, match=r"--kv-offloading-size: .* in place of KVTierConnector"):
         told(connector, extra, size=1.0)
 
 
 @pytest.mark.parametrize(
     ("connector", "extra", "words"),
     [
-        (OURS, {"kv_tier": "kvtier.yaml"}, r"kv_tier: unknown key \(did you mean 'kvtier'\?\)"),
+        (OURS, {"kv_tier": DRAM}, r"kv_tier: unknown key \(did you mean 'kvtier'\?\)"),
         (MIXED, both(tiers=[]), r"tiers: unknown key \(did you mean 'kvtier'\?\)"),
         (OURS, {"spec_name": "CPUOffloadingSpec"}, "kvtier brings its own"),
-        (THEIRS, {"kvtier": "kvtier.yaml"}, "'OffloadingConnector' does not run kvtier"),
+        (THEIRS, {"kvtier": DRAM}, "'OffloadingConnector' does not run kvtier"),
         (THEIRS, {"spec_name": "KVTierSpec"}, "'OffloadingConnector' does not run kvtier"),
+        (
+            OURS,
+            {"kvtier": TYPO},
+            r"^tiers\[0\].capcity: unknown key \(did you mean 'capacity'\?\)$",
+        ),
+        (MIXED, both(kvtier=TYPO), r"^tiers\[0\].capcity: unknown key"),
+        (OURS, {"kvtier": "/not/there.yaml"}, r"^/not/there.yaml: cannot be read: No such file"),
+        (OURS, {"kvtier": FAR}, "^tiers\\[1\\].path: there is no directory"),
     ],
 )
 def test_what_would_not_run_as_written_is_refused(
     connector: dict[str, str], extra: object, words: str
 ) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(KvtierError, match=words):
         told(connector, extra)
 
 
@@ -122,3 +134,13 @@ def test_a_configuration_that_cannot_be_looked_at_still_starts(
     monkeypatch.setattr(preflight, "_connectors", lambda transfer: 1 / 0)
     assert told(OURS) == "KVTierConnector"
     assert "was not looked at" in caplog.text
+
+
+def test_directories_of_other_machines_are_not_looked_for_here() -> None:
+    from vllm.config import ParallelConfig
+
+    transfer = KVTransferConfig(**OURS, kv_connector_extra_config={"kvtier": FAR})
+    parallel = ParallelConfig(
+        nnodes=2, node_rank=0, tensor_parallel_size=2, distributed_executor_backend="mp"
+    )
+    VllmConfig(parallel_config=parallel, kv_transfer_config=transfer)

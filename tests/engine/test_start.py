@@ -29,6 +29,19 @@ def test_a_start_without_kvtier_is_refused(
     assert words in str(refused.value)
 
 
+def test_a_mistake_in_the_yaml_is_the_last_line_and_nothing_was_started(
+    engine: EngineFactory, llama: Path
+) -> None:
+    tiers = [{"kind": "dram", "capcity": "64MiB"}]
+    with pytest.raises(EngineError) as refused:
+        engine(EngineConfig(model=llama, kvtier={"tiers": tiers}))
+    said = str(refused.value)
+    line = "kvtier.errors.KvtierError: tiers[0].capcity: unknown key (did you mean 'capacity'?)"
+    assert line in said.splitlines()
+    assert said.count("Traceback") == 1
+    assert "EngineCore pid" not in said
+
+
 def test_a_start_with_kvtier_says_so(engine: EngineFactory, llama: Path) -> None:
     started = engine(EngineConfig(model=llama, kvtier=dram()))
     assert started.log.read_text().count(SIGN_OF_LIFE) == 1
