@@ -38,6 +38,11 @@ class EvictionPolicy(Policy, ABC):
     def insert(self, key: BlockKey, parent: BlockKey | None) -> None:
         """Start to track a chunk that entered the tier: its first use."""
 
+    def insert_all(self, keys: Sequence[BlockKey], parents: Sequence[BlockKey | None]) -> None:
+        """Insert several, in this order; overridden where that is cheaper than one by one."""
+        for key, parent in zip(keys, parents, strict=True):
+            self.insert(key, parent)
+
     @abstractmethod
     def touch(self, key: BlockKey) -> None:
         """Note one more use of a chunk; at most once per request, a prefix tail first."""
@@ -45,6 +50,11 @@ class EvictionPolicy(Policy, ABC):
     @abstractmethod
     def remove(self, key: BlockKey) -> None:
         """Stop to track a chunk that left the tier, for whatever reason."""
+
+    def remove_all(self, keys: Sequence[BlockKey]) -> None:
+        """Remove several, in this order; overridden where that is cheaper than one by one."""
+        for key in keys:
+            self.remove(key)
 
     @abstractmethod
     def victims(self, n: int, pinned: Callable[[BlockKey], bool]) -> list[BlockKey]:

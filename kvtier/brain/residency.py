@@ -126,12 +126,12 @@ class Residency:
     def drop(self, keys: Sequence[BlockKey]) -> None:
         """Take RESIDENT victims out of tier 0, as `expel` does, in one pass."""
         policy = self.policies[TIER0]
-        remove, evicted = policy.remove, policy.evicted
-        silent = type(policy).evicted is EvictionPolicy.evicted
-        for key in keys:
-            remove(key)
-            if not silent:
-                evicted(key)
+        if type(policy).evicted is EvictionPolicy.evicted:
+            policy.remove_all(keys)
+        else:
+            for key in keys:
+                policy.remove(key)
+                policy.evicted(key)
         self.slots.release_all(self.index.vacate(keys))
         self.chunks[TIER0] -= len(keys)
         self._tell(TIER0, keys, removed=True)
@@ -291,12 +291,11 @@ class Residency:
 
     def _track(self, tier: int, keys: Sequence[BlockKey], rows: Sequence[int]) -> None:
         """Insert tail first."""
-        index, insert = self.index, self.policies[tier].insert
+        index = self.index
         ends, parents = index.ends, index.parents
         depths = [ends[row] for row in rows]
         if any(map(ge, depths, depths[1:])):
             pairs = [*zip(reversed(keys), reversed(rows), strict=True)]  # equals keep their order
             pairs.sort(key=lambda pair: ends[pair[1]])
             keys, rows = [key for key, _ in pairs], [row for _, row in pairs]
-        for key, row in zip(reversed(keys), reversed(rows), strict=True):
-            insert(key, parents[row])
+        self.policies[tier].insert_all(keys[::-1], [parents[row] for row in reversed(rows)])

@@ -86,6 +86,24 @@ class LruPolicy(EvictionPolicy):
         run.append(key)
         runs[key] = run
 
+    def insert_all(self, keys: Sequence[BlockKey], parents: Sequence[BlockKey | None]) -> None:
+        if self._fresh and keys[:1] != [self._parent]:
+            self._settle()
+        by_byte, fresh = self._runs, self._fresh
+        if not keys or parents[0] is None or parents[:-1] != keys[1:]:
+            super().insert_all(keys, parents)
+            return
+        for i, key in enumerate(keys):  # one prefix, tail first
+            runs = by_byte[key[0]]
+            if key in runs:
+                fresh += keys[:i]
+                self._parent = key if i else self._parent
+                super().insert_all(keys[i:], parents[i:])
+                return
+            runs[key] = fresh
+        fresh += keys
+        self._parent = parents[-1]
+
     def touch(self, key: BlockKey) -> None:
         if self._fresh:
             self._settle()
@@ -104,6 +122,22 @@ class LruPolicy(EvictionPolicy):
         run.pop()
         if not run:
             del self._order[run]
+
+    def remove_all(self, keys: Sequence[BlockKey]) -> None:
+        by_byte, i = self._runs, 0
+        while i < len(keys):
+            run = by_byte[keys[i][0]].get(keys[i])
+            n = min(len(run), len(keys) - i) if run else 0
+            if not run or run is self._fresh or keys[i : i + n] != run[: -n - 1 : -1]:
+                self.remove(keys[i])
+                i += 1
+                continue
+            for key in keys[i : i + n]:  # as they leave: the end of a run, or all of it
+                del by_byte[key[0]][key]
+            del run[-n:]
+            if not run:
+                del self._order[run]
+            i += n
 
     def victims(self, n: int, pinned: Callable[[BlockKey], bool]) -> list[BlockKey]:
         if self._fresh:
