@@ -19,7 +19,7 @@ SHARING = [SHARED + own for own in prompts(6, 200, seed=22)]
 ASKED_OF_LLAMA = [prompt for turn in CHATS for prompt in turn] + SHARING
 
 
-@pytest.fixture(scope="module", params=["dram", "nvme", "nvme-tp2"])
+@pytest.fixture(scope="module", params=["dram", "nvme", "dram-tp2"])
 def kvtier(
     request: pytest.FixtureRequest,
     reference: Reference,
@@ -27,8 +27,8 @@ def kvtier(
     llama: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Engine:
-    config = dram() if request.param == "dram" else nvme(tmp_path_factory.mktemp("nvme"))
-    tp = 2 if request.param == "nvme-tp2" else 1
+    config = dram() if request.param != "nvme" else nvme(tmp_path_factory.mktemp("nvme"))
+    tp = 2 if request.param == "dram-tp2" else 1
     return engine(EngineConfig(model=llama, blocks=BLOCKS, kvtier=config, tp=tp))
 
 
