@@ -96,7 +96,7 @@ class NullRank:
         worker._jobs, worker._failed, worker._spoiled = {}, {}, set()
         worker._collected = []
         worker._failed_loads, worker._invalid_blocks, worker.guard = set(), set(), Guard()
-        worker.trace = CopyTrace()
+        worker._early, worker.idle, worker.trace = set(), False, CopyTrace()
         self.worker: KVTierWorker = worker
 
     def specs(self, slots: range, first_block: int) -> tuple[SlotSpec, GPULoadStoreSpec]:

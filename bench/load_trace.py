@@ -35,6 +35,7 @@ LENGTHS = (4096, 8192, 16384, 30720)
 TRACED = 8192  # 128 MiB
 TAIL = 16
 ANSWER = 4
+DECODED = 400  # tokens of the other request: more than a hit takes, with what is before it
 KINDS = ("idle", "busy")
 TARGET_IDLE = 0.3
 TARGET_TTFT = 0.75
@@ -184,7 +185,7 @@ def decoding(server: Server, *, on: bool) -> Iterator[None]:
         yield
         return
     prompt = prompts(1, 64, seed=time.monotonic_ns())[0]
-    thread = threading.Thread(target=complete, args=(server.port, prompt, 64))
+    thread = threading.Thread(target=complete, args=(server.port, prompt, DECODED))
     thread.start()
     time.sleep(0.3)
     yield

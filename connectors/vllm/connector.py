@@ -298,7 +298,7 @@ class KVTierConnector(OffloadingConnector):
     def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
         super().bind_connector_metadata(connector_metadata)
         self.rank.guard.always(partial(self.rank.order, connector_metadata), None)
-        self.rank.guard.run(self.rank.launching, None)
+        self.rank.guard.run(partial(self.rank.launching, connector_metadata), None)
 
     def start_load_kv(self, forward_context: "ForwardContext", **kwargs: Any) -> None:
         self.rank.guard.always(self.rank.order_rest, None)

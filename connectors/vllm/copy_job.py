@@ -30,6 +30,13 @@ class CopyJob:
         """Whether every transfer is over."""
         return all(part.transfer.done() for part in self.parts)
 
+    def rest(self, seconds: float) -> None:
+        """Leave the core to its first transfer that is under way, at most for so long."""
+        for part in self.parts:
+            if not part.transfer.done():
+                part.transfer.rest(seconds)
+                return
+
     def stop(self) -> None:
         """Start nothing more of it."""
         for part in self.parts:

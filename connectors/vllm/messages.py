@@ -43,6 +43,7 @@ class KVTierMetadata(OffloadingConnectorMetadata):
     paths: list[str] = field(default_factory=list)
     """Of LoRA adapters: whether the files there are as they were read is to be found out with the look."""
     greet: bool = False  # not every rank has said hello: say it
+    idle: bool = False  # nothing is computed in this step
 
     @classmethod
     def of(cls, base: KVConnectorMetadata) -> "KVTierMetadata":

@@ -153,16 +153,17 @@ class Rank:
         self.worker.spoil(meta.spoiled)
         self._timed, self._look, self._asked = meta.timed, meta.look, meta.greet
         self._step = meta
+        self.worker.idle = meta.idle
 
     def after(self) -> None:
         """Forget what was spoiled and is none of this rank's jobs, now that all of the step are known."""
         self.worker.forget_spoiled()
 
-    def launching(self) -> None:
+    def launching(self, meta: KVConnectorMetadata) -> None:
         """Be told that a forward pass comes next; look at the weights that it computes with."""
         if self._look and self._fingerprint is not None:
             self._fingerprint.take(self._look)
-        self.worker.launching()
+        self.worker.launching(meta.load_jobs if isinstance(meta, KVTierMetadata) else {})
 
     def launched(self) -> None:
         """Be told that nothing more is submitted of this pass."""

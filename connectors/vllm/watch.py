@@ -26,8 +26,9 @@ class Watch:
         core_calls.listen("collective_rpc", self.looks.suspect)
 
     def order(self, meta: "KVTierMetadata", output: "SchedulerOutput") -> None:
-        """End the making of a step: let the ranks look, if it is time to."""
-        meta.look = self.looks.order(computes=output.total_num_scheduled_tokens > 0)
+        """End the making of a step: say whether it computes anything, and let the ranks look, if it is time to."""
+        meta.idle = output.total_num_scheduled_tokens == 0
+        meta.look = self.looks.order(computes=not meta.idle)
         if meta.look:
             meta.paths = self.adapters.take_paths()
         meta.adapters = self.adapters.step(output.num_scheduled_tokens)

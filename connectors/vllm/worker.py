@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from vllm.v1.kv_offload.base import (
@@ -32,7 +33,12 @@ from kvtier.transfer.engine import ChunkCopy, Moved, TransferEngine, chunk_nbyte
 from kvtier.types import NO_SLOT, PAGE, TIER0, OpResult, Placed, ScanBatch, TierOp
 from kvtier.units import format_nbytes
 
+if TYPE_CHECKING:
+    from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import TransferJob
+
 logger = logging.getLogger(__name__)
+
+_REST_S = 2e-3  # so much later hears an idle engine of a new request
 
 
 class KVTierWorker(OffloadingWorker):
@@ -98,6 +104,8 @@ class KVTierWorker(OffloadingWorker):
         self._spoiled: set[int] = set()
         self._collected: list[tuple[CopyJob, Sequence[ChunkCopy], Sequence[int]]] = []
         """Stores that are not given to the engine yet: with their copies, and the positions of these in the job."""
+        self._early: set[int] = set()  # loads that are submitted, and will be by vLLM
+        self.idle = False  # nothing is computed in this step
         self.trace = CopyTrace()
 
     def submit_store(
@@ -116,6 +124,9 @@ class KVTierWorker(OffloadingWorker):
         expedited: bool = False,
     ) -> bool:
         assert isinstance(src_spec, SlotSpec)
+        if job_id in self._early:
+            self._early.discard(job_id)
+            return True
         if not self.guard.run(partial(self._load, job_id, src_spec, dst_spec), False):
             blocks = map(int, dst_spec.block_ids)
             self.guard.always(partial(self._fail, job_id, src_spec, blocks), None)
@@ -124,7 +135,9 @@ class KVTierWorker(OffloadingWorker):
     def get_finished(self) -> list[TransferResult]:
         """Collect the jobs that are over. One that cannot say so is waited for, and what it says then counts."""
         self._submit_collected()
-        jobs = list(self._jobs.items())
+        if self.idle:
+            self.guard.run(self._rest, None)
+        jobs = [each for each in self._jobs.items() if each[0] not in self._early]
         ended = [job_id for job_id, job in jobs if self.guard.always(job.done, True)]
         return [self._ended(job_id) for job_id in ended]
 
@@ -133,12 +146,19 @@ class KVTierWorker(OffloadingWorker):
         for job_id in self._jobs.keys() & job_ids:
             self.guard.always(self._jobs[job_id].wait, None)
 
-    def launching(self) -> None:
-        """Be told that a forward pass comes next. vLLM submits loads behind its launch, but into blocks that it neither
+    def launching(self, loads: "Mapping[int, TransferJob]") -> None:
+        """Be told that a forward pass comes next. vLLM submits `loads` behind its launch, but into blocks that it neither
         reads nor writes: their requests wait. Stores of earlier passes are submitted by now, with what is flushed.
+        Where the pass is no launch, but computed on this thread, loads do not wait for its end.
         """
         self.trace.announced()
         self._engine.launching()
+        if not self._engine.beside:
+            return
+        for job_id, job in loads.items():
+            assert isinstance(job.dst_spec, GPULoadStoreSpec)
+            self.submit_load(job_id, job.src_spec, job.dst_spec)
+            self._early.add(job_id)
 
     def launched(self) -> None:
         """Be told that nothing more is submitted of this pass."""
@@ -274,6 +294,13 @@ class KVTierWorker(OffloadingWorker):
         if there:
             job.parts.append(CopyPart(self._engine.onload([copies[i] for i in there]), there))
         return True
+
+    def _rest(self) -> None:
+        """Sleep for a moment where else this thread and the engine would spin: until the oldest load is over."""
+        for job in self._jobs.values():
+            if job.blocks:
+                job.rest(_REST_S)
+                return
 
     def _fail(self, job_id: int, slots: SlotSpec, blocks: Iterable[int]) -> None:
         """Book a job that was not submitted as one that failed as a whole."""

@@ -9,7 +9,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +52,9 @@ class CpuTransfer(Transfer):
             self._engine.give_way()
         return self._future.done()
 
+    def rest(self, seconds: float) -> None:
+        wait([self._future], seconds)
+
     def result(self) -> Moved:
         return self._future.result()
 
@@ -61,6 +64,8 @@ class CpuTransferEngine(TransferEngine):
 
     The queues are bounded by the arena: a slot is in at most one transfer at a time.
     """
+
+    beside = True
 
     def __init__(
         self,

@@ -45,6 +45,9 @@ class Transfer(ABC):
     def stop(self) -> None:  # noqa: B027 - optional
         """Start nothing more of it: nobody wants it any more. It ends with what was started."""
 
+    def rest(self, seconds: float) -> None:  # noqa: B027 - a device does not need the caller's core
+        """Leave the core and the GIL to the copy, until it is over or `seconds` have passed."""
+
     @abstractmethod
     def result(self) -> Moved:
         """Wait for the device side of the copy to be over.
@@ -62,6 +65,9 @@ class TransferEngine(ABC):
     prefetches. The caller keeps both ends alive and unwritten until the transfer is done. A transfer comes after
     what the device was given before its submission, or before `launching` where that was called.
     """
+
+    beside = False
+    """Whether copies run beside a pass that the caller computes itself, so that a load is best submitted before it."""
 
     def __init__(
         self,

@@ -97,7 +97,7 @@ def worker(engine: object) -> KVTierWorker:
     made._jobs, made._failed, made._spoiled = {}, {}, set()
     made._collected = []
     made._failed_loads, made._invalid_blocks, made.guard = set(), set(), Guard()
-    made.trace = CopyTrace()
+    made._early, made.idle, made.trace = set(), False, CopyTrace()
     return made
 
 

@@ -64,6 +64,7 @@ def test_what_is_answered_during_the_pass_returns_with_its_step(log: list[str]) 
         SimpleNamespace(
             launched=lambda: None,
             launching=lambda: log.append("the event that loads wait for"),
+            beside=False,
         )
     )
     worker.io, worker.placed = io, list  # type: ignore[method-assign,assignment]
@@ -84,7 +85,9 @@ def test_what_is_answered_during_the_pass_returns_with_its_step(log: list[str]) 
 
 
 def test_of_many_operations_most_follow_behind_the_pass(log: list[str]) -> None:
-    worker = halves.worker(SimpleNamespace(launched=lambda: None, launching=lambda: None))
+    worker = halves.worker(
+        SimpleNamespace(launched=lambda: None, launching=lambda: None, beside=False)
+    )
     worker.io = Io(log)  # type: ignore[assignment]
     made = connector(worker)
     step = KVTierMetadata({}, {}, None, ops=[TierOp(i, OpKind.READ) for i in range(66)])

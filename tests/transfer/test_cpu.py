@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import threading
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from kvtier.memory.arena import Arena
 from kvtier.transfer import cpu
 from kvtier.transfer.cpu import CpuTransferEngine
 from kvtier.transfer.engine import ChunkCopy, TransferEngine
+from tests.patience import HANG_S
 from tests.transfer.contract import BLOCKS, Groups, TransferContract, pages
 
 
@@ -71,3 +73,25 @@ def test_a_caller_that_spins_does_not_starve_the_copies(monkeypatch: pytest.Monk
 def _pieces(rows: npt.NDArray[np.uint8]) -> cpu.Pieces:
     at = rows.ctypes.data + np.arange(len(rows)) * rows.shape[1]
     return np.stack([at, np.full(len(rows), rows.shape[1])], axis=-1).astype(np.uint64)
+
+
+def test_a_caller_rests_until_the_copy_is_over_or_its_time_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held, one_call = threading.Event(), cpu._copy_batch
+
+    def copy_batch(src: cpu.Pieces, dst: cpu.Pieces) -> None:
+        held.wait(HANG_S)
+        one_call(src, dst)
+
+    monkeypatch.setattr(cpu, "_copy_batch", copy_batch)
+    arena = Arena(1, 4096)
+    engine = CpuTransferEngine(arena, {0: pages([4096])}, 1)
+    transfer = engine.offload([ChunkCopy(0, 0, (0,))])
+    transfer.rest(0.001)
+    assert not transfer.done()
+    held.set()
+    transfer.rest(HANG_S)
+    assert transfer.done()
+    engine.close()
+    arena.close()
