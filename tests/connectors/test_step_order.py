@@ -104,7 +104,9 @@ def test_of_many_operations_most_follow_behind_the_pass(log: list[str]) -> None:
 
 
 def test_a_step_that_ends_early_loses_no_operation(log: list[str]) -> None:
-    worker = halves.worker(SimpleNamespace(launched=lambda: None, launching=lambda: None))
+    worker = halves.worker(
+        SimpleNamespace(launched=lambda: None, launching=lambda: None, beside=False)
+    )
     worker.io = Io(log)  # type: ignore[assignment]
     made = connector(worker)
     for first in (0, 70):
