@@ -10,6 +10,8 @@ from tests.modes.identity import Mode, check
 
 FAMILIES = {
     "mixtral": Mode(),
+    "qwen3-moe": Mode(),
+    "mistral": Mode(kvtier={"chunk_tokens": "auto"}),
     "gpt-oss": Mode(kvtier={"chunk_tokens": "auto"}),
     "llama4": Mode(  # the hit ends inside a piece of its local attention: only then is any of that loaded
         env={"VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE": "1"}, length=700

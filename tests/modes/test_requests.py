@@ -2,11 +2,21 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.engine.conftest import EngineFactory
 from tests.engine.harness import Engine
 from tests.engine.models import prompts
 from tests.modes import tiny
 from tests.modes.identity import Ask, Mode, Told, check
+
+ENGINES = {
+    "chunked prefill off": Mode(
+        options={"enable_chunked_prefill": False, "max_num_batched_tokens": 2304}
+    ),
+    "fp8 KV": Mode(options={"kv_cache_dtype": "fp8"}),
+    "compiled": Mode(options={"enforce_eager": False}),
+}
 
 
 def question(name: str, *args: object) -> Ask:
@@ -17,6 +27,11 @@ def question(name: str, *args: object) -> Ask:
         return Told([said for said, _ in pairs], [cached for _, cached in pairs])
 
     return ask
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_engine(name: str, engine: EngineFactory, tmp_path: Path) -> None:
+    check(engine, ENGINES[name], tiny.make(tmp_path, "llama"), tmp_path / "kv")
 
 
 def test_ways_to_ask(engine: EngineFactory, tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
+from typing import Any
+
+import pytest
 
 from kvtier.demo.model import build
 from tests.engine.conftest import EngineFactory
@@ -12,12 +15,24 @@ from tests.engine.scenarios import TOKENS, nvme
 from tests.modes import tiny
 from tests.modes.identity import Mode, assert_alike, check, told
 
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ngram": ("llama", {"prompt_lookup_max": 3, "prompt_lookup_min": 1}),
+    "eagle": ("llama", {}),
+    "mtp": ("mimo", {}),
+}
 
-def test_ngrams(engine: EngineFactory, tmp_path: Path) -> None:
-    speculative = {"method": "ngram", "num_speculative_tokens": 3}
-    speculative |= {"prompt_lookup_max": 3, "prompt_lookup_min": 1}
-    mode = Mode(options={"speculative_config": speculative})
-    check(engine, mode, tiny.make(tmp_path, "llama"), tmp_path / "kv")
+
+@pytest.mark.parametrize("method", METHODS)
+def test_method(method: str, engine: EngineFactory, tmp_path: Path) -> None:
+    model, options = METHODS[method]
+    speculative = {"method": method, "num_speculative_tokens": 1 if method == "mtp" else 3}
+    if method == "eagle":
+        speculative["model"] = str(tiny.make(tmp_path, method))
+    mode = Mode(
+        options={"speculative_config": speculative | options},
+        hit=512,  # of drafts that need the model's own states, vLLM drops its last cached block
+    )
+    check(engine, mode, tiny.make(tmp_path, model), tmp_path / "kv")
 
 
 def test_a_draft_with_other_weights_finds_the_records_and_answers_right(
