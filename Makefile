@@ -1,7 +1,7 @@
 # Everything a developer needs, from a machine that has only Python 3.11.
 #   make setup   the environment in .venv; quick when nothing changed
 #   make test    all checks: lint, types, layers, unit tests, engine tests, the wheel
-#   make test-modes  models and modes of vLLM on real engines, as docs/compatibility.md says: about 11 minutes on two busy cores
+#   make test-modes  models and modes of vLLM on real engines, as docs/compatibility.md says: about a quarter of an hour on two cores
 #   make soak    an engine under every kind of harm, and the fuzz with fresh examples: KVTIER_SOAK_S seconds of each
 .DEFAULT_GOAL := help
 SHELL := bash

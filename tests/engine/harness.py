@@ -227,7 +227,8 @@ class Engine:
 
 def _start(config: EngineConfig, replies: int, output: IO[bytes]) -> "subprocess.Popen[bytes]":
     """Start a driver in a session of its own, which finds all that it leaves behind."""
-    if not config.fresh:
+    bound = "VLLM_CPU_OMP_THREADS_BIND" in config.environ()  # which OpenMP reads when Python starts
+    if not (config.fresh or bound):
         return nursery.Forked(config.lane or lanes.DEFAULT, replies, config.environ(), output)
     return subprocess.Popen(
         [sys.executable, "-m", "tests.engine.driver", str(replies)],
