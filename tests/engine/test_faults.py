@@ -65,9 +65,8 @@ def test_a_damaged_record_is_a_miss_that_heals(bad: Rig, name: str) -> None:
 
 def test_a_forged_record_changes_the_answer(bad: Rig) -> None:
     """What the checksums are for; and these tests do see KV that is wrong."""
-    prompt = ASKED[0]
-    bad.cool()
-    records = damage.in_order(bad.disk.records())
+    prompt = ASKED[13]
+    records = bad.stored(prompt)
     damage.forge(records[3])
     (answer,) = bad.engine.answers([prompt], TOKENS)
     assert answer.cached == 8 * CHUNK
@@ -194,7 +193,7 @@ def test_reads_that_take_their_time_are_waited_for(bad: Rig) -> None:
 
 def test_hung_reads_delay_nobody_else(bad: Rig) -> None:
     """Neither a new prompt, nor one in DRAM, nor one that shares a prefix that is there."""
-    hungry, sharer, new, resident = SHARED[0], SHARED[1], ASKED[5], ASKED[6]
+    hungry, sharer, new, resident = SHARED[0], SHARED[1], ASKED[11], ASKED[12]
     bad.stored(hungry)
     bad.ask(COMMON, resident)
     bad.settle()
