@@ -3,6 +3,8 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from kvtier.demo.client import connect
 from kvtier.demo.server import MODEL, ServerConfig
 from tests.engine.conftest import EngineFactory, ServerFactory
@@ -12,17 +14,21 @@ from tests.modes.identity import Mode, check
 
 CORES = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
 
+ENGINES = {
+    "tensor parallel": Mode(tp=2),
+    # vLLM's CPU build alone runs no pipeline with runner V1
+    "pipeline": Mode(
+        lane="v2-sync", options={"pipeline_parallel_size": 2}, env=CORES, length=300, tokens=6
+    ),
+    "asynchronous pipeline": Mode(
+        lane="v2-async", options={"pipeline_parallel_size": 2}, env=CORES, length=300, tokens=6
+    ),
+}
 
-def test_a_pipeline(engine: EngineFactory, tmp_path: Path) -> None:
-    """With runner V1, vLLM's CPU build alone runs none."""
-    mode = Mode(
-        lane="v2-async",
-        options={"pipeline_parallel_size": 2},
-        env=CORES,
-        length=300,  # an interpreter computes it
-        tokens=6,
-    )
-    check(engine, mode, tiny.make(tmp_path, "llama"), tmp_path / "kv")
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_two_ranks(name: str, engine: EngineFactory, tmp_path: Path) -> None:
+    check(engine, ENGINES[name], tiny.make(tmp_path, "llama"), tmp_path / "kv")
 
 
 def test_experts_of_two_engines(
