@@ -1,6 +1,5 @@
-"""Families of models: attention of every kind, experts, and states in place of attention."""
+"""Families of models: attention of several kinds, experts, and states in place of attention."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,22 +8,25 @@ from tests.engine.conftest import EngineFactory
 from tests.modes import tiny
 from tests.modes.identity import Mode, check
 
-_AUTO = Mode(kvtier={"chunk_tokens": "auto"})  # two blocks of such small models
-_STATES = Mode(
-    options={"mamba_cache_mode": "align", "max_model_len": 4096}, length=1200, blocks=100
-)
-
 FAMILIES = {
-    "llama": _AUTO,
     "mixtral": Mode(),
     "qwen3-moe": Mode(),
-    "mistral": _AUTO,
-    "gpt-oss": _AUTO,
+    "mistral": Mode(kvtier={"chunk_tokens": "auto"}),
+    "gpt-oss": Mode(kvtier={"chunk_tokens": "auto"}),
     "llama4": Mode(  # the hit ends inside a piece of its local attention: only then is any of that loaded
         env={"VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE": "1"}, length=700
     ),
-    "lfm2": replace(_STATES, as_one=False, length=1153),  # its states say little beyond the next two tokens
-    "qwen3-next": replace(_STATES, options={**_STATES.options, "dtype": "bfloat16"}),
+    "lfm2": Mode(  # a state of its convolutions says nothing beyond the next two tokens
+        options={"mamba_cache_mode": "align", "max_model_len": 4096},
+        length=1153,
+        blocks=100,
+        as_one=False,
+    ),
+    "qwen3-next": Mode(
+        options={"mamba_cache_mode": "align", "max_model_len": 4096, "dtype": "bfloat16"},
+        length=1200,
+        blocks=100,
+    ),
 }
 
 
