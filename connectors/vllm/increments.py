@@ -64,13 +64,18 @@ def fingerprint() -> str:
         RequestOffloadState.advance_stored_idx,
     )
     text = "".join(inspect.getsource(function) for function in functions)
-    return hashlib.sha256(re.sub(r"#.*|\s+", "", text).encode()).hexdigest()[:16]
+    return hashlib.sha256(_bare(text).encode()).hexdigest()[:16]
+
+
+def _bare(source: str) -> str:
+    """Leave out comments and spaces."""
+    return re.sub(r"#.*|\s+", "", source)
 
 
 def _source(of: object) -> str:
     """Return the source of a function without its comments and spaces; nothing if there is none."""
     try:
-        return re.sub(r"#.*|\s+", "", inspect.getsource(of))  # type: ignore[arg-type] # it says so
+        return _bare(inspect.getsource(of))  # type: ignore[arg-type] # it says so
     except (OSError, TypeError):
         return ""
 

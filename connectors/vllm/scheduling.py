@@ -308,8 +308,8 @@ class Scheduling:
 
     def step(self, output: "SchedulerOutput", meta: KVTierMetadata) -> None:
         """End a step: adopt vLLM's new jobs, offer again what had no room, take the brain's operations."""
-        self._computes = output.total_num_scheduled_tokens > 0
         self.watch.order(meta, output)
+        self._computes = not meta.idle
         if self._brain is None:
             self._roll_call.ask()
             meta.greet = True

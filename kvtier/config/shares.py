@@ -20,7 +20,8 @@ def share(capacity: int, local_ranks: int) -> int:
 def of_rank(config: Config, local_ranks: int, *, copies: bool = False) -> Config:
     """Return the configuration as one rank has it: of every capacity, and of what a lower tier can read, its share.
 
-    Where all have the same KV (`copies`), the capacity of a tier that is kept once is not shared. DRAM that has no capacity gets none here: see `dram_nbytes`.
+    Where all have the same KV (`copies`), the capacity of a tier that is kept once is not shared. DRAM that has no
+    capacity gets none here: see `dram_nbytes`.
     """
     tiers = (
         msgspec.structs.replace(

@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -28,6 +29,9 @@ needs_prometheus = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")),
     reason="needs Debian's prometheus",
 )
+
+
+breathe = partial(time.sleep, 0.2)
 
 
 @needs_prometheus
@@ -136,7 +140,7 @@ def test_the_first_failures_of_a_tier_are_an_increase_and_fire(
         prometheus = Prometheus(tmp_path, stack)
         tell()
         failures = 'kvtier:tier_failures_total{tier="nvme", cause="error"}'
-        until(lambda: prometheus.ask(failures) != {}, "a first scrape", lambda: time.sleep(0.2))
+        until(lambda: prometheus.ask(failures) != {}, "a first scrape", breathe)
         assert prometheus.ask(failures) == {"nvme error": 0}
         assert prometheus.ask("kvtier:off") == {"": 0}
         assert prometheus.ask('ALERTS{alertstate="firing"}') == {}
@@ -148,12 +152,12 @@ def test_the_first_failures_of_a_tier_are_an_increase_and_fire(
         until(
             lambda: prometheus.ask(grown).get("nvme error", 0) >= 5,
             "five failures",
-            lambda: time.sleep(0.2),
+            breathe,
         )
         assert prometheus.ask("increase(kvtier:tier_trips_total[1m])")["nvme"] >= 1
         firing = 'ALERTS{alertstate="firing"}'
         until(
             lambda: prometheus.ask(firing) == {"KVTierTierFails nvme error": 1},
             "the alert",
-            lambda: time.sleep(0.2),
+            breathe,
         )

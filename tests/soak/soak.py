@@ -18,9 +18,8 @@ IDLE = {"pinned": 0, "reading": 0, "quarantined": 0, "requests": 0}
 _WARM = 6  # looks at an engine before its size counts: allocators, kernels and batches of every shape come first
 # oneDNN keeps what it compiled for each shape of a batch: vLLM alone grows by 250 MiB in 300 requests
 _ENVIRON = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1"}
-_REFUSED = (
-    "running requests waiting for remote KV transfer"  # an answer to the caller, the engine goes on
-)
+_REFUSED = "running requests waiting for remote KV transfer"
+"""What vLLM answers to the caller of a reset; the engine goes on."""
 _RSS_GROWTH = 96 << 20
 _FDS_GROWTH = 8
 _EVICTION = ("lru", "session", "s3fifo", "gdsf", "attention", "arc")
