@@ -70,7 +70,6 @@ class Rank:
         self._look_at = 0.0
         self._timed = 0
         self._fingerprint: Fingerprint | None = None
-        self._look = 0  # to be taken in this step
         self._rest: list[TierOp] = []  # operations of this step that follow behind the pass
         self._asked = False  # for the hello, by this step
         self._loras: Loras | None = None
@@ -151,7 +150,7 @@ class Rank:
         if meta.fail_loads:
             self.worker.fail_loads()
         self.worker.spoil(meta.spoiled)
-        self._timed, self._look, self._asked = meta.timed, meta.look, meta.greet
+        self._timed, self._asked = meta.timed, meta.greet
         self._step = meta
         self.worker.idle = meta.idle
 
@@ -161,8 +160,8 @@ class Rank:
 
     def launching(self, meta: KVConnectorMetadata) -> None:
         """Be told that a forward pass comes next; look at the weights that it computes with."""
-        if self._look and self._fingerprint is not None:
-            self._fingerprint.take(self._look)
+        if self._step is not None and self._step.look and self._fingerprint is not None:
+            self._fingerprint.take(self._step.look)
         self.worker.launching(meta.load_jobs if isinstance(meta, KVTierMetadata) else {})
 
     def launched(self) -> None:
@@ -239,7 +238,6 @@ class Rank:
 
     def _looked(self) -> list[Looked]:
         """Say what was seen of the weights, each look once and in order."""
-        self._look = 0
         if self._fingerprint is None:
             return []
         rank = self._vllm_config.parallel_config.rank

@@ -108,6 +108,6 @@ def rank(of: KVTierWorker) -> Rank:
     made._by_blocks, made._failed_loads = True, set()
     made.guard, made._said_broken, made._placed = of.guard, False, []
     made._look_at, made._timed, made._asked, made._rest = 0.0, 0, False, []
-    made._fingerprint, made._look = None, 0
+    made._fingerprint = None
     made._loras = made._step = None
     return made
