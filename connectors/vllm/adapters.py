@@ -79,7 +79,7 @@ class Adapters:
         self._labels: dict[bytes, Content] = {}  # by name and path: what its chunks are of
         self._loaded: dict[int, Content] = {}  # by id, on all ranks
         self._expected: dict[str, Content] = {}  # by path: what vLLM would read
-        self._compare: dict[str, None] = {}  # paths for the next look
+        self._compare: dict[str, list[_Use]] = {}  # by path, for the next look: who waits for it
         self._computing: dict[int, Collection[_Use]] = {}  # by step
         self._steps = 0
         hears = [core_calls.listen(hook, looks.suspect) for hook in ("add_lora", "remove_lora")]
@@ -100,10 +100,15 @@ class Adapters:
         self._uses = {name: use for name, use in self._uses.items() if name in requests}
 
     def take_paths(self) -> list[str]:
-        """Take the paths whose files the look that is ordered now compares."""
+        """Take the paths whose files the look that is ordered now compares; who waits for others waits for the next."""
         paths = list(self._compare)[:_PATHS]
         for path in paths:
             del self._compare[path]
+        if self._compare:
+            self._looks.want()
+        for uses in self._compare.values():
+            for use in uses:
+                use.look = self._looks.next
         return paths
 
     def step(self, scheduled: Iterable[str]) -> int:
@@ -183,7 +188,7 @@ class Adapters:
     def _compare_files(self, use: _Use) -> None:
         """Let the next look find out whether files are as they were read."""
         use.asked_at, use.look = self._clock(), self._looks.next
-        self._compare[use.lora.lora_path] = None
+        self._compare.setdefault(use.lora.lora_path, []).append(use)
         self._looks.want()
 
     def _computed(self, use: _Use, content: Content) -> None:

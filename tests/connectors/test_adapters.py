@@ -269,8 +269,32 @@ def test_a_step_that_nobody_speaks_of_was_computed_with_who_knows_what(two: Adap
 
 
 def test_looks_compare_the_files_of_a_few_adapters_each(two: Adapters) -> None:
-    two._compare = dict.fromkeys(map(str, range(40)))
+    two._compare = {str(i): [] for i in range(40)}
     assert [len(two.take_paths()) for _ in range(3)] == [32, 8, 0]
+
+
+def test_who_does_not_fit_into_a_look_waits_for_the_next(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapters, "_PATHS", 1)
+    used = {"a": lora(), "b": lora("b", 2, path="/b")}
+    for round_ in range(2):  # in the second the ranks say what is in the files
+        for name, adapter in used.items():
+            engine.ask(f"{name}{round_}", adapter)
+            engine.empty_device()
+        engine.drop()
+    engine.files = {"/a": NEW, "/b": NEW}
+    keys = {name: f"adapter {name} {adapter.lora_path}" for name, adapter in used.items()}
+    contexts = {name: engine.arrive(name, 2, keys=keys[name], lora=used[name]) for name in used}
+
+    def hits() -> list[bool]:
+        return [engine.hit(engine.keys(keys[name], 2)[0], contexts[name]) for name in used]
+
+    assert hits() == [True, True], "as far as is known now"
+    for waits in ([False, True], [False, False]):
+        engine.step()
+        assert [engine.side.watch.adapters.waits(name) for name in used] == waits
+        assert hits() == waits, "the files are others"
 
 
 def test_files_are_compared_anew_after_ten_seconds() -> None:
