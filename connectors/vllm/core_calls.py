@@ -11,6 +11,9 @@ logger = logging.getLogger(__name__)
 Heard = Callable[[Any, Any], None]
 """Takes the call's first argument, and what it returned: None where there is none, and where the call raised."""
 
+_OURS = "kvtier"
+"""Marks a method that tells us. One that another plugin has wrapped looks the same otherwise."""
+
 _listeners: "dict[str, list[weakref.WeakMethod[Heard]]]" = {}
 
 
@@ -26,7 +29,7 @@ def listen(hook: str, heard: Heard) -> bool:
     if theirs is None:
         return False
     _listeners.setdefault(hook, []).append(weakref.WeakMethod(heard))
-    if not hasattr(theirs, "__wrapped__"):
+    if _OURS not in vars(theirs):
         setattr(EngineCore, hook, _told(hook, theirs))
     return True
 
@@ -41,6 +44,7 @@ def _told(hook: str, theirs: Any) -> Any:
         finally:
             _tell(hook, next(iter([*args, *kwargs.values()]), None), result)
 
+    vars(method)[_OURS] = True
     return method
 
 

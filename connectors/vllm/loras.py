@@ -21,6 +21,7 @@ _SLACK_NS = 50_000_000  # a file's times lag behind the clock by a tick
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".json")
 _FOLDERS = 4096
 _UNKNOWN = b""
+_OURS = "kvtier"  # marks a reading that tells us, and not another plugin alone
 
 _Files = dict[str, FileState]
 
@@ -130,7 +131,7 @@ def _watch(loras: Loras) -> None:
     except (ImportError, AttributeError) as exc:
         logger.warning("kvtier: chunks of LoRA adapters are not kept with this vLLM: %s", exc)
         return
-    if not hasattr(theirs, "__wrapped__"):
+    if _OURS not in vars(theirs):
         LoRAModel.from_local_checkpoint = classmethod(_told(theirs))
 
 
@@ -147,4 +148,5 @@ def _told(theirs: Any) -> Any:
                 logger.exception("kvtier: a LoRA adapter was not taken note of")
         return model
 
+    vars(from_local_checkpoint)[_OURS] = True
     return from_local_checkpoint

@@ -1,5 +1,7 @@
 """What a rank says of the adapters that vLLM reads: their content, whether it is still loaded, and what the files hold."""
 
+import functools
+import inspect
 import json
 import os
 import time
@@ -168,6 +170,22 @@ def test_the_folders_that_are_remembered_are_bounded(
         write(tmp_path / name)
         read(tmp_path / name)
     assert [bool(expected(rank, tmp_path / name)) for name in ("a", "b")] == [False, True]
+
+
+def test_a_reading_that_another_plugin_has_wrapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vllms = inspect.unwrap(LoRAModel.from_local_checkpoint.__func__)
+
+    @functools.wraps(vllms)
+    def another(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        return vllms(cls, *args, **kwargs)
+
+    monkeypatch.setattr(LoRAModel, "from_local_checkpoint", classmethod(another))
+    rank = Loras(0)
+    write(tmp_path / "a")
+    held = read(tmp_path / "a")
+    assert list(digests(rank)) == [held.id]
 
 
 def test_a_vllm_that_reads_in_another_way(
