@@ -28,10 +28,13 @@ class KvtierError(Exception):
 
 
 class ConfigError(KvtierError, ValueError):
-    """A configuration that cannot work; the message names the path of the mistake and the fix, in one line."""
+    """A configuration that cannot work; the message names the place of each mistake and the fix, in one line."""
 
-    def __init__(self, message: str = "") -> None:
-        super().__init__(one_line(message))
+    place = ""  # of the one mistake, as the message names it: `tiers[1].capacity`
+
+    def __init__(self, *mistakes: str) -> None:
+        self.mistakes = tuple(map(one_line, mistakes))
+        super().__init__("; ".join(self.mistakes))
 
 
 class TierError(KvtierError):

@@ -6,6 +6,7 @@ means the built-in: entry points cannot take it over.
 
 import difflib
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, Literal, NamedTuple, overload
@@ -171,6 +172,12 @@ def nearest(word: str, known: list[str]) -> str:
     """Phrase the closest of `known` as a question, or nothing where none is close."""
     close = difflib.get_close_matches(word, known, n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def meant(message: str) -> str | None:
+    """Give the word that `nearest` found, from the message that tells it."""
+    found = re.search(r" \(did you mean '([^']+)'\?\)", message)
+    return found and found[1]
 
 
 def _config(kind: str, plugin: Plugin, plugin_class: type) -> tuple[object, ...]:

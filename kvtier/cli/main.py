@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from kvtier import __version__
-from kvtier.errors import KvtierError, one_line
+from kvtier.errors import ConfigError, KvtierError, one_line
 
 COMMANDS = {
     "config": "kvtier.cli.config",
@@ -57,6 +57,10 @@ def main() -> None:
         build()()
     except KeyboardInterrupt:  # before a command has begun; within one typer takes it
         sys.exit(128 + signal.SIGINT)
+    except ConfigError as exc:
+        for mistake in exc.mistakes:
+            typer.echo(f"kvtier: {mistake}", err=True)
+        sys.exit(1)
     except (KvtierError, OSError) as exc:
         typer.echo(f"kvtier: {one_line(str(exc))}", err=True)
         sys.exit(1)

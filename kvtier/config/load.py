@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 from yaml.reader import ReaderError
 
+from kvtier.config.mistakes import mistakes
 from kvtier.config.parse import parse
 from kvtier.config.structs import Config
 from kvtier.config.words import describe
@@ -23,18 +24,26 @@ def load(source: Source | None, *, here: bool = True) -> Config:
     One that is not to run `here` may name directories and NUMA nodes of another machine.
 
     Raises:
-        ConfigError: it cannot work; the message names the path of the mistake and helps.
+        ConfigError: it cannot work; the message names the place of each mistake and helps.
     """
     if source is None:
         return Config()
     if isinstance(source, Mapping):
-        return parse(source, here=here)
+        return _parse(source, here)
     if not isinstance(source, str | os.PathLike):
         raise ConfigError(f"expected the path of a YAML file or a mapping, got {describe(source)}")
     try:
-        return parse(_read(Path(source)), here=here)
+        return _parse(_read(Path(source)), here)
     except ConfigError as exc:
-        raise ConfigError(f"{os.fspath(source)}: {exc}") from exc.__cause__
+        named = (f"{os.fspath(source)}: {each}" for each in exc.mistakes)
+        raise ConfigError(*named) from exc.__cause__
+
+
+def _parse(raw: object, here: bool) -> Config:
+    try:
+        return parse(raw, here=here)
+    except ConfigError as exc:
+        raise ConfigError(*mistakes(raw, exc, here=here)) from exc.__cause__
 
 
 class _Loader(yaml.SafeLoader):

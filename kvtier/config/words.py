@@ -37,7 +37,9 @@ def join(path: str, key: str) -> str:
 
 def mistake(path: str, what: object) -> ConfigError:
     """Make the error for one mistake."""
-    return ConfigError(f"{path}: {what}" if path else str(what))
+    error = ConfigError(f"{path}: {what}" if path else str(what))
+    error.place = path
+    return error
 
 
 def refuse_odd(value: object) -> None:

@@ -26,7 +26,7 @@ def tiers(*lower: Mapping[str, object], **dram: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("raw", "expected"),
     [
-        ({"tires": []}, "tires: unknown key (did you mean 'tiers'?)"),
+        ({"tires": [DRAM]}, "tires: unknown key (did you mean 'tiers'?)"),
         ({"colour": 1}, "colour: unknown key"),
         ({"chunk_tokens": "big"}, "chunk_tokens: expected an integer, got a string"),
         ({"chunk_tokens": 0}, "chunk_tokens: expected an integer >= 1"),
@@ -288,3 +288,51 @@ def test_a_disk_that_does_not_answer_is_no_mistake(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(parse, "stat", stale)
     lower = {"kind": "file", "path": "/mnt/stale/kv", "capacity": "1GiB"}
     assert load(tiers(lower)).tiers[1].options == {"path": "/mnt/stale/kv"}
+
+
+MANY = """
+chunk_token: 64
+store: promt
+io: {thread: 4, queue: 3}
+tiers:
+  - {name: dram, kind: dram, capcity: 1GiB, evicton: arcc}
+  - {name: nvme, kind: fil, path: kv, capacity: 64G, codec: {kind: zst, level: 1}, write: idel, deadline: soon}
+  - {name: nvme, kind: file, path: /tmp/a}
+  - {name: x, kind: file, path: /tmp/a, capacity: 1GiB, numa: [0]}
+"""
+PLACES = [
+    *("chunk_token", "store", "io.thread", "io.queue", "tiers[0].capcity", "tiers[0].evicton"),
+    *("tiers[0].eviction", "tiers[1].kind", "tiers[1].path", "tiers[1].capacity", "tiers[1].codec"),
+    *("tiers[1].write", "tiers[1].deadline", "tiers[2].capacity", "tiers[2].name", "tiers[3].path"),
+    "tiers[3].numa",
+]
+
+
+def test_all_mistakes_of_a_file_are_told_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "many.yaml"
+    file.write_text(MANY)
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    told = [each.removeprefix(f"{file}: ").split(": ")[0] for each in caught.value.mistakes]
+    assert sorted(told) == sorted(PLACES)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        tiers({"kind": 7, "capacity": "1GiB"}),
+        tiers({"kind": "file", "capacity": "1GiB"}),
+        tiers({"kind": "file", "path": 3, "capacity": "1GiB"}),
+        tiers("nvme"),  # type: ignore[arg-type]
+        {"tiers": {"dram": 1}},
+        {"io": {"threads": []}},
+        {"hooks": {"on_evict": ["nowhere:nothing", "nowhere:else"]}},
+        {"tiers": [{**DRAM, "kind": "file"}]},
+        [],
+    ],
+)
+def test_a_guess_makes_no_mistakes(raw: object) -> None:
+    """What was put right is wrong no more, or is not told a second time."""
+    with pytest.raises(ConfigError) as caught:
+        load(raw)  # type: ignore[arg-type]
+    assert len(caught.value.mistakes) == 1
