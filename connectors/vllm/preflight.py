@@ -85,7 +85,9 @@ def _check(config: "VllmConfig", ours: list[dict[str, Any]]) -> None:
 def _ranks_are_here(config: "VllmConfig") -> bool:
     """Whether the ranks run on this machine, so that its directories and NUMA nodes are theirs."""
     parallel = config.parallel_config
-    return parallel.nnodes == 1 and parallel.distributed_executor_backend != "ray"
+    backends = (parallel.distributed_executor_backend, parallel.data_parallel_backend)
+    served_alone = parallel.data_parallel_size_local == 0  # every engine runs on another machine
+    return parallel.nnodes == 1 and not served_alone and "ray" not in backends
 
 
 def _check_policy(transfer: "KVTransferConfig") -> None:

@@ -262,6 +262,11 @@ def test_all_ranks_count(two: Adapters, second: tuple[bytes, ...]) -> None:
     assert not computed(two, OLD, NEW), "what was mixed stays so"
 
 
+def test_where_a_rank_says_nothing_nobody_knows_what_was_computed(two: Adapters) -> None:
+    assert not computed(two, OLD)
+    assert not computed(two, OLD)
+
+
 def test_a_step_that_nobody_speaks_of_was_computed_with_who_knows_what(two: Adapters) -> None:
     assert computed(two, OLD, NEW)
     two.step(["a"])

@@ -161,6 +161,24 @@ def test_files_that_are_just_being_written(tmp_path: Path, monkeypatch: pytest.M
     del held
 
 
+def test_files_that_change_while_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rank, folder = Loras(0), tmp_path / "a"
+    write(folder)
+    theirs = LoRAModel.from_lora_tensors.__func__
+
+    def built(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.01)  # a tick
+        write(folder, 2.0)
+        return theirs(cls, *args, **kwargs)
+
+    monkeypatch.setattr(LoRAModel, "from_lora_tensors", classmethod(built))
+    held = read(folder)
+    assert digests(rank) == {1: loras._digest(held)}
+    assert expected(rank, folder) == b"", "the files hold something else by now"
+
+
 def test_the_folders_that_are_remembered_are_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

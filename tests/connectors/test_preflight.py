@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -136,11 +137,18 @@ def test_a_configuration_that_cannot_be_looked_at_still_starts(
     assert "was not looked at" in caplog.text
 
 
-def test_directories_of_other_machines_are_not_looked_for_here() -> None:
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        {"nnodes": 2, "node_rank": 0, "tensor_parallel_size": 2},
+        {"data_parallel_size": 2, "data_parallel_size_local": 0},
+        {"data_parallel_size": 2, "data_parallel_backend": "ray"},
+    ],
+    ids=["nodes", "no engine here", "ray"],
+)
+def test_directories_of_other_machines_are_not_looked_for_here(elsewhere: dict[str, Any]) -> None:
     from vllm.config import ParallelConfig
 
     transfer = KVTransferConfig(**OURS, kv_connector_extra_config={"kvtier": FAR})
-    parallel = ParallelConfig(
-        nnodes=2, node_rank=0, tensor_parallel_size=2, distributed_executor_backend="mp"
-    )
+    parallel = ParallelConfig(distributed_executor_backend="mp", **elsewhere)
     VllmConfig(parallel_config=parallel, kv_transfer_config=transfer)
