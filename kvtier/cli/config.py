@@ -1,5 +1,6 @@
 """`kvtier config`: say what a configuration would do, before an engine is started with it."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,11 +12,12 @@ from rich.table import Table
 
 from kvtier import topology
 from kvtier.cli.geometry import Geometry, read_geometry
-from kvtier.cli.outputs import plain
+from kvtier.cli.outputs import check_writable, plain, save
 from kvtier.cli.room import Chunk, chunk_of, chunks_held, tier_nbytes, tokens_of
 from kvtier.cli.suggest import suggest
 from kvtier.config import Config, Plugin, TierConfig, clamped, load, share
 from kvtier.config.codecs import codec
+from kvtier.config.schema import schema
 from kvtier.doctor import disks
 from kvtier.doctor.finding import Level
 from kvtier.errors import ConfigError
@@ -27,6 +29,19 @@ from kvtier.units import format_nbytes
 
 app = typer.Typer(help="Look at configurations, or make one.", no_args_is_help=True)
 app.command()(suggest)
+
+
+@app.command("schema")
+def print_schema(
+    output: Annotated[Path | None, typer.Option(help="Write it here, not to the screen.")] = None,
+) -> None:
+    """Print the JSON Schema of the YAML, by which an editor completes keys and underlines mistakes."""
+    check_writable(output)
+    text = json.dumps(schema(), indent=2) + "\n"
+    if output:
+        save(output, text)
+    else:
+        typer.echo(text, nl=False)
 
 
 @app.command()

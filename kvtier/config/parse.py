@@ -35,10 +35,10 @@ _TIER_KEYS = (
 )
 _TOP_KEYS = tuple(name.removesuffix("_s") for name in Config.__struct_fields__)
 _HOOK_KEYS = (*HookKind, "budget", "failures", "vetoes")
-_MEDIUM_UNITS = {"read": parse_nbytes, "write": parse_nbytes, "latency": parse_seconds}
-_IO_UNITS = {"idle_write": parse_nbytes}
-_REPLAY_UNITS = {"kv_bytes_per_token": parse_nbytes, "prefill_knee": parse_count}
-_NOT_FOR_DRAM = {
+MEDIUM_UNITS = {"read": parse_nbytes, "write": parse_nbytes, "latency": parse_seconds}
+IO_UNITS = {"idle_write": parse_nbytes}
+REPLAY_UNITS = {"kv_bytes_per_token": parse_nbytes, "prefill_knee": parse_count}
+NOT_FOR_DRAM = {
     "codec": "its slots hold raw bytes",
     "write": "it says when chunks go down into a tier",
     "deadline": "nobody waits to read from it",
@@ -61,12 +61,12 @@ def parse(raw: object, *, here: bool = True) -> Config:
     if "load" in top:
         choose(top["load"], ("auto", "always"), "load")
     if "io" in top:
-        top["io"] = section(top["io"], "io", IoConfig.__struct_fields__, _IO_UNITS)
+        top["io"] = section(top["io"], "io", IoConfig.__struct_fields__, IO_UNITS)
     if top.get("trace") is not None:
         top["trace"] = _trace(top["trace"], here=here)
     if "replay" in top:
         fields = ReplayConfig.__struct_fields__
-        top["replay"] = section(top["replay"], "replay", fields, _REPLAY_UNITS)
+        top["replay"] = section(top["replay"], "replay", fields, REPLAY_UNITS)
     if "hooks" in top:
         top["hooks"] = _hooks(top["hooks"])
     _plugins(top, "prefetch", "prefetch", "prefetch")
@@ -113,7 +113,7 @@ def _trace(raw: object, *, here: bool) -> dict[str, object]:
 def _medium(raw: object, path: str) -> dict[str, object]:
     """Read how fast the tier at `path` is; the first mistake is a ConfigError."""
     given = {key: value for key, value in mapping(raw, path).items() if value is not None}
-    made = section(given, path, (*_MEDIUM_UNITS, "ratio"), _MEDIUM_UNITS)
+    made = section(given, path, (*MEDIUM_UNITS, "ratio"), MEDIUM_UNITS)
     if "latency" in made:
         made["latency_s"] = made.pop("latency")
     assert made.keys() <= set(MediumConfig.__struct_fields__)
@@ -173,7 +173,7 @@ def _dram(tier: dict[str, object], given: dict[str, object], path: str) -> None:
     refuse_unknown(given, (), path, also=_TIER_KEYS)
     if isinstance(known := tier.get("medium"), dict):
         tier["medium"] = {**msgspec.to_builtins(ARENA), **known}
-    for key, why in _NOT_FOR_DRAM.items():
+    for key, why in NOT_FOR_DRAM.items():
         if key in tier:
             raise mistake(join(path, key), f"not for dram: {why}; put it on a lower tier")
 
