@@ -182,8 +182,8 @@ class KVTierConnector(OffloadingConnector):
 
     def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> KVConnectorMetadata:
         side = self.scheduling
-        side.guard.always(partial(side.statuses.heed_limits, scheduler_output), None)
-        meta = super().build_connector_meta(scheduler_output)
+        within = partial(side.statuses.within_limits, scheduler_output)
+        meta = super().build_connector_meta(side.guard.always(within, scheduler_output))
         ours = side.guard.always(partial(KVTierMetadata.of, meta), None)
         if ours is None:
             return meta

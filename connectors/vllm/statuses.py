@@ -6,6 +6,8 @@ is asked for: what another release does not have is missed inside the guard.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.request import Request
+
+    Offer = tuple[int, int, int]  # group, block, and the token before which its part ends
 
 _HIT = LookupResult.HIT
 
@@ -124,16 +128,20 @@ class Statuses:
         ends = ((key, end_of(OffloadKey(key)) or 0) for key in keys)
         return {key: end for key, end in ends if end % self.prefix_tokens}
 
-    def heed_limits(self, output: "SchedulerOutput") -> None:
-        """Drop the parts that vLLM hands over of requests beyond their `max_offload_tokens`: its own half ends on them."""
+    def within_limits(self, output: "SchedulerOutput") -> "SchedulerOutput":
+        """Return a step as vLLM's own half may see it: without the parts that are handed over of requests beyond their
+        `max_offload_tokens`, since that half ends on them. Other connectors go on seeing all of `output`.
+        """
         state = output.kv_connector_block_state
-        if state is None or not self._base.config.supports_partial_tail:
-            return
+        if not (state and state.boundary_state_offloads and self._base.config.supports_partial_tail):
+            return output
         offers = state.boundary_state_offloads
-        for request in offers.keys() & self._base._req_status.keys():
-            most = self._base._req_status[request].max_offload_tokens
-            if most is not None:
-                offers[request] = [offer for offer in offers[request] if offer[2] <= most]
+        allowed = {request: self._allowed(request, offers[request]) for request in offers}
+        if allowed == offers:
+            return output
+        seen = copy(output)
+        seen.kv_connector_block_state = replace(state, boundary_state_offloads=allowed)
+        return seen
 
     def shares_load(self, request: "Request", computed: int) -> bool:
         """Whether the first chunk that a request would load is being loaded for another: vLLM then looks up all of
@@ -208,6 +216,11 @@ class Statuses:
         for key, slot in zip(keys, slots, strict=True):
             grouped[self._position(key)].append(slot)
         return SlotSpec(plan, tuple(map(tuple, grouped)))
+
+    def _allowed(self, request: str, offers: "Sequence[Offer]") -> "list[Offer]":
+        status = self._base._req_status.get(request)
+        most = status.max_offload_tokens if status else None
+        return [offer for offer in offers if most is None or offer[2] <= most]
 
     def _part(self, status: "RequestOffloadState", group: int, end: int) -> BlockKey:
         """Return the key of a group's part before `end`; from 0.33 on, drafts are sure of it a few tokens later."""

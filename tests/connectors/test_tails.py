@@ -1,12 +1,15 @@
 """A hybrid model's hit may end inside a block: vLLM's real scheduler offers and asks for such parts, and kvtier has them."""
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 pytest.importorskip("vllm")
 
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
+from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiConnector
 from vllm.v1.kv_offload.base import make_offload_key
 
 from tests.compat.contract import release
@@ -81,6 +84,29 @@ def test_a_request_that_offers_less_stores_no_part_and_ends_no_engine(
     asked = prompt(3 + most)
     assert ask(engine, f"{most}", asked, max_offload_tokens=most) == 0
     assert ask(engine, f"{most} again", asked) == most // BLOCK * BLOCK
+
+
+@long
+def test_another_connector_is_offered_the_parts_that_kvtier_may_not_store(
+    engine: Hybrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kvtier = engine.connector.build_connector_meta
+    seen: list[int] = []
+
+    class Other:
+        def build_connector_meta(self, output: Any) -> KVConnectorMetadata:
+            offers = output.kv_connector_block_state.boundary_state_offloads
+            seen.extend(end for parts in offers.values() for _, _, end in parts)
+            return KVConnectorMetadata()
+
+    def build(output: Any) -> KVConnectorMetadata:
+        children = [SimpleNamespace(build_connector_meta=kvtier), Other()]
+        several = SimpleNamespace(_connectors=children, _extra_async_saves={})
+        return MultiConnector.build_connector_meta(several, output).metadata[0]
+
+    monkeypatch.setattr(engine.connector, "build_connector_meta", build)
+    assert ask(engine, "beside", prompt(8), max_offload_tokens=BLOCK) == 0
+    assert HIT in seen
 
 
 @long
