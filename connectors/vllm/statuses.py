@@ -133,7 +133,9 @@ class Statuses:
         `max_offload_tokens`, since that half ends on them. Other connectors go on seeing all of `output`.
         """
         state = output.kv_connector_block_state
-        if not (state and state.boundary_state_offloads and self._base.config.supports_partial_tail):
+        if not (
+            state and state.boundary_state_offloads and self._base.config.supports_partial_tail
+        ):
             return output
         offers = state.boundary_state_offloads
         allowed = {request: self._allowed(request, offers[request]) for request in offers}

@@ -15,14 +15,14 @@ from kvtier.cli.geometry import Geometry, read_geometry
 from kvtier.cli.outputs import check_writable, plain, save
 from kvtier.cli.room import Chunk, chunk_of, chunks_held, tier_nbytes, tokens_of
 from kvtier.cli.suggest import suggest
-from kvtier.config import Config, Plugin, TierConfig, clamped, load, share
+from kvtier.config import Config, Plugin, TierConfig, clamped, load, share, sharers
 from kvtier.config.codecs import codec
 from kvtier.config.schema import schema
 from kvtier.doctor import disks
 from kvtier.doctor.finding import Level
 from kvtier.errors import ConfigError
 from kvtier.memory.region import free_huge_nbytes
-from kvtier.registry import STAGES, in_memory
+from kvtier.registry import STAGES, in_memory, kept_once
 from kvtier.tiers.ownership import refuse_shared
 from kvtier.types import PAGE
 from kvtier.units import format_nbytes
@@ -143,6 +143,12 @@ def notes(config: Config, geometry: Geometry | None) -> list[str]:
         found.append("store: prompt - what the model answers is not stored")
     if len(config.tiers) > 1 and not config.persist_lora:
         found.append("persist_lora: false - chunks of LoRA requests stay in dram")
+    once = [tier.name for tier in config.tiers[1:] if kept_once(tier.kind)]
+    if geometry and geometry.copies and once:
+        found.append(
+            f"every rank has the same KV: one rank keeps the records of {', '.join(once)}, and all read them, on one "
+            "node and without other parallelism; each has a copy in the other tiers"
+        )
     if geometry and geometry.window:
         found.append(
             f"window layers keep the last {geometry.window} tokens of a prefix only, so a tier may hold "
@@ -171,10 +177,12 @@ def _room_table(
             table.add_column(name, justify="right")
     for index, tier in enumerate(config.tiers):
         nbytes = tier_nbytes(tier)
+        among = sharers(tier, index, ranks, copies=bool(geometry and geometry.copies))
+        each = format_nbytes(share(nbytes, among)) + (", one for all" if among < ranks else "")
         auto = " (auto)" if tier.capacity is None else ""
-        row = [tier.name, format_nbytes(nbytes) + auto, format_nbytes(share(nbytes, ranks))]
+        row = [tier.name, format_nbytes(nbytes) + auto, each]
         if chunk and geometry:
-            row += _room(tier, chunk, geometry, index, ranks)
+            row += _room(tier, chunk, geometry, index, among)
         table.add_row(*map(escape, row))
     return table
 
@@ -191,8 +199,8 @@ def _behaviour_table(config: Config) -> Table:
     return table
 
 
-def _room(tier: TierConfig, chunk: Chunk, geometry: Geometry, index: int, ranks: int) -> list[str]:
-    held = chunks_held(tier, chunk, index, ranks)
+def _room(tier: TierConfig, chunk: Chunk, geometry: Geometry, index: int, among: int) -> list[str]:
+    held = chunks_held(tier, chunk, index, among)
     tokens = tokens_of(held, chunk, geometry)
     least = ">= " if index and tier.codec.kind != "raw" else ""
     each = chunk.record_nbytes if index else chunk.slot_nbytes

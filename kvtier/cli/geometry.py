@@ -24,6 +24,7 @@ class Geometry(NamedTuple):
     group_layers: int  # layers that one group, and so one chunk, holds
     layer_nbytes: int  # of one token in one layer on one rank
     window: int | None  # tokens a sliding layer looks back
+    copies: bool = False  # every rank has the same KV
 
     @property
     def nbytes_per_token(self) -> int:
@@ -63,7 +64,7 @@ def read_geometry(model: Path, *, ranks: int, dtype: str = "auto") -> Geometry:
 
 def _geometry(raw: Mapping[str, object], ranks: int, dtype: str) -> Geometry:
     dtype = _dtype(raw, dtype)
-    attention, elements = _attention(raw, ranks)
+    attention, elements, latent = _attention(raw, ranks)
     kinds = Counter(_layer_kinds(raw))
     if not kinds or not elements:
         raise KeyError("num_hidden_layers" if elements else "head_dim")
@@ -77,6 +78,7 @@ def _geometry(raw: Mapping[str, object], ranks: int, dtype: str) -> Geometry:
         group_layers=each,
         layer_nbytes=elements * _ITEMSIZE[dtype],
         window=window if isinstance(window, int) and _SLIDING in kinds else None,
+        copies=latent and ranks > 1,
     )
 
 
@@ -90,17 +92,17 @@ def _dtype(raw: Mapping[str, object], dtype: str) -> str:
     return dtype
 
 
-def _attention(raw: Mapping[str, object], ranks: int) -> tuple[str, int]:
-    """Name the kind of attention and count the elements per token, layer and rank."""
+def _attention(raw: Mapping[str, object], ranks: int) -> tuple[str, int, bool]:
+    """Name the kind of attention, count the elements per token, layer and rank, and say whether it is latent."""
     if raw.get("kv_lora_rank"):
         latent = _int(raw, "kv_lora_rank") + _int(raw, "qk_rope_head_dim")
-        return f"MLA, {latent} latent elements on every rank", latent
+        return f"MLA, {latent} latent elements on every rank", latent, True
     heads = _int(raw, "num_attention_heads", "n_head")
     kv_heads = _int(raw, "num_key_value_heads", default=heads) or heads
     dim = _int(raw, "head_dim", default=0) or _int(raw, "hidden_size", "n_embd") // heads
     kind = "MHA" if kv_heads == heads else "MQA" if kv_heads == 1 else "GQA"
     words = f"{kind}, {kv_heads} KV heads of {dim} elements"
-    return words, 2 * dim * max(1, kv_heads // ranks)
+    return words, 2 * dim * max(1, kv_heads // ranks), False
 
 
 def _layer_kinds(raw: Mapping[str, object]) -> list[str]:

@@ -24,6 +24,13 @@ from kvtier.units import format_count, format_nbytes, parse_count, parse_nbytes
 _WINDOW = "sliding_attention"
 
 
+class Kvs(NamedTuple):
+    """KV as memory and as an NVMe hold it: of ranks that have the same KV, memory has a copy each, an NVMe one for all."""
+
+    memory: Kv
+    nvme: Kv
+
+
 class Sizes(NamedTuple):
     """The memory in the plan, in bytes."""
 
@@ -63,7 +70,7 @@ def plan(  # noqa: PLR0913 - a command's options are its arguments
     if not 0 < gpu_utilisation <= 1:
         raise ConfigError(f"--gpu-utilisation: {gpu_utilisation:g} is not a share: from 0 to 1")
     geometry = read_geometry(model, ranks=tp, dtype=kv_dtype)
-    kv = kv_of(geometry, tp)
+    kv = kvs_of(geometry, tp)
     tokens = read(parse_count, context, "--context")
     sizes = Sizes(
         int(read(parse_nbytes, gpu_memory, "--gpu-memory") * gpu_utilisation),
@@ -77,8 +84,8 @@ def plan(  # noqa: PLR0913 - a command's options are its arguments
     console = Console(highlight=False)
     for line in _model(geometry, kv, tokens):
         console.print(escape(line))
-    console.print(_places(places(sizes, kv, tokens), users, kv.nbytes(tokens)))
-    console.print(escape(_worth(kv, tokens, prefill)))
+    console.print(_places(places(sizes, kv, tokens), users, kv.memory.nbytes(tokens)))
+    console.print(escape(_worth(kv.memory, tokens, prefill)))
     if trace is not None:
         file, loaded = open_trace(trace, format)
         blocks = f"blocks of {loaded.block_tokens} tokens"
@@ -89,11 +96,14 @@ def plan(  # noqa: PLR0913 - a command's options are its arguments
         say_skipped(file.skipped, console)
 
 
-def kv_of(geometry: Geometry, ranks: int) -> Kv:
-    """Split a model's KV into what every token adds and what only a window keeps.
+def kvs_of(geometry: Geometry, ranks: int) -> Kvs:
+    """Say how much KV a model makes, wherever it lies."""
+    memory = kv_of(geometry, ranks)
+    return Kvs(memory, kv_of(geometry, 1) if geometry.copies else memory)
 
-    Of all ranks: those that hold the same KV (MLA, fewer heads than ranks) hold a copy each.
-    """
+
+def kv_of(geometry: Geometry, ranks: int) -> Kv:
+    """Split the KV that so many ranks hold of a model into what every token adds and what only a window keeps."""
     layers = dict(geometry.groups)
     windowed = layers.get(_WINDOW, 0) * geometry.group_layers if geometry.window else 0
     windowed = min(windowed, geometry.layers - 1) if geometry.full_groups else windowed
@@ -106,14 +116,18 @@ def kv_of(geometry: Geometry, ranks: int) -> Kv:
     )
 
 
-def places(sizes: Sizes, kv: Kv, context: int) -> list[Fit]:
+def places(sizes: Sizes, kv: Kvs, context: int) -> list[Fit]:
     """List what each memory holds; the GPU what its weights leave."""
-    named = [("GPU", sizes.gpu - sizes.weights), ("DRAM", sizes.dram), ("NVMe", sizes.nvme)]
-    return [fit(name, nbytes, kv, context) for name, nbytes in named if nbytes > 0]
+    named = [
+        ("GPU", sizes.gpu - sizes.weights, kv.memory),
+        ("DRAM", sizes.dram, kv.memory),
+        ("NVMe", sizes.nvme, kv.nvme),
+    ]
+    return [fit(name, nbytes, held, context) for name, nbytes, held in named if nbytes > 0]
 
 
 def sizing(
-    trace: Trace, policy: Plugin, kv: Kv, prefill: Prefill, targets: tuple[float, float]
+    trace: Trace, policy: Plugin, kv: Kvs, prefill: Prefill, targets: tuple[float, float]
 ) -> list[str]:
     """Find DRAM for the first target and DRAM with NVMe for the second, and say so."""
 
@@ -124,27 +138,30 @@ def sizing(
     small, large = (smallest(trace, target, saved, prefill) for target in targets)
     if large is None:
         return [f"no size reaches {targets[1]:.0%} of what an infinite cache saves"]
+    below = large.tokens - small.tokens if small else 0
+    nvme = max(0, below) * kv.nvme.nbytes_per_token
+    dram = (large.tokens - max(0, below)) * kv.memory.nbytes_per_token
     lines = [
         f"an infinite cache saves {large.best:.1%} of the prefill",
-        _found(f"DRAM + NVMe for {targets[1]:.0%} of that", large, kv),
+        _found(f"DRAM + NVMe for {targets[1]:.0%} of that", large, dram + nvme),
     ]
-    if small is not None and small.tokens < large.tokens:
-        rest = int((large.tokens - small.tokens) * kv.nbytes_per_token)
-        lines.append(_found(f"of it DRAM, for {targets[0]:.0%}", small, kv))
-        lines.append(f"the rest, NVMe: {format_nbytes(rest)}")
+    if small is not None and below > 0:
+        lines.append(_found(f"of it DRAM, for {targets[0]:.0%}", small, dram))
+        lines.append(f"the rest, NVMe: {format_nbytes(int(nvme))}")
     return lines
 
 
-def _found(what: str, found: Sizing, kv: Kv) -> str:
-    nbytes = format_nbytes(found.tokens * kv.nbytes_per_token)
-    return f"{what}: {format_count(found.tokens)} tokens, {nbytes}, saves {found.share:.1%}"
+def _found(what: str, found: Sizing, nbytes: float) -> str:
+    tokens, size = format_count(found.tokens), format_nbytes(nbytes)
+    return f"{what}: {tokens} tokens, {size}, saves {found.share:.1%}"
 
 
-def _model(geometry: Geometry, kv: Kv, context: int) -> list[str]:
-    lines = [
-        f"model: {geometry.layers} layers, {geometry.attention}, {geometry.dtype}",
-        f"KV per token: {format_nbytes(kv.nbytes_per_token)}",
-    ]
+def _model(geometry: Geometry, kvs: Kvs, context: int) -> list[str]:
+    kv, each = kvs.memory, f"KV per token: {format_nbytes(kvs.memory.nbytes_per_token)}"
+    if geometry.copies:
+        once = format_nbytes(kvs.nvme.nbytes_per_token)
+        each += f", of all ranks, which have the same; on NVMe {once}, one record for all"
+    lines = [f"model: {geometry.layers} layers, {geometry.attention}, {geometry.dtype}", each]
     if kv.window_tokens:
         lines.append(
             f"KV of the sliding windows of {kv.window_tokens:,} tokens: "

@@ -43,13 +43,13 @@ def chunk_of(config: Config, geometry: Geometry, block_tokens: int, ranks: int) 
     return Chunk(tokens, nbytes, slot_nbytes, slot_nbytes + PAGE, why)
 
 
-def chunks_held(tier: TierConfig, chunk: Chunk, index: int, ranks: int) -> int:
-    """Count the chunks a tier has room for on each rank, if its codec saves nothing.
+def chunks_held(tier: TierConfig, chunk: Chunk, index: int, sharers: int) -> int:
+    """Count the chunks the tier at `index` has room for, if its codec saves nothing and so many ranks share it.
 
     Raises:
         ConfigError: there is no room for one.
     """
-    nbytes = share(tier_nbytes(tier), ranks)
+    nbytes = share(tier_nbytes(tier), sharers)
     held = nbytes // (chunk.record_nbytes if index else chunk.slot_nbytes)
     if held < 1:
         raise ConfigError(

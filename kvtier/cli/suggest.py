@@ -15,7 +15,7 @@ from kvtier import topology
 from kvtier.cli.geometry import Geometry, read_geometry
 from kvtier.cli.outputs import check_writable, save
 from kvtier.cli.room import chunk_of, chunks_held, tokens_of
-from kvtier.config import Config, load
+from kvtier.config import Config, load, sharers
 from kvtier.doctor import disks
 from kvtier.units import format_nbytes
 
@@ -89,7 +89,8 @@ def compose(
     config = load({**raw, "tiers": [_known(tier) for tier in tiers]})
     chunk = chunk_of(config, geometry, block_tokens, ranks)
     for index, tier in enumerate(config.tiers):
-        tokens = tokens_of(chunks_held(tier, chunk, index, ranks), chunk, geometry)
+        among = sharers(tier, index, ranks, copies=geometry.copies)
+        tokens = tokens_of(chunks_held(tier, chunk, index, among), chunk, geometry)
         notes.append(f"{tier.name}: room for {tokens:,} tokens")
     if path is not None:
         notes.append("kvtier bench tiers measures this disk and says which io.threads it wants")

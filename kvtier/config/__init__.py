@@ -4,7 +4,15 @@ The structs are what every process of one engine must agree on; `digest` is how 
 """
 
 from kvtier.config.load import load
-from kvtier.config.shares import clamped, default_dram_nbytes, dram_nbytes, of_rank, room, share
+from kvtier.config.shares import (
+    clamped,
+    default_dram_nbytes,
+    dram_nbytes,
+    of_rank,
+    room,
+    share,
+    sharers,
+)
 from kvtier.config.structs import (
     ARENA,
     Config,
@@ -39,5 +47,6 @@ __all__ = [
     "of_rank",
     "room",
     "share",
+    "sharers",
     "to_builtins",
 ]

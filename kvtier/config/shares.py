@@ -17,18 +17,23 @@ def share(capacity: int, local_ranks: int) -> int:
     return capacity // local_ranks
 
 
+def sharers(tier: TierConfig, index: int, local_ranks: int, *, copies: bool) -> int:
+    """Return how many ranks share the capacity of the tier at `index`.
+
+    Where all have the same KV (`copies`), one keeps the records of a tier that can be kept once, and has all of it.
+    """
+    return 1 if copies and index and kept_once(tier.kind) else local_ranks
+
+
 def of_rank(config: Config, local_ranks: int, *, copies: bool = False) -> Config:
     """Return the configuration as one rank has it: of every capacity, and of what a lower tier can read, its share.
 
-    Where all have the same KV (`copies`), the capacity of a tier that is kept once is not shared. DRAM that has no
-    capacity gets none here: see `dram_nbytes`.
+    `copies` says that all ranks have the same KV. DRAM that has no capacity gets none here: see `dram_nbytes`.
     """
     tiers = (
         msgspec.structs.replace(
             tier,
-            capacity=_capacity(
-                tier, 1 if copies and index and kept_once(tier.kind) else local_ranks
-            ),
+            capacity=_capacity(tier, sharers(tier, index, local_ranks, copies=copies)),
             medium=_medium(tier, local_ranks) if index else tier.medium,
         )
         for index, tier in enumerate(config.tiers)

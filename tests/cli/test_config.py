@@ -16,6 +16,7 @@ from kvtier.units import parse_nbytes
 from tests.patience import HANG_S
 from tests.trees import LLAMA_8B
 
+ROOT = Path(__file__).parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -28,7 +29,7 @@ def run(tmp_path: Path) -> Run:
             capture_output=True,
             text=True,
             cwd=tmp_path,
-            env={"COLUMNS": "200"},
+            env={"COLUMNS": "200", "PYTHONPATH": str(ROOT)},
             timeout=HANG_S,
         )
 
@@ -76,6 +77,24 @@ def test_with_a_model_it_counts_chunks_and_tokens(run: Run, file: Path, tmp_path
     rows = [words(line) for line in done.stdout.splitlines() if line.startswith("│")]
     assert rows[0] == ["dram", "1GiB", "512MiB", "256", "2MiB", "8,192"]
     assert rows[1] == ["nvme", "10GiB", "5GiB", ">= 2,555", "2.004MiB", ">= 81,760"]
+
+
+def test_of_ranks_that_have_the_same_kv_one_keeps_the_records(
+    run: Run, file: Path, tmp_path: Path
+) -> None:
+    latent = LLAMA_8B | {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
+    (tmp_path / "config.json").write_text(json.dumps(latent))
+    rows = []
+    for tp in ("1", "2"):
+        done = run("config", "check", file, "--model", tmp_path, "--tp", tp)
+        assert (done.returncode, done.stderr) == (0, "")
+        rows += [words(line) for line in done.stdout.splitlines() if line.startswith("│")][:2]
+        said = "one rank keeps the records of nvme" in " ".join(done.stdout.split())
+        assert said == (tp == "2")
+    alone, nvme, each, once = rows
+    assert (alone[2], each[2], once[2]) == ("1GiB", "512MiB", "10GiB, one for all")
+    tokens = [int(row[-1].strip(">= ").replace(",", "")) for row in (nvme, once)]
+    assert tokens[1] == pytest.approx(tokens[0], rel=0.01), "as many as for one rank"
 
 
 def test_dram_that_is_not_there_is_clamped_as_the_start_would(

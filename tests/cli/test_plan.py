@@ -9,10 +9,12 @@ from typer.testing import CliRunner
 
 from kvtier.cli.geometry import read_geometry
 from kvtier.cli.main import build
-from kvtier.cli.plan import kv_of
+from kvtier.cli.plan import Kvs, kvs_of, sizing
+from kvtier.cli.replay import policies
 from kvtier.errors import ConfigError
 from kvtier.sim.plan import Kv, break_even, fit, smallest
 from kvtier.sim.setting import Prefill
+from kvtier.units import parse_nbytes
 from tests.sim.rows import trace
 
 TRACE = Path(__file__).parents[1] / "traces" / "mooncake_800.jsonl.gz"
@@ -42,7 +44,7 @@ run = CliRunner()
 def kv(tmp_path: Path, raw: dict[str, object], *, tp: int = 1, dtype: str = "auto") -> Kv:
     file = tmp_path / "config.json"
     file.write_text(json.dumps(raw))
-    return kv_of(read_geometry(file, ranks=tp, dtype=dtype), tp)
+    return kvs_of(read_geometry(file, ranks=tp, dtype=dtype), tp).memory
 
 
 def test_bytes_per_token(tmp_path: Path) -> None:
@@ -51,6 +53,32 @@ def test_bytes_per_token(tmp_path: Path) -> None:
     assert kv(tmp_path, GQA, dtype="fp8").nbytes_per_token == 64 << 10
     assert kv(tmp_path, MLA).nbytes_per_token == 61 * 576 * 2
     assert kv(tmp_path, MLA, tp=8).nbytes_per_token == 8 * 61 * 576 * 2
+
+
+def test_latent_kv_of_all_ranks_is_on_nvme_once(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(MLA))
+    size = f"{8 * 61 * 576 * 2 * 1000}B"
+    words = ["plan", "--model", str(file), "--gpu-memory", "800GiB", "--tp", "8"]
+    words += ["--context", "1000", "--gpu-utilisation", "1", "--dram", size, "--nvme", size]
+    result = run.invoke(build(), words)
+    assert result.exit_code == 0, result.output
+    assert "on NVMe 68.62KiB, one record for all" in " ".join(result.output.split())
+    held = {row[0]: row[-2] for line in result.output.splitlines() if len(row := line.split()) > 4}
+    assert (held["DRAM"], held["NVMe"]) == ("1.0", "8.0")
+
+
+def test_of_latent_kv_the_trace_needs_less_nvme(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(MLA))
+    kvs = kvs_of(read_geometry(file, ranks=8), 8)
+    asked = trace([list(range(1, 201)), list(range(1, 201))])
+    lines = [
+        sizing(asked, policies("lru")[0], each, Prefill(knee=1e18), (0.1, 0.8))[-1]
+        for each in (kvs, Kvs(kvs.memory, kvs.memory))
+    ]
+    once, copied = (parse_nbytes(line.rpartition(" ")[2]) for line in lines)
+    assert copied == pytest.approx(8 * once, rel=0.01)
 
 
 def test_windows_are_kept_once(tmp_path: Path) -> None:

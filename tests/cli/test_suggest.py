@@ -89,3 +89,14 @@ def test_deepspeed_takes_the_blocks() -> None:
     taken = config.DeepSpeedZeroOffloadParamConfig(**offload["offload_param"])
     assert str(taken.nvme_path) == "/mnt/nvme"
     assert aio.get_aio_config(blocks) == {**aio.AIO_DEFAULT_DICT, **blocks["aio"]}  # type: ignore[dict-item]
+
+
+def test_of_ranks_that_have_the_same_kv_one_keeps_the_records(tmp_path: Path) -> None:
+    latent = LLAMA_8B | {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
+    (tmp_path / "config.json").write_text(json.dumps(latent))
+    rooms = []
+    for ranks in (1, 4):
+        made = compose(read_geometry(tmp_path, ranks=ranks), tmp_path, tmp_path / "kv", ranks, 16)
+        rooms.append([note for note in made.notes if note.startswith("nvme: room for")])
+    alone, four = (int(note.split()[3].replace(",", "")) for (note,) in rooms)
+    assert four == pytest.approx(alone, rel=0.1), "a disk of this machine fills"
