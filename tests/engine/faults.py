@@ -39,19 +39,26 @@ def tier0(llm: object) -> int:
     return brain_of(llm).stats().tiers[0].chunks
 
 
-def step_until(llm: object, done: Callable[[], object]) -> None:
+def step_until(llm: Any, done: Callable[[], object]) -> None:
     """Make the engine step until `done` is true, and once more: metrics follow at the next step.
 
     After HANG_S it stops all the same; the caller says what is missing.
     """
     end = time.monotonic() + HANG_S
-    driver = Driver(llm)
     while not done() and time.monotonic() < end:
-        driver.generate([FILLER], 1, {})
-    driver.generate([FILLER], 1, {})
+        nudge(llm)
+    nudge(llm)
 
 
-def settle(llm: object) -> list[str]:
+def nudge(llm: Any) -> None:
+    """Ask the least that makes the engine step."""
+    if llm.model_config.runner_type == "pooling":
+        llm.embed([{"prompt_token_ids": FILLER}], use_tqdm=False)
+    else:
+        Driver(llm).generate([FILLER], 1, {})
+
+
+def settle(llm: Any) -> list[str]:
     """Step until all that was ordered is done and every tier serves; return what is not done in time."""
     step_until(llm, lambda: not brain_of(llm).view.pending())
     return brain_of(llm).view.pending()

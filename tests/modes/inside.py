@@ -73,6 +73,28 @@ def embedded(llm: Any, lengths: list[int], tokens: int) -> Pairs:
     return [_ask(llm, [each], tokens)[0] for each in asked]
 
 
+def about_images(llm: Any, prompt: list[int], seeds: list[int], tokens: int) -> Pairs:
+    """Ask the same of several images, one after the other."""
+    import numpy as np
+    from PIL import Image
+
+    def image(seed: int) -> Any:
+        rng = np.random.default_rng(seed)
+        return Image.fromarray(rng.integers(0, 255, (56, 56, 3), dtype=np.uint8))
+
+    asked = [{**_tokens(prompt), "multi_modal_data": {"image": image(seed)}} for seed in seeds]
+    return [_ask(llm, [each], tokens)[0] for each in asked]
+
+
+def pooled(llm: Any, prompts: list[list[int]], task: str) -> Pairs:
+    """Pool each prompt by itself."""
+    found = []
+    for prompt in prompts:
+        (output,) = llm.encode([_tokens(prompt)], pooling_task=task, use_tqdm=False)
+        found.append([output.outputs.data.tolist(), output.num_cached_tokens])
+    return found
+
+
 def _tokens(prompt: list[int]) -> dict[str, Any]:
     return {"prompt_token_ids": prompt}
 

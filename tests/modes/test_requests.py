@@ -52,3 +52,10 @@ def test_ways_to_ask(engine: EngineFactory, tmp_path: Path) -> None:
     metrics = engine(mode.below(model, tmp_path / "kv")).metrics()
     assert metrics["vllm:num_preemptions_total"] > 0
     assert metrics["kvtier:loads_total"] > 0
+
+
+def test_pooling_of_the_last_token(engine: EngineFactory, tmp_path: Path) -> None:
+    """Its vector comes of KV that was loaded."""
+    ask = question("pooled", prompts(3, 600, seed=13), "embed")
+    mode = Mode(options={"runner": "pooling"})
+    check(engine, mode, tiny.make(tmp_path, "qwen3"), tmp_path / "kv", ask)
