@@ -13,7 +13,7 @@ from rich.table import Table
 from kvtier import topology
 from kvtier.cli.geometry import Geometry, read_geometry
 from kvtier.cli.outputs import check_writable, plain, save
-from kvtier.cli.room import Chunk, chunk_of, chunks_held, tier_nbytes, tokens_of
+from kvtier.cli.room import Chunk, chunk_of, chunks_held, refuse_odd_chunks, tier_nbytes, tokens_of
 from kvtier.cli.suggest import suggest
 from kvtier.config import Config, Plugin, TierConfig, clamped, load, share, sharers
 from kvtier.config.codecs import codec
@@ -55,21 +55,32 @@ def check(
     block_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the engine's block.")] = 16,
     kv_dtype: Annotated[str, typer.Option(help="Dtype of the KV cache, fp8 for example.")] = "auto",
 ) -> None:
-    """Check FILE as an engine on this machine would, and explain what it would do."""
+    """Check FILE as an engine on this machine would, and explain what it would do; status 1 if a tier would be closed."""
     written = load(file)
     refuse_places(written)
+    refuse_odd_chunks(written, block_tokens)
     geometry = read_geometry(model, ranks=tp, dtype=kv_dtype) if model else None
     chunk = chunk_of(written, geometry, block_tokens, tp) if geometry else None
     config = fit_dram(written, tp, chunk.slot_nbytes if chunk else PAGE)
     refuse_memory(config)
     room = _room_table(config, geometry, chunk, tp)
     console = Console(highlight=False)
-    console.print(f"{plain(file)}: an engine would start with it on this machine")
+    ill = closed(config)
+    without = f", but without {', '.join(map(repr, ill))}" if ill else ""
+    console.print(f"{plain(file)}: an engine would start with it on this machine{plain(without)}")
     if geometry and chunk:
         console.print(_describe_model(geometry, chunk, tp))
     console.print(room, _behaviour_table(config))
     for note in filter(None, [clamp_note(written, config), *notes(config, geometry)]):
         console.print(f"- {escape(note)}")
+    if ill:
+        raise typer.Exit(1)
+
+
+def closed(config: Config) -> list[str]:
+    """Name the file tiers that an engine would start without, because nothing can be written there now."""
+    paths = ((tier.name, tier.options["path"]) for tier in config.tiers if tier.kind == "file")
+    return [name for name, path in paths if disks.failure(Path(str(path)))]
 
 
 def fit_dram(config: Config, ranks: int, slot_nbytes: int) -> Config:
@@ -137,8 +148,8 @@ def refuse_places(config: Config) -> None:
 def notes(config: Config, geometry: Geometry | None) -> list[str]:
     """Say in words what the figures do not: what is not stored, and what may disappoint."""
     found = []
-    rooms = (room for room in disks.rooms(config) if room.level is not Level.OK)
-    found += [f"{room.area}: {room.what}: {room.advice}" for room in rooms]
+    judged = (each for each in disks.judge(config) if each.level is not Level.OK)
+    found += [f"{each.area}: {each.what}: {each.advice}" for each in judged]
     if config.store == "prompt":
         found.append("store: prompt - what the model answers is not stored")
     if len(config.tiers) > 1 and not config.persist_lora:

@@ -22,6 +22,7 @@ class Chunk(NamedTuple):
 
 def chunk_of(config: Config, geometry: Geometry, block_tokens: int, ranks: int) -> Chunk:
     """Size a chunk as the connector would; `chunk_tokens` that do not fit the engine's block are a ConfigError."""
+    refuse_odd_chunks(config, block_tokens)
     if config.chunk_tokens is not None:
         tokens, why = config.chunk_tokens, "chunk_tokens"
     else:
@@ -33,14 +34,19 @@ def chunk_of(config: Config, geometry: Geometry, block_tokens: int, ranks: int) 
             dram_nbytes=None if dram is None else share(dram, ranks),
         )
         tokens, why = size.tokens, f"auto: {size.why}"
-    if tokens % block_tokens:
+    nbytes = tokens * geometry.group_nbytes_per_token
+    slot_nbytes = -(-nbytes // PAGE) * PAGE
+    return Chunk(tokens, nbytes, slot_nbytes, slot_nbytes + PAGE, why)
+
+
+def refuse_odd_chunks(config: Config, block_tokens: int) -> None:
+    """Raise a ConfigError for `chunk_tokens` that are no multiple of the engine's block."""
+    tokens = config.chunk_tokens
+    if tokens is not None and tokens % block_tokens:
         raise ConfigError(
             f"chunk_tokens: {tokens} is not a multiple of the engine's block of {block_tokens} tokens; "
             f"use {-(-tokens // block_tokens) * block_tokens} or auto"
         )
-    nbytes = tokens * geometry.group_nbytes_per_token
-    slot_nbytes = -(-nbytes // PAGE) * PAGE
-    return Chunk(tokens, nbytes, slot_nbytes, slot_nbytes + PAGE, why)
 
 
 def chunks_held(tier: TierConfig, chunk: Chunk, index: int, sharers: int) -> int:

@@ -17,6 +17,7 @@ from kvtier.cli.outputs import check_writable, save
 from kvtier.cli.room import chunk_of, chunks_held, tokens_of
 from kvtier.config import Config, load, sharers
 from kvtier.doctor import disks
+from kvtier.errors import ConfigError
 from kvtier.units import format_nbytes
 
 _GIB = 1 << 30
@@ -133,11 +134,14 @@ def _far(root: Path) -> list[dict[str, object]]:
 
 
 def _file(path: Path) -> dict[str, object]:
-    free = shutil.disk_usage(disks.nearest_folder(path.absolute())).free
+    path = path.absolute()
+    if why := disks.failure(path):
+        raise ConfigError(f"--path: {path}: {why}")
+    free = shutil.disk_usage(disks.nearest_folder(path)).free
     tier: dict[str, object] = {
         "name": "nvme",
         "kind": "file",
-        "path": str(path.absolute()),
+        "path": str(path),
         "capacity": _whole(free * _DISK_SHARE),
     }
     if importlib.util.find_spec("zstandard"):

@@ -141,6 +141,7 @@ def _tier(raw: object, index: int, here: bool) -> dict[str, object]:
             del tier[key]
     if isinstance(tier.get("numa"), int):
         tier["numa"] = [tier["numa"]]
+    _no_bare_number(tier.get("capacity"), join(path, "capacity"))
     unit(tier, "capacity", parse_nbytes, path)
     unit(tier, "deadline", parse_seconds, path)
     _parts(tier, path)
@@ -152,6 +153,12 @@ def _tier(raw: object, index: int, here: bool) -> dict[str, object]:
     if "deadline" in tier:
         tier["deadline_s"] = tier.pop("deadline")
     return tier
+
+
+def _no_bare_number(capacity: object, path: str) -> None:
+    """Refuse a number whose unit was forgotten."""
+    if isinstance(capacity, int) and 0 < capacity < 1 << 16 and not isinstance(capacity, bool):
+        raise mistake(path, f"{capacity} bytes hold no chunk (did you mean '{capacity}GiB'?)")
 
 
 def _parts(tier: dict[str, object], path: str) -> None:

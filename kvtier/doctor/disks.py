@@ -3,7 +3,7 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,9 +33,25 @@ class Mount(NamedTuple):
 def paths(patient: Patient) -> Iterator[Finding]:
     """Look at the path of every configured tier that has one, and at the room on each of their disks."""
     if patient.config:
-        for path in _places(patient.config):
-            yield from look(path, patient.root)
-        yield from rooms(patient.config)
+        yield from judge(patient.config, patient.root)
+
+
+def judge(config: Config, root: Path = Path("/")) -> Iterator[Finding]:
+    """Judge every path, and the room on their disks where something can be written."""
+    failed = set()
+    for path in _places(config):
+        for found in look(path, root):
+            if found.level is Level.FAIL:
+                failed.add(path)
+            yield found
+    yield from rooms(config, failed)
+
+
+def failure(path: Path) -> str:
+    """Say why nothing can be written at `path`, and what to do; nothing, where it can."""
+    return next(
+        (f"{each.what}: {each.advice}" for each in look(path) if each.level is Level.FAIL), ""
+    )
 
 
 def look(path: Path, root: Path = Path("/")) -> Iterator[Finding]:
@@ -69,7 +85,9 @@ def look(path: Path, root: Path = Path("/")) -> Iterator[Finding]:
         refused = refuses_direct(there)
     except OSError as exc:
         full = exc.errno in FULL
-        advice = "make room there, or choose another path; until then engines write nothing into the tier"
+        advice = "choose another path; until then engines start without the tier"
+        if full:
+            advice = "make room there, or choose another path; until then engines write nothing into the tier"
         said = f"nothing can be written: {exc.strerror or exc}"
         yield Finding(area, Level.WARN if full else Level.FAIL, said, advice)
         refused = ""
@@ -82,10 +100,11 @@ def look(path: Path, root: Path = Path("/")) -> Iterator[Finding]:
         yield Finding(area, Level.WARN, said, advice)
 
 
-def rooms(config: Config) -> Iterator[Finding]:
+def rooms(config: Config, failed: Collection[Path] = ()) -> Iterator[Finding]:
     """Judge whether what the tiers of each disk may take has room there, the records that are there included."""
     on: dict[int, dict[Path, int]] = {}
-    for path, capacity in _places(config).items():
+    sound = ((path, nbytes) for path, nbytes in _places(config).items() if path not in failed)
+    for path, capacity in sound:
         with contextlib.suppress(OSError):
             on.setdefault(os.stat(nearest_folder(path)).st_dev, {})[path] = capacity
     for capacities in on.values():

@@ -194,3 +194,26 @@ def test_a_trace_is_replayed_over_a_machine_that_is_not_here(tmp_path: Path) -> 
         load({"tiers": [tiers[0], {**tiers[1], "path": "kv"}]}, here=False)
     with pytest.raises(ConfigError):
         load(elsewhere)
+
+
+def test_a_directory_that_takes_nothing_is_a_tier_less(run: Run, tmp_path: Path) -> None:
+    """The engine starts; whoever checks is told by the status that it is not as it should be."""
+    file = tmp_path / "proc.yaml"
+    file.write_text(
+        "tiers:\n"
+        "  - {kind: dram, capacity: 1GiB}\n"
+        "  - {name: nvme, kind: file, path: /proc/kv, capacity: 1GiB}\n"
+    )
+    done = run("config", "check", file)
+    assert done.returncode == 1
+    assert "would start with it on this machine, but without 'nvme'" in done.stdout
+    assert "- disk /proc/kv: " in done.stdout
+    assert "choose another path" in done.stdout
+
+
+def test_a_chunk_that_fits_no_block_needs_no_model_to_be_refused(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "odd.yaml"
+    file.write_text("chunk_tokens: 100\n")
+    done = run("config", "check", file)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "not a multiple of the engine's block of 16 tokens; use 112 or auto" in done.stderr

@@ -100,3 +100,8 @@ def test_of_ranks_that_have_the_same_kv_one_keeps_the_records(tmp_path: Path) ->
         rooms.append([note for note in made.notes if note.startswith("nvme: room for")])
     alone, four = (int(note.split()[3].replace(",", "")) for (note,) in rooms)
     assert four == pytest.approx(alone, rel=0.1), "a disk of this machine fills"
+
+
+def test_a_directory_that_takes_nothing_is_refused(model: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--path: /proc/kv: .*choose another path"):
+        compose(read_geometry(model, ranks=1), model, Path("/proc/kv"), ranks=1, block_tokens=16)

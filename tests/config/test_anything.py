@@ -62,7 +62,7 @@ def test_any_mapping(raw: dict[str, object]) -> None:
 
 
 @given(st.lists(TIERS, min_size=1, max_size=3))
-@example([{"kind": "dram"}, {"kind": "file", "path": "/var/tmp/\0", "capacity": 1}])
+@example([{"kind": "dram"}, {"kind": "file", "path": "/var/tmp/\0", "capacity": "1MiB"}])
 def test_any_tiers(tiers: list[dict[str, object]]) -> None:
     loads_or_refuses({"tiers": tiers})
 

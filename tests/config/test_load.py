@@ -70,7 +70,7 @@ def test_what_outlives_the_engine_is_written_behind(full: Config) -> None:
 
 
 def test_a_chosen_write_mode_stays(tmp_path: Path) -> None:
-    lower = {"kind": "file", "path": str(tmp_path), "capacity": 1, "write": "through"}
+    lower = {"kind": "file", "path": str(tmp_path), "capacity": "1MiB", "write": "through"}
     assert load({"tiers": [{"kind": "dram"}, lower]}).tiers[1].write is WriteMode.THROUGH
 
 

@@ -94,6 +94,10 @@ def test_a_mistake_at_the_top(raw: Mapping[str, object], expected: str) -> None:
                 "write for example 64GiB, 512MiB or a number of bytes"
             ),
         ),
+        (
+            {"capacity": 64},
+            "tiers[0].capacity: 64 bytes hold no chunk (did you mean '64GiB'?)",
+        ),
         ({"capacity": 0}, "tiers[0].capacity: 0 holds nothing; remove the tier instead"),
         ({"numa": [1023]}, "tiers[0].numa: there is no NUMA node 1023; here are: "),
         ({"numa": "near"}, "tiers[0].numa: expected a list, got a string"),

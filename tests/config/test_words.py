@@ -51,7 +51,7 @@ def said(text: str | bytes, folder: Path) -> str:
         ("trace: {record: /tmp/a\0}", "line 1: not valid YAML: the character '\\x00'"),
         ('trace: {record: "/tmp/a\\0"}', "trace.record: '/tmp/a\\x00' has a NUL in it"),
         (
-            'tiers: [{kind: dram}, {kind: file, path: "/a\\0", capacity: 1}]',
+            'tiers: [{kind: dram}, {kind: file, path: "/a\\0", capacity: 1B}]',
             "tiers[1].path: '/a\\x00' has a NUL in it",
         ),
         ('hooks: {on_hit: ["a\\0:b"]}', "hooks.on_hit[0]: hook 'a\\x00:b': "),

@@ -10,8 +10,14 @@ from kvtier.connectors.vllm.identity import lossy
 
 def test_int4_of_other_bits_is_another_namespace() -> None:
     def changing(codec: object) -> object:
-        cold = {"name": "cold", "kind": "file", "path": "/tmp/kv", "capacity": 1, "codec": codec}
-        parsed = load({"tiers": [{"kind": "dram", "capacity": 1}, cold]})
+        cold = {
+            "name": "cold",
+            "kind": "file",
+            "path": "/tmp/kv",
+            "capacity": "1MiB",
+            "codec": codec,
+        }
+        parsed = load({"tiers": [{"kind": "dram", "capacity": "1MiB"}, cold]})
         return lossy(from_builtins(to_builtins(parsed)))
 
     assert changing("int4") != changing("int8")

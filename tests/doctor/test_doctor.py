@@ -237,7 +237,7 @@ def test_where_the_pages_of_a_running_engine_are(tmp_path: Path) -> None:
 def files(capacity: int, *paths: Path) -> Config:
     """Make a configuration with a file tier at each path."""
     each = [
-        {"name": f"f{i}", "kind": "file", "path": str(path), "capacity": capacity}
+        {"name": f"f{i}", "kind": "file", "path": str(path), "capacity": f"{capacity}B"}
         for i, path in enumerate(paths)
     ]
     return load({"tiers": [{"kind": "dram"}, *each]})
