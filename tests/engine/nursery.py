@@ -20,6 +20,8 @@ from typing import IO, Any, cast
 from tests.engine import lanes
 
 _PR_SET_CHILD_SUBREAPER = 36
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+"""A fork has one thread; and small models are computed faster by one that never waits for another to get a core."""
 _IMPORTED = (
     "vllm.entrypoints.llm",
     "vllm.model_executor.models.llama",
@@ -74,7 +76,7 @@ class _Nursery:
                 [sys.executable, "-m", "tests.engine.nursery", str(its.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[its.fileno()],
-                env=os.environ | lanes.environ(lane) | {"OPENBLAS_NUM_THREADS": "1"},  # none more
+                env=os.environ | lanes.environ(lane) | _ONE_THREAD,
             )
         atexit.register(self.close)
 
