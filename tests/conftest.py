@@ -5,6 +5,7 @@ import os
 import pytest
 from hypothesis import settings
 
+from tests.engine import scenarios
 from tests.engine.lanes import DEFAULT, LANES
 
 # The same examples in every run, and no limit on their time: the machine may be busy.
@@ -15,6 +16,12 @@ settings.load_profile("kvtier")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let a run of the engine tests choose how vLLM runs."""
     parser.addoption("--lane", choices=LANES, default=DEFAULT, help="how vLLM runs its engines")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have shorter answers, before a test asks how long they are, where the interpreter runs every step."""
+    if LANES[config.getoption("--lane")].v2:
+        scenarios.TOKENS = scenarios.TOKENS_INTERPRETED
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,7 +8,8 @@ from tests.engine.harness import Engine
 from tests.engine.models import prompts
 from tests.patience import HANG_S
 
-TOKENS = 24
+TOKENS = 24  # of an answer
+TOKENS_INTERPRETED = 8
 
 
 @dataclass

@@ -6,12 +6,14 @@ import pytest
 
 from tests.engine.conftest import EngineFactory
 from tests.engine.harness import Engine, EngineConfig
+from tests.engine.lanes import DEFAULT
 from tests.engine.models import GEMMA_WINDOW, prompts
 from tests.engine.scenarios import TOKENS, Reference, dram, nvme, turns
 
 pytestmark = pytest.mark.core
 
 BLOCKS = 90  # of 128 tokens, over all groups
+LONGEST = {"max_model_len": 1536}  # asynchronously a step more of it needs room at once
 
 CHATS = turns(5, 3, seed=31, length=500)
 SHARED = prompts(1, 1024, seed=32)[0]
@@ -22,7 +24,7 @@ ASKED = [prompt for turn in CHATS for prompt in turn] + SHARING
 @pytest.fixture(scope="module")
 def reference(engine: EngineFactory, gemma: Path) -> Reference:
     known = Reference()
-    known.learn(engine(EngineConfig(model=gemma, blocks=400)), ASKED)
+    known.learn(engine(EngineConfig(model=gemma, blocks=400, lane=DEFAULT)), ASKED)
     return known
 
 
@@ -35,7 +37,7 @@ def kvtier(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Engine:
     config = dram() if request.param == "dram" else nvme(tmp_path_factory.mktemp("nvme"))
-    return engine(EngineConfig(model=gemma, blocks=BLOCKS, kvtier=config))
+    return engine(EngineConfig(model=gemma, blocks=BLOCKS, kvtier=config, options=LONGEST))
 
 
 def test_the_window_is_shorter_than_the_chats() -> None:
@@ -62,7 +64,10 @@ def test_the_first_request_of_an_engine_s_life_is_stored_with_its_windows(
     reference: Reference, engine: EngineFactory, gemma: Path
 ) -> None:
     """In one process nobody steps the engine before it comes, and window groups are offered only once."""
-    made = engine(EngineConfig(model=gemma, blocks=BLOCKS, kvtier=dram(), in_process=True))
+    config = EngineConfig(
+        model=gemma, blocks=BLOCKS, kvtier=dram(), in_process=True, options=LONGEST
+    )
+    made = engine(config)
     first = CHATS[-1][0]
     assert made.generate([first], TOKENS) == reference.of([first])
     assert made.reset()  # of the device only
