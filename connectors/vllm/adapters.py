@@ -104,8 +104,6 @@ class Adapters:
         paths = list(self._compare)[:_PATHS]
         for path in paths:
             del self._compare[path]
-        if self._compare:
-            self._looks.want()
         for uses in self._compare.values():
             for use in uses:
                 use.look = self._looks.next
@@ -163,6 +161,8 @@ class Adapters:
         if label == _MIXED or self._deaf:
             return False
         if self._looks.answered < use.look:
+            if use.look == self._looks.next:  # its path did not fit into the last one
+                self._looks.want()
             return self._clock() - use.asked_at < WAIT_S
         in_place = getattr(use.lora, "load_inplace", False)
         loaded = None if in_place else self._loaded.get(use.lora.lora_int_id)

@@ -298,6 +298,7 @@ def test_who_does_not_fit_into_a_look_waits_for_the_next(
     assert hits() == [True, True], "as far as is known now"
     for waits in ([False, True], [False, False]):
         engine.step()
+        assert engine.side.watch.looks.order(computes=False) == 0, "nobody asks: they may be asleep"
         assert [engine.side.watch.adapters.waits(name) for name in used] == waits
         assert hits() == waits, "the files are others"
 
