@@ -1,5 +1,6 @@
 """Every kind of KV cache when chunks of a hit are gone by the time of its load: what is read is what was computed."""
 
+import errno
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 pytest.importorskip("vllm")
 
 from kvtier.brain import LoadPlan
+from kvtier.transfer.cpu import CpuTransferEngine
+from kvtier.transfer.page_map import Work
 from kvtier.types import NO_SLOT, BlockKey
 from tests.connectors.no_model import NoModelEngine
 from tests.connectors.test_caches import MODELS, _start
@@ -46,6 +49,32 @@ def test_any_part_of_a_load(model: str, tmp_path: Path) -> None:
             engine.reset()
         engine.connector.scheduling.brain.check()
         assert not engine.connector.scheduling.guard.broken
+
+
+@pytest.mark.parametrize("direction", ["_onload", "_offload"])
+@pytest.mark.parametrize("model", ["full attention", "windows", "states and windows"])
+def test_copies_that_fail(
+    model: str, direction: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, failed = random.Random(9), 0
+    copy = getattr(CpuTransferEngine, direction)
+
+    def fails(engine: CpuTransferEngine, work: Work) -> None:
+        nonlocal failed
+        if rng.random() < 0.3:
+            failed += 1
+            raise OSError(errno.EFAULT, "a copy that fails")
+        copy(engine, work)
+
+    monkeypatch.setattr(CpuTransferEngine, direction, fails)
+    with _start(MODELS[model], tmp_path) as engine:
+        for _ in range(4):
+            engine.ask(*ASKED)
+            engine.reset()
+        engine.connector.scheduling.brain.check()
+        assert not engine.connector.scheduling.guard.broken
+        assert not any(worker.rank.guard.broken for worker in engine.workers)
+    assert failed
 
 
 @pytest.mark.parametrize("model", ["windows and full attention", "states alone"])
