@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from kvtier.brain import Why
 from kvtier.connectors.vllm.permissions import Permission
 from kvtier.types import BlockKey
 
@@ -18,3 +19,14 @@ class LiveRequest:
     elsewhere: bool = False  # another connector fetches its KV from the engine that computed it
     computed: int = 0  # tokens that the device's own cache had when vLLM asked last
     scheduled: bool = False  # since it started from nothing; then it was found why its hit ends
+    away: bool = False  # preempted and not scheduled since: its blocks are others', and vLLM still names them
+
+    @property
+    def no_store(self) -> Why | None:
+        """Why nothing of it is stored now."""
+        return Why.VANISHED if self.away else self.may.no_store
+
+    def preempt(self) -> None:
+        """Start again from nothing."""
+        self.scheduled = self.loaded = False
+        self.away = True

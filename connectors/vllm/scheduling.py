@@ -191,7 +191,7 @@ class Scheduling:
         live = self._live.get(name)
         if live is None or live.scheduled:
             return
-        live.scheduled = True
+        live.scheduled, live.away = True, False
         why = self.brain.fell_short(name, live.computed + loaded)
         start.logger.debug(
             "kvtier: request %s: %d of %d tokens from kvtier%s",
@@ -281,7 +281,7 @@ class Scheduling:
             return Why.STALE
         if not self.watch.adapters.may_store(request):
             return Why.ADAPTER
-        return live.may.no_store if live is not None else None
+        return live.no_store if live is not None else None
 
     def depart(self, request: str) -> None:
         """Forget a request."""
@@ -295,7 +295,7 @@ class Scheduling:
         for request in requests:
             self.brain.preempted(request)
             if (live := self._live.get(request)) is not None:
-                live.scheduled = live.loaded = False
+                live.preempt()
 
     def awake(self) -> bool:
         """Whether the engine must step on for the brain's sake."""
