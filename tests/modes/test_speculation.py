@@ -19,11 +19,14 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "ngram": ("llama", {"prompt_lookup_max": 3, "prompt_lookup_min": 1}),
     "eagle": ("llama", {}),
     "mtp": ("mimo", {}),
+    "suffix": ("llama", {}),
 }
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_method(method: str, engine: EngineFactory, tmp_path: Path) -> None:
+    if method == "suffix":
+        pytest.importorskip("arctic_inference.suffix_decoding")  # which vLLM does not come with
     model, options = METHODS[method]
     speculative = {"method": method, "num_speculative_tokens": 1 if method == "mtp" else 3}
     if method == "eagle":
