@@ -6,6 +6,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from kvtier.demo.model import save_tokenizer
 
 Json = dict[str, Any]
@@ -243,7 +245,7 @@ def make(folder: Path, name: str) -> Path:
     path = folder / name
     if not path.exists():
         path.mkdir()
-        for file, content in _tokenizer().items():
+        for file, content in _tokenizer("text_config" in MODELS[name]).items():
             (path / file).write_bytes(content)
         for file, written in {"config.json": MODELS[name], **_FILES.get(name, {})}.items():
             (path / file).write_text(json.dumps(written))
@@ -251,7 +253,12 @@ def make(folder: Path, name: str) -> Path:
 
 
 @cache
-def _tokenizer() -> dict[str, bytes]:
+def _tokenizer(sees: bool) -> dict[str, bytes]:
+    """The files of a tokenizer, whose last token is an image's where the model `sees`."""
     with TemporaryDirectory() as folder:
         save_tokenizer(Path(folder), VOCAB)
+        if sees:
+            made = Tokenizer.from_file(f"{folder}/tokenizer.json")
+            made.add_special_tokens(["<image>"])
+            made.save(f"{folder}/tokenizer.json")
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
