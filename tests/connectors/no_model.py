@@ -178,12 +178,28 @@ class NoModelEngine:
 
     def ask(self, *prompts: Sequence[int], tokens: int = 4) -> list[int]:
         """Answer these prompts at once, and return how many tokens of each were not computed."""
-        requests = [self._add(prompt, tokens) for prompt in prompts]
+        requests = [self.queue(prompt, tokens) for prompt in prompts]
         end = time.monotonic() + HANG_S
         while not all(request.is_finished() for request in requests):
             assert time.monotonic() < end, "requests do not end"
             self.step()
-        return [self._cached.pop(request.request_id) for request in requests]
+        return [self.cached(request) for request in requests]
+
+    def queue(self, prompt: Sequence[int], tokens: int = 4) -> Request:
+        """Queue a request."""
+        request = self.request(prompt, tokens)
+        self.scheduler.add_request(request)
+        return request
+
+    def request(self, prompt: Sequence[int], tokens: int = 4) -> Request:
+        """Make a request that nobody knows of yet."""
+        self._asked += 1
+        params = SamplingParams(max_tokens=tokens, ignore_eos=True, temperature=0)
+        return Request(str(self._asked), list(prompt), params, None, block_hasher=self._hasher)
+
+    def cached(self, request: Request) -> int:
+        """Return how many tokens of a request that has ended were not computed."""
+        return self._cached.pop(request.request_id)
 
     def settle(self) -> None:
         """Step until all that was ordered is done."""
@@ -202,8 +218,12 @@ class NoModelEngine:
         assert self.scheduler.reset_prefix_cache()
 
     def step(self) -> None:
-        """One step of the scheduler and the worker, in the order of vLLM's model runner."""
+        """One step of the scheduler and the worker."""
         out = self.scheduler.schedule()
+        self.scheduler.update_from_output(out, self.execute(out))
+
+    def execute(self, out: Any) -> ModelRunnerOutput:
+        """Do what the scheduler says, in the order of vLLM's model runner."""
         sent = pickle.dumps(out.kv_connector_metadata)  # each worker changes its own
         told = [(worker, pickle.loads(sent)) for worker in self.workers]
         for worker, meta in told:
@@ -221,20 +241,13 @@ class NoModelEngine:
             )
             for worker in self.workers
         ]
-        self.scheduler.update_from_output(out, self._aggregator.aggregate(results))
+        return self._aggregator.aggregate(results)
 
     def close(self) -> None:
         """End it."""
         for worker in self.workers:
             worker.shutdown()
         self.connector.shutdown()
-
-    def _add(self, prompt: Sequence[int], tokens: int) -> Request:
-        self._asked += 1
-        params = SamplingParams(max_tokens=tokens, ignore_eos=True, temperature=0)
-        request = Request(str(self._asked), list(prompt), params, None, block_hasher=self._hasher)
-        self.scheduler.add_request(request)
-        return request
 
     def _update(self, out: Any) -> None:
         """Take what the scheduler says of the requests, as a model runner does."""

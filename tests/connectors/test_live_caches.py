@@ -134,7 +134,7 @@ def test_changes_and_resets_at_any_time(engine: LiveEngine, seed: int) -> None:
     changes = 0
     for _ in range(40):
         for prompt in rng.sample(hot, rng.randint(1, 3)):
-            engine._add(prompt, rng.choice((1, 5, 30)))
+            engine.queue(prompt, rng.choice((1, 5, 30)))
         for _ in range(rng.randint(0, 8)):
             engine.step()
         match rng.randint(0, 3):

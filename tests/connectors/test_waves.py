@@ -55,7 +55,7 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NoModelEn
 
 def in_a_wave(engine: NoModelEngine) -> str:
     """Ask for a prompt, and stop where some of its chunks are there and others are not ordered yet."""
-    request = engine._add(PROMPTS[0], 4)
+    request = engine.queue(PROMPTS[0], 4)
     brain = engine.connector.scheduling.brain
 
     def there() -> bool:
