@@ -1,10 +1,11 @@
 """An engine of several ranks, each with its part of every chunk."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from tests.engine.conftest import EngineFactory
 from tests.modes import tiny
-from tests.modes.identity import Mode, check
+from tests.modes.identity import Mode, Told, check, rest
 
 
 def test_a_pipeline(engine: EngineFactory, tmp_path: Path) -> None:
@@ -17,3 +18,22 @@ def test_a_pipeline(engine: EngineFactory, tmp_path: Path) -> None:
         tokens=6,
     )
     check(engine, mode, tiny.make(tmp_path, "llama"), tmp_path / "kv")
+
+
+def test_tensor_parallel_after_a_restart(
+    engine: EngineFactory, llama: Path, tmp_path: Path
+) -> None:
+    """The answers are those of one rank, and both ranks have files of their own."""
+    mode = Mode(tp=2, options={"load_format": "auto"})  # each rank has its part of one checkpoint
+    right = mode.at_once(engine(replace(mode, tp=1).alone(llama))).answers
+    for cached in (0, 512):
+        running = engine(mode.below(llama, tmp_path / "kv"))
+        running.call("tests.engine.faults:settle")
+        assert mode.at_once(running) == Told(right, [cached] * 3)
+        rest(running)
+        if cached:
+            running.call("tests.modes.inside:shift", running.call("tests.modes.inside:slots", 0))
+            wrong = mode.at_once(running)
+            assert (wrong.answers != right, wrong.cached) == (True, [cached] * 3)
+        running.close()
+    assert {path.parents[1].name for path in (tmp_path / "kv").rglob("*.kvt")} == {"r0", "r1"}

@@ -78,4 +78,33 @@ def _gain(name: str, columns: int) -> float:
     return next((gain for parts, gain in _GAINS if any(part in name for part in parts)), 1.0)
 
 
+def _let_experts_meet() -> None:
+    """Give vLLM's CPU build the two collectives that it lacks for experts of several engines."""
+    import torch
+    from torch import distributed
+    from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
+
+    def all_gatherv(self: Any, input_: Any, dim: int = 0, sizes: Any = None) -> Any:
+        if isinstance(input_, list):
+            return [all_gatherv(self, one, dim, sizes) for one in input_]
+        assert dim == 0
+        rows = sizes or [input_.shape[0]] * self.world_size
+        parts = [input_.new_empty((count, *input_.shape[1:])) for count in rows]
+        parts[self.rank_in_group] = input_.contiguous()
+        for rank, part in zip(self.ranks, parts, strict=True):
+            distributed.broadcast(part, src=rank, group=self.cpu_group)
+        return torch.cat(parts)
+
+    def reduce_scatterv(self: Any, input_: Any, dim: int = 0, sizes: Any = None) -> Any:
+        assert dim == 0
+        total = input_.clone()
+        distributed.all_reduce(total, group=self.cpu_group)
+        rows = sizes or total.shape[0] // self.world_size
+        return total.split(rows)[self.rank_in_group].contiguous()
+
+    CpuCommunicator.all_gatherv = all_gatherv
+    CpuCommunicator.reduce_scatterv = reduce_scatterv
+
+
 _give_weights()
+_let_experts_meet()
