@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from kvtier.brain import TieredCache, TierSpec
 from kvtier.brain.cost import EVEN_TOKENS, Costs
@@ -9,7 +10,7 @@ from kvtier.config import Config, HooksConfig, Plugin, TierConfig
 from kvtier.facts import TierFacts
 from kvtier.hook import HookKind, HookSet
 from kvtier.policy import AdmissionPolicy, EvictionPolicy, PrefetchPolicy
-from kvtier.registry import build, find_callable
+from kvtier.registry import build, find_callable, kept_once
 from kvtier.types import GroupSpec, Medium
 
 
@@ -21,6 +22,7 @@ def assemble(
     clock: Callable[[], float] = time.monotonic,
     even_tokens: float = EVEN_TOKENS,
     events: bool = True,
+    copies: bool = False,
 ) -> TieredCache:
     """Make the brain of `ranks` ranks from the configuration of one, see `kvtier.config.of_rank`.
 
@@ -38,13 +40,17 @@ def assemble(
         ranks=ranks,
         tier0=_eviction(config.tiers[0]),
         admission=_admission(config.tiers[0]),
-        lower=[lower_tier(tier) for tier in config.tiers[1:]],
+        lower=[
+            replace(lower_tier(tier), once=copies and kept_once(tier.kind))
+            for tier in config.tiers[1:]
+        ],
         prefetch=[_prefetch(plugin) for plugin in config.prefetch],
         hooks=_hooks(config.hooks),
         clock=clock,
         costs=costs,
         max_wait_s=config.max_wait_s,
         events=events,
+        arena=config.tiers[0].name,
     )
 
 

@@ -16,6 +16,9 @@ TIER0 = 0
 
 MAX_LOWER_TIERS = 10
 
+NOT_TIERS = HBM, COMPUTED, OTHER = "hbm", "computed", "other"
+"""What has prompt tokens beside the tiers: the device's own cache, none, another connector."""
+
 NO_SLOT = -1
 
 PAGE = 4096
@@ -99,6 +102,8 @@ class OpResult(NamedTuple):
     codec: str = ""  # WRITE: what the record is encoded with
     score: float = 0.0  # SCORE: the mean L2 norm of the sampled keys
     free: int = -1  # NO_ROOM, ROOM: bytes that the medium still takes; -1: nobody can say
+    queued: float = 0.0  # READ, WRITE: seconds until a thread took it
+    coded: float = 0.0  # READ, WRITE: of the seconds in service, in the codec and the checksum
 
 
 class ScanBatch(NamedTuple):

@@ -17,13 +17,16 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 
 from kvtier.brain import Why
+from kvtier.brain.metric import Samples
 from kvtier.connectors.vllm import increments, settings, validity
+from kvtier.connectors.vllm.live import Fetch
 from kvtier.connectors.vllm.looks import Trust
 from kvtier.connectors.vllm.lookups import Lookups
 from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata
 from kvtier.connectors.vllm.null_connector import NullConnector
 from kvtier.connectors.vllm.rank import Rank
-from kvtier.connectors.vllm.scheduling import Fetch, Scheduling
+from kvtier.connectors.vllm.scheduling import Scheduling
+from kvtier.connectors.vllm.step_times import StepTimes
 from kvtier.connectors.vllm.summary import Summary
 
 if TYPE_CHECKING:
@@ -54,6 +57,8 @@ class KVTierConnector(OffloadingConnector):
     and adds ours. `scheduling` exists in EngineCore, `rank` in each worker.
     """
 
+    _times = StepTimes(Samples())  # of EngineCore's half, in its books
+
     def __new__(  # another connector, where there is nothing that this one could do
         cls,
         vllm_config: "VllmConfig",
@@ -82,6 +87,7 @@ class KVTierConnector(OffloadingConnector):
             )
             size = settings.chunk_size(config, vllm_config, kv_cache_config)
             self._scheduling.why_chunks = size.why
+            self._times = StepTimes(self._scheduling.prompts.stats.steps)
             increments.install(self.connector_scheduler, self._scheduling.guard)
         if self.connector_worker is not None:
             self._rank = Rank(config, vllm_config, kv_cache_config, self.connector_worker)
@@ -126,7 +132,8 @@ class KVTierConnector(OffloadingConnector):
         if side.guard.run(partial(lookups.waits, name, num_computed_tokens), False):
             return None, False
         side.guard.run(partial(side.asked, request, num_computed_tokens), None)
-        answer, deferred = self._match(request, num_computed_tokens)
+        with self._times.lookup:
+            answer, deferred = self._match(request, num_computed_tokens)
         looked = partial(lookups.looked, name, num_computed_tokens, deferred=deferred)
         side.guard.run(looked, None)
         return answer
@@ -165,7 +172,7 @@ class KVTierConnector(OffloadingConnector):
         self, request: "Request", num_external_tokens: int
     ) -> "dict[CacheHitSource, int]":
         side = self.scheduling
-        side.guard.run(partial(side.statuses.join_loaded, request, side.is_from_below), None)
+        side.guard.run(partial(side.statuses.join_loaded, request, side.source), None)
         found: dict[CacheHitSource, int] = super().get_external_cache_hit_sources(
             request, num_external_tokens
         )
@@ -179,8 +186,13 @@ class KVTierConnector(OffloadingConnector):
         super().update_state_after_alloc(request, blocks, num_external_tokens)
         side = self.scheduling
         side.guard.run(partial(side.scheduled, request, num_external_tokens), None)
+        side.guard.always(partial(side.admitted, request, num_external_tokens), None)
 
     def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> KVConnectorMetadata:
+        with self._times.order:
+            return self._ordered(scheduler_output)
+
+    def _ordered(self, scheduler_output: "SchedulerOutput") -> KVConnectorMetadata:
         side = self.scheduling
         within = partial(side.statuses.within_limits, scheduler_output)
         meta = super().build_connector_meta(side.guard.always(within, scheduler_output))
@@ -195,6 +207,11 @@ class KVTierConnector(OffloadingConnector):
         return ours
 
     def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
+        with self._times.answer:
+            self._answered(connector_output)
+        self._times.ended()
+
+    def _answered(self, connector_output: "KVConnectorOutput") -> None:
         meta, side = connector_output.kv_connector_worker_meta, self.scheduling
         if isinstance(meta, KVTierWorkerMetadata):
             side.guard.run(partial(side.hear, meta), None)
@@ -276,6 +293,7 @@ class KVTierConnector(OffloadingConnector):
         side = self.scheduling
         side.guard.run(partial(self._lookups.forget, request.request_id), None)
         side.guard.run(partial(side.finished, request), None)
+        side.guard.always(partial(side.prompts.finished, request.request_id), None)
 
     def _returned(
         self, later: bool, found: dict[str, Any] | None

@@ -21,6 +21,7 @@ class Job:
     keys: tuple[BlockKey, ...]
     ranks_left: int
     adapter: bytes | None = None  # what `Adapters` calls the LoRA adapter of what it stores
+    request: str = ""  # whose load it is
     failed: set[int] = field(default_factory=set)
 
     def failed_keys(self) -> list[BlockKey]:
@@ -47,7 +48,8 @@ class Jobs:
             spec = job.src_spec if job_id in meta.load_jobs else job.dst_spec
             if isinstance(spec, SlotSpec) and spec.plan is not None:
                 keys, adapter = self.planned.pop(spec.plan)
-                self.live[job_id] = Job(spec.plan, keys, ranks, adapter)
+                loading = job.req_id if job_id in meta.load_jobs else ""
+                self.live[job_id] = Job(spec.plan, keys, ranks, adapter, loading)
 
     def end(self, meta: KVTierWorkerMetadata) -> Iterator[Job]:
         """Take what the ranks report; give each job that every rank has done now."""

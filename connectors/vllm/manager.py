@@ -20,6 +20,7 @@ from vllm.v1.kv_offload.base import (
 from kvtier.connectors.vllm.guard import Guard
 from kvtier.connectors.vllm.messages import SlotSpec
 from kvtier.connectors.vllm.metrics import Meter
+from kvtier.connectors.vllm.prompts import Prompts
 from kvtier.types import NO_SLOT, TIER0, BlockKey
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class TieredCacheManager(OffloadingManager):
 
     def __init__(self, guard: Guard) -> None:
         self.guard = guard
-        self.meter = Meter()
+        self.prompts = Prompts()
+        self.meter = Meter(engine=self.prompts.stats)
         self.early: dict[str, Request] = {}
         """Those that came before `serve` and have not departed, in order."""
         self._side: Scheduling | None = None
@@ -67,7 +69,7 @@ class TieredCacheManager(OffloadingManager):
     def get_load_source(self, key: OffloadKey, req_context: ReqContext) -> "CacheHitSource":
         side = self._side
         below = side is not None and self.guard.run(
-            partial(side.is_from_below, BlockKey(key), req_context.req_id), False
+            partial(side.on_disk, BlockKey(key), req_context.req_id), False
         )
         return CacheHitSource.DISK if below else CacheHitSource.HOST
 
@@ -111,6 +113,7 @@ class TieredCacheManager(OffloadingManager):
         """Nothing: the connector resets the brain, because only it can name the next epoch."""
 
     def get_stats(self) -> "OffloadingConnectorStats | None":
+        self.guard.always(self.prompts.settle, None)
         if self.guard.broken:
             return self.guard.always(self.meter.off, None)
         return None if self._side is None else self.guard.run(self._side.stats, None)

@@ -68,6 +68,8 @@ class KVTierWorkerMetadata(OffloadingWorkerMetadata):
     """The step that this comes with, if it is timed: without it there may be nothing to say."""
     placed: list[Placed] = field(default_factory=list)
     """Where the memory of each rank that is named here is; of the others nothing has changed."""
+    io_seconds: dict[int, float] = field(default_factory=dict)
+    """By rank, the processor time that its I/O process has had; of the others nothing is said."""
     looked: list[Looked] = field(default_factory=list)
     hellos: list[Hello] = field(default_factory=list)
     loaded: list[Loaded] = field(default_factory=list)
@@ -91,6 +93,7 @@ class KVTierWorkerMetadata(OffloadingWorkerMetadata):
             broken=self.broken or theirs.broken,
             timed=max(self.timed, theirs.timed),
             placed=self.placed + theirs.placed,
+            io_seconds=self.io_seconds | theirs.io_seconds,
             looked=self.looked + theirs.looked,
             hellos=self.hellos + theirs.hellos,
             loaded=self.loaded + theirs.loaded,

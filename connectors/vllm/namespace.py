@@ -7,6 +7,7 @@ from kvtier.config import Config
 from kvtier.connectors.vllm import identity
 from kvtier.connectors.vllm.epochs import Epochs, directories
 from kvtier.connectors.vllm.ranks import Ranks, engine_of
+from kvtier.io_process.record import namespace_of
 from kvtier.types import OpKind, TierOp
 
 if TYPE_CHECKING:
@@ -38,6 +39,11 @@ class Namespace:
         self._text = ""  # its manifest, without a reset
         self.ended_early = False
         """An epoch ended before there was a name."""
+
+    @property
+    def name(self) -> str:
+        """What the records are of, without a reset."""
+        return namespace_of(self._text)
 
     def first(self, ranks: Ranks) -> str:
         """Write the manifest to open the tiers with."""

@@ -11,8 +11,10 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 
+from kvtier.brain import Why
 from kvtier.connectors.vllm import validity
 from kvtier.connectors.vllm.metrics import Meter
+from kvtier.connectors.vllm.prompts import Prompts
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +43,8 @@ class NullConnector(KVConnectorBase_V1, SupportsHMA):
         kv_cache_config: "KVCacheConfig",
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
-        self._meter = Meter()
+        self._prompts = Prompts()
+        self._meter = Meter(engine=self._prompts.stats)
         if role is KVConnectorRole.SCHEDULER:
             why = validity.objection(vllm_config, kv_cache_config)
             logger.warning("kvtier is off: %s. The engine runs as without it.", why)
@@ -68,7 +71,7 @@ class NullConnector(KVConnectorBase_V1, SupportsHMA):
     def update_state_after_alloc(
         self, request: "Request", blocks: "KVCacheBlocks", num_external_tokens: int
     ) -> None:
-        """Nothing: no token is ours."""
+        self._prompts.admit(request, 0, None, Why.OFF)
 
     def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> KVConnectorMetadata:
         return KVConnectorMetadata()
@@ -76,13 +79,17 @@ class NullConnector(KVConnectorBase_V1, SupportsHMA):
     def request_finished_all_groups(
         self, request: "Request", block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
+        self._prompts.finished(request.request_id)
         return False, None
 
     def reset_cache(self) -> bool | None:
         return True
 
     def get_kv_connector_stats(self) -> "KVConnectorStats | None":
-        return self._meter.off() if self.role is KVConnectorRole.SCHEDULER else None
+        if self.role is not KVConnectorRole.SCHEDULER:
+            return None
+        self._prompts.settle()
+        return self._meter.off()
 
     # Workers
 

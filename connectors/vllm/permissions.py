@@ -50,6 +50,10 @@ class Permissions:
             persist=hints.persist and lora and self._media.last(request.mm_features),
         )
 
+    def on_disk(self, tier: int) -> bool:
+        """Whether a tier is no memory."""
+        return self._tiers[tier] is Medium.STORAGE
+
     def tiers(self, wanted: TierFilter) -> list[int]:
         """List the tiers that a request wants to load from; all are this engine's own."""
         return [i for i, at in enumerate(self._tiers) if wanted.allows(at, Locality.LOCAL)]

@@ -67,6 +67,7 @@ class Rank:
         self._arranged: dict[int, tuple[str, ...]] = {}
         self._device = ""
         self._placed: list[Placed] = []
+        self._io_seconds: dict[int, float] = {}  # to be told
         self._look_at = 0.0
         self._timed = 0
         self._fingerprint: Fingerprint | None = None
@@ -212,6 +213,7 @@ class Rank:
         failed = self.worker.take_failed()
         unmoved: list[Placed] = []
         placed = self.guard.run(self._moved, unmoved)
+        spent, self._io_seconds = self._io_seconds, {}
         timed, self._timed = self._timed, 0
         unseen: list[Looked] = []
         looked = self.guard.run(self._looked, unseen)
@@ -222,10 +224,8 @@ class Rank:
         loaded = self.guard.run(self._loaded, unread)
         broken = "" if self._said_broken else self.guard.broken  # last: until here it may become so
         copied = self.worker.trace.take()
-        news = (
-            answers or failed or broken or placed or timed or looked or loaded or hellos or copied
-        )
-        if base is None and not news:
+        told = answers or failed or broken or placed or timed or looked or loaded
+        if base is None and not (told or spent or hellos or copied):
             return None
         self._said_broken = bool(self.guard.broken)
         meta = KVTierWorkerMetadata.of(base, broken=broken)
@@ -233,7 +233,7 @@ class Rank:
         meta.scans = [answer for answer in answers if isinstance(answer, ScanBatch)]
         meta.failed, meta.timed, meta.placed = failed, timed, placed
         meta.looked, meta.loaded, meta.hellos = looked, loaded, hellos
-        meta.copied = copied
+        meta.copied, meta.io_seconds = copied, spent
         return meta
 
     def _looked(self) -> list[Looked]:
@@ -255,6 +255,7 @@ class Rank:
         if time.monotonic() < self._look_at:
             return []
         placed = self.worker.placed()
+        self._io_seconds = self.worker.io_seconds()
         self._look_at = time.monotonic() + _LOOK_S
         if placed == self._placed:
             return []

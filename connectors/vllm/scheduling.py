@@ -1,7 +1,6 @@
 """EngineCore's half of the connector: what `KVTierConnector` adds to vLLM's own scheduler hooks."""
 
 from collections.abc import Iterable, Sequence
-from enum import Enum, auto
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,7 @@ from kvtier.connectors.vllm import start
 from kvtier.connectors.vllm.events import BlockEvents
 from kvtier.connectors.vllm.hints import Complaints, Hints, comes_from_elsewhere
 from kvtier.connectors.vllm.jobs import Jobs
-from kvtier.connectors.vllm.live import LiveRequest
+from kvtier.connectors.vllm.live import Fetch, LiveRequest
 from kvtier.connectors.vllm.manager import TieredCacheManager
 from kvtier.connectors.vllm.media import MediaNames
 from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata, SlotSpec
@@ -36,7 +35,7 @@ from kvtier.connectors.vllm.speed import Speed
 from kvtier.connectors.vllm.statuses import Statuses
 from kvtier.connectors.vllm.watch import Watch
 from kvtier.trace.recorder import Recorder
-from kvtier.types import BlockKey
+from kvtier.types import TIER0, BlockKey
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -46,14 +45,6 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.request import Request
-
-
-class Fetch(Enum):
-    """What became of a hit that vLLM's lookups found."""
-
-    PINNED = auto()  # all of it is in tier 0 and stays there for this request
-    READING = auto()  # ask again later
-    SHORTER = auto()  # look up again: what is below tier 0 does not come
 
 
 class Scheduling:
@@ -96,7 +87,8 @@ class Scheduling:
         self._fail_loads = False
         self.events = BlockEvents(base)
         self.speed = Speed()
-        self.meter = base.manager.meter
+        self.meter, self.prompts = base.manager.meter, base.manager.prompts
+        self.prompts.show([tier.name for tier in config.tiers])
         transfer = vllm_config.kv_transfer_config
         self.returns = Returns(transfer.engine_id if transfer else None)
         self.why_chunks = ""  # are as large as they are
@@ -187,19 +179,16 @@ class Scheduling:
 
     def scheduled(self, request: "Request", loaded: int) -> None:
         """Find out, once, why `loaded` tokens are all that a request loads; at debug level say it."""
-        name = request.request_id
-        live = self._live.get(name)
-        if live is None or live.scheduled:
-            return
-        live.scheduled, live.away = True, False
-        why = self.brain.fell_short(name, live.computed + loaded)
-        start.logger.debug(
-            "kvtier: request %s: %d of %d tokens from kvtier%s",
-            name,
-            loaded,
-            request.num_prompt_tokens,
-            f": {why.text}" if why else "",
-        )
+        live = self._live.get(request.request_id)
+        if live is not None and not live.scheduled:
+            live.scheduled, live.away = True, False
+            why = self.brain.fell_short(request.request_id, live.computed + loaded)
+            start.say_hit(request, loaded, why)
+
+    def admitted(self, request: "Request", loaded: int) -> None:
+        """Note where the `loaded` tokens of a request come from."""
+        brain = Why.OFF if self.guard.broken else self._brain or Why.OPENING
+        self.prompts.admit(request, loaded, self._live.get(request.request_id), brain)
 
     def fetch(self, request: "Request", computed: int, hit: int) -> Fetch:
         """Pin a hit of `hit` tokens after `computed`, or order the reads that it needs."""
@@ -212,7 +201,7 @@ class Scheduling:
         if not plan.reading:
             return Fetch.SHORTER
         live = self._live[name]
-        live.below.update(plan.keys)
+        live.below.update(self.brain.view.coming(name))
         live.reading = True
         return Fetch.READING
 
@@ -244,10 +233,14 @@ class Scheduling:
         found = any(holds(tier, key) for tier in self._permissions.tiers(wanted))
         return None if found else Why.TIER_FILTER
 
-    def is_from_below(self, key: BlockKey, request: str) -> bool:
-        """Whether a chunk of a request's hit was read from below tier 0 for it."""
+    def source(self, key: BlockKey, request: str) -> int:
+        """Return the tier that a chunk of a request's hit came from: one below tier 0 if it was read for it."""
         live = self._live.get(request)
-        return live is not None and key in live.below
+        return TIER0 if live is None else live.below.get(key, TIER0)
+
+    def on_disk(self, key: BlockKey, request: str) -> bool:
+        """Whether that tier is no memory."""
+        return self._permissions.on_disk(self.source(key, request))
 
     def load(self, keys: tuple[BlockKey, ...], request: str) -> SlotSpec:
         """Give the slots of a hit to copy to the device."""
@@ -255,6 +248,7 @@ class Scheduling:
         plan = self.brain.plan_load(request, keys)
         if (live := self._live.get(request)) is not None:
             live.loaded = True
+            live.loads = self.statuses.ends(request, keys) if live.below else []
         self._jobs.plan(plan.plan_id, keys)
         return self.statuses.slot_spec(plan.plan_id, keys, plan.slots)
 
@@ -330,6 +324,7 @@ class Scheduling:
             self.guard.trip(f"a worker is off: {meta.broken}")
             return
         self.meter.place(meta.placed)
+        self.meter.spent(meta.io_seconds)
         self.watch.hear(meta)
         complete = self._roll_call.hear(meta.hellos)
         if self._brain is None:
@@ -339,12 +334,15 @@ class Scheduling:
         for batch in meta.scans:
             self.brain.scanned(batch)
         self.brain.complete(meta.results)
-        load = meta.transfer_stats.load
-        if load.time:
-            self.brain.transferred(load.bytes, load.time)
+        load, store = meta.transfer_stats.load, meta.transfer_stats.store
+        if load.time or store.time:
+            self.brain.transferred(load.bytes, load.time, store.bytes, store.time)
         for job in self._jobs.end(meta):
             keeps = self.watch.adapters.keeps(job.adapter)
             self.brain.finish(job.plan, job.failed_keys() if keeps else job.keys)
+            if job.request and job.failed:
+                first = self.statuses.first_token(job.request, job.failed_keys())
+                self.prompts.lost(job.request, first)
         if sample := self.speed.end(meta.timed):
             self.brain.prefilled(*sample)
 
@@ -390,6 +388,7 @@ class Scheduling:
             self.arrive(request)
         if self.namespace.ended_early:
             self._forget()
+        self.meter.introduce(self.statuses.prefix_tokens, len(ranks.hellos), self.namespace.name)
         start.announce(mine, ranks, self.statuses, self.why_chunks)
 
     def _tell(self, request: str, live: LiveRequest) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from vllm.logger import init_logger
 
 from kvtier.assembly import assemble
-from kvtier.brain import TieredCache
+from kvtier.brain import TieredCache, Why
 from kvtier.config import Config
 from kvtier.connectors.vllm import identity
 from kvtier.connectors.vllm.ranks import Ranks, engine_of
@@ -18,6 +18,7 @@ from kvtier.types import GroupSpec
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.v1.request import Request
 
 logger = init_logger("vllm.kvtier")
 """What vLLM's own log level lets through: other loggers say nothing below a warning."""
@@ -44,6 +45,7 @@ def make_brain(
         mine,
         groups,
         ranks=len(ranks.hellos),
+        copies=ranks.copies,
         even_tokens=even_tokens,
         events=asked is not None and asked.enable_kv_cache_events,
     )
@@ -57,6 +59,17 @@ def make_recorder(config: Config, statuses: Statuses, vllm_config: "VllmConfig")
     assert transfer is not None
     engine = engine_of(transfer.engine_id, vllm_config.parallel_config)
     return Recorder(config.trace, statuses.prefix_tokens, engine=engine)
+
+
+def say_hit(request: "Request", loaded: int, why: Why | None) -> None:
+    """Say at debug level what a request loads, and why no more."""
+    logger.debug(
+        "kvtier: request %s: %d of %d tokens from kvtier%s",
+        request.request_id,
+        loaded,
+        request.num_prompt_tokens,
+        f": {why.text}" if why else "",
+    )
 
 
 def announce(mine: Config, ranks: Ranks, statuses: Statuses, why_chunks: str) -> None:

@@ -5,7 +5,7 @@ is asked for: what another release does not have is missed inside the guard.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
@@ -128,6 +128,19 @@ class Statuses:
         ends = ((key, end_of(OffloadKey(key)) or 0) for key in keys)
         return {key: end for key, end in ends if end % self.prefix_tokens}
 
+    def ends(self, request: str, keys: Iterable[BlockKey]) -> list[tuple[BlockKey, int]]:
+        """List those of `keys` that are of the prefix group, in order, each with the token at which it ends."""
+        end_of = self._base._req_status[request].req_context.get_offload_key_position
+        prefix = self.groups[self.prefix_group].group_idx.to_bytes(4, "big")
+        return [(key, end_of(OffloadKey(key)) or 0) for key in keys if key[-4:] == prefix]
+
+    def first_token(self, request: str, keys: Iterable[BlockKey]) -> int:
+        """Return where the first of these chunks of a request begins; 0 where the request is gone."""
+        if request not in self._base._req_status:
+            return 0
+        ends = [end for _, end in self.ends(request, keys)]
+        return (min(ends, default=1) - 1) // self.prefix_tokens * self.prefix_tokens
+
     def within_limits(self, output: "SchedulerOutput") -> "SchedulerOutput":
         """Return a step as vLLM's own half may see it: without the parts that are handed over of requests beyond their
         `max_offload_tokens`, since that half ends on them. Other connectors go on seeing all of `output`.
@@ -161,7 +174,7 @@ class Statuses:
         key = keys[computed // tokens]
         return key in loading and self._base.manager.lookup(key, status.req_context) is _HIT
 
-    def join_loaded(self, request: "Request", source: Callable[[BlockKey, str], bool]) -> None:
+    def join_loaded(self, request: "Request", source: Callable[[BlockKey, str], int]) -> None:
         """Make one range of neighbours that were loaded from one source: vLLM sorts the ends of all to add them up."""
         name = request.request_id
         ranges = self._base._req_status[name].load_key_ranges

@@ -210,6 +210,11 @@ class KVTierWorker(OffloadingWorker):
         arena = [Placed(self._rank, TIER0, node, n) for node, n in self.arena.located()]
         return arena + (self.io.placed if self.io is not None else [])
 
+    def io_seconds(self) -> dict[int, float]:
+        """Say how much processor time this rank's I/O process has had."""
+        seconds = self.io.processor_seconds() if self.io is not None else None
+        return {} if seconds is None else {self._rank: seconds}
+
     def shutdown(self) -> None:
         closing = [self._engine.close, self.arena.close]
         if self.io is not None:

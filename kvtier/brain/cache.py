@@ -66,6 +66,7 @@ class TieredCache:
         max_wait_s: float = 30.0,
         costs: Costs | None = None,
         events: bool = True,
+        arena: str = "dram",
     ) -> None:
         state = self._state = make_state(
             groups=groups,
@@ -78,6 +79,7 @@ class TieredCache:
             clock=clock,
             costs=costs or Costs(clock),
             events=events,
+            arena=arena,
         )
         self._upkeeps = [Upkeep(low, state) for low in state.lowers]
         self._agenda = Agenda(clock)
@@ -195,8 +197,7 @@ class TieredCache:
 
     def refuse_load(self, request: str, why: Why) -> None:
         """Note that a request's hit ends for a reason that only the caller knows."""
-        known = self._requests.get(request)
-        if known is not None:
+        if known := self._requests.get(request):
             self._state.refuse_load(known, why)
 
     def refuse_store(self, request: str, chunks: int, why: Why) -> None:
@@ -276,11 +277,11 @@ class TieredCache:
         """Learn how fast the engine computes."""
         self._state.costs.prefill.add(tokens, seconds)
 
-    def transferred(self, nbytes: int, seconds: float) -> None:
-        """Learn how fast slots are copied to the device."""
-        self._state.costs.load.add(nbytes, seconds)
-        self._state.arena.read_bytes += nbytes
-        self._state.arena.read_seconds += seconds
+    def transferred(self, nbytes: int, seconds: float, stored: int = 0, took: float = 0) -> None:
+        """Learn how fast slots are copied to the device, and note what was copied from it."""
+        if seconds:
+            self._state.costs.load.add(nbytes, seconds)
+        self._state.arena.count_copies(nbytes, seconds, stored, took)
 
     def drain(self) -> list[TierOp]:
         """Take the operations for every rank; call it once per step, it also does what is due."""

@@ -28,6 +28,7 @@ class CopyPlan:
     slots: Sequence[int]
     pins: list[BlockKey]
     store: bool
+    since: float
 
 
 class Copies:
@@ -103,6 +104,7 @@ class Copies:
         if plan.store:
             self._stored(plan.keys, failed)
         else:
+            self._state.arena.spent += self._state.clock() - plan.since
             for key in failed:
                 self._lose(key)
 
@@ -172,7 +174,8 @@ class Copies:
     ) -> int:
         plan = next(self._ids)
         if slots:
-            self.plans[plan] = CopyPlan(self._state.operations.epoch, keys, slots, pins, store)
+            epoch, now = self._state.operations.epoch, self._state.clock()
+            self.plans[plan] = CopyPlan(epoch, keys, slots, pins, store, now)
         return plan
 
     def _lose(self, key: BlockKey) -> None:

@@ -70,6 +70,12 @@ class ReadCost:
         """Note that `nbytes` came in the `seconds` since others did."""
         self._per_byte.add(nbytes, seconds)
 
+    @property
+    def bytes_per_s(self) -> float:
+        """Return the rate as last measured, 0 while nothing is known."""
+        pace = self._per_byte.steady()
+        return 1 / pace if pace else 0.0
+
     def estimate(self, nbytes: int) -> float:
         """Seconds until `nbytes` would be here; 0 while nothing is known."""
         return self._latency() + nbytes * self._per_byte()

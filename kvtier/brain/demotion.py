@@ -168,10 +168,12 @@ class Demotion:
             self._counters.dropped += len(keys)
             self._counters.evictions += len(keys)
             self._residency.drop(keys)
+            self._residency.evicted.add(keys)
 
     def _expel(self, key: BlockKey) -> None:
         if not self._residency.index.flags_of(key) & TIERS & ~IN_TIER0:
             self._counters.dropped += 1
+            self._residency.evicted.add((key,))
         self._counters.evictions += 1
         self._residency.expel(key)
         self._state.ahead.left(key)

@@ -49,6 +49,7 @@ class Index:
         "ends",
         "flags",
         "parents",
+        "read",
         "rows",
         "scores",
         "sizes",
@@ -77,6 +78,7 @@ class Index:
         self.ends = array("i")  # end token; 0: found by a scan, place not known yet
         self.parents: list[BlockKey | None] = []
         self.sizes = [array("Q") for _ in self.sizes]
+        self.read = array("H")  # bit t: the record of tier t was read since it is there
         self.scores = array("f")  # of a scorer, 0 to 1; NaN: none
         self.unlinked = 0  # rows whose place is not known yet
         self._spare = array("i")
@@ -192,6 +194,7 @@ class Index:
         self.slots.append(NO_SLOT)
         self.ends.append(0)
         self.parents.append(None)
+        self.read.append(0)
         self.scores.append(math.nan)
         for column in self.sizes:
             column.append(0)

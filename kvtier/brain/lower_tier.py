@@ -56,6 +56,7 @@ class LowerTier:
         self.breaker = Breaker(clock)
         self.cost = cost
         self.counters = TierStats(name=spec.name)
+        self.keepers = 1 if spec.once else operations.ranks
         self.phase = Phase.CLOSED
         self.ops: dict[BlockKey, Operation] = {}
         self.reads = Reads(spec.deadline_s, clock)
@@ -188,7 +189,7 @@ class LowerTier:
         if operation.ok:
             self.breaker.succeeded(OpKind.WRITE)
             self._suspects.pop(key, None)
-            self.counters.count_write(operation.nbytes, operation.seconds, operation.codec)
+            self.counters.count_write(operation)
         else:
             self.fail(OpKind.WRITE, operation.status)
         if self.space:
@@ -209,7 +210,8 @@ class LowerTier:
             self._landed += 0 if late else operation.nbytes
             if self.space:
                 self.space.room.read(key)
-            self.counters.count_read(operation.nbytes, operation.seconds)
+            self.counters.count_read(operation)
+            self._residency.note_read(self.tier, key)
             if self._suspects:
                 self._suspects.pop(key, None)
         elif operation.status is not OpStatus.CANCELLED:

@@ -36,7 +36,10 @@ class Operation:
     priority: Priority
     status: OpStatus = OpStatus.OK
     nbytes: int = 0
+    total: int = 0  # bytes of all ranks
     seconds: float = 0.0
+    queued: float = 0.0
+    coded: float = 0.0
     codec: str = ""  # WRITE: of the record
     score: float = 0.0
     free: int | None = (
@@ -55,6 +58,7 @@ class Operations:
     def __init__(self, ranks: int, clock: Callable[[], float]) -> None:
         self.epoch = 0
         self.moved = clock()
+        self.ranks = ranks
         self._ranks = (1 << ranks) - 1
         self._clock = clock
         self._next = 1
@@ -107,7 +111,10 @@ class Operations:
             return None
         operation.left &= ~bit
         operation.nbytes = max(operation.nbytes, result.nbytes)
+        operation.total += result.nbytes
         operation.seconds = max(operation.seconds, result.seconds)
+        operation.queued = max(operation.queued, result.queued)
+        operation.coded = max(operation.coded, result.coded)
         operation.codec = result.codec or operation.codec
         operation.score = max(result.score, operation.score)  # a NaN stays one
         if result.status is OpStatus.NO_ROOM or operation.op.kind is OpKind.ROOM:

@@ -21,6 +21,7 @@ class TierSpec:
     eviction: Callable[[TierFacts], EvictionPolicy] | None  # None where its room is not ours
     admission: Callable[[TierFacts], AdmissionPolicy] | None = None  # None: every chunk may enter
     medium: Medium | None = None  # None: how fast it is, is found out
+    once: bool = False  # one rank keeps the records of all
     max_writes: int = 64  # demotions in operation
     max_idle_writes: int = 512  # what an engine that falls idle still gets written
 

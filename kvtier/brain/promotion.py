@@ -7,6 +7,7 @@ from kvtier.brain.budgets import Budgets
 from kvtier.brain.demotion import Demotion
 from kvtier.brain.groups import Place
 from kvtier.brain.lower_tier import LowerTier
+from kvtier.brain.misses import nowhere
 from kvtier.brain.operations import Operation
 from kvtier.brain.parts import shorter_parts, usable
 from kvtier.brain.plans import ReadPlan
@@ -94,8 +95,7 @@ class Promotion:
         source = self._source(prefix.keys[i])
         if isinstance(source, LowerTier):
             return None
-        opening = not self._residency.slots.n or any(lower.opening for lower in self._lowers)
-        return Why.OPENING if source is Why.ABSENT and opening else source
+        return nowhere(self._state, prefix.keys[i]) if source is Why.ABSENT else source
 
     def link(self, request: Request) -> None:
         """Give what a scan found of a request's prefix its place."""

@@ -37,6 +37,7 @@ class Reading:
         self.left: dict[BlockKey, LowerTier] = {}  # in the order in which they are served
         self.failed = False  # some read did
         self.more = more  # another wave follows
+        self.lowest: LowerTier | None = None
         self._deadline_s = 0.0
         self._outcome = outcome
         self._clock = clock
@@ -45,6 +46,8 @@ class Reading:
         """Add a read to wait for."""
         self.left[key] = lower
         self._deadline_s = max(self._deadline_s, lower.spec.deadline_s)
+        if self.lowest is None or self.lowest.tier < lower.tier:
+            self.lowest = lower
 
     def landed(self, key: BlockKey, *, ok: bool) -> None:
         """Take the news of one key; the last one ends the wait."""
@@ -55,14 +58,22 @@ class Reading:
         else:
             self.failed = True
         if not self.left:
+            if self.failed or not self.more:
+                self._count_wait()
             self._outcome.over(self)
 
     def over(self) -> bool:
         """Whether it waited too long; then the request goes on without what is left. O(1) while chunks land."""
         over = self.silent or self.request.overdue(self._clock())
         if over:
+            self._count_wait()
             self._outcome.expire(self)
         return over
+
+    def _count_wait(self) -> None:
+        """Count the whole wait of the request, over all waves, to the tier of the slowest reads."""
+        if self.lowest is not None and self.request.began is not None:
+            self.lowest.counters.count_wait(self._clock() - self.request.began)
 
     @property
     def silent(self) -> bool:

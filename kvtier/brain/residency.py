@@ -4,6 +4,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import ge
 
+from kvtier.brain.ages import Ages
+from kvtier.brain.evicted import Evicted
 from kvtier.brain.groups import Place
 from kvtier.brain.index import (
     HIT,
@@ -38,12 +40,15 @@ class Residency:
         slots: Slots,
         policies: Sequence[EvictionPolicy],
         *,
+        clock: Callable[[], float],
         events: bool = True,
     ) -> None:
         self.index = index
         self.slots = slots
         self.policies = policies  # of eviction, one per tier
         self.pins: dict[BlockKey, int] = {}
+        self.evicted = Evicted()
+        self.ages = Ages(len(names), clock)
         self.leaving = 0  # chunks
         self.chunks = [0] * len(names)
         self.news = 0  # grows with whatever may give tier 0 a victim that it had not
@@ -134,6 +139,7 @@ class Residency:
                 policy.evicted(key)
         self.slots.release_all(self.index.vacate(keys))
         self.chunks[TIER0] -= len(keys)
+        self.ages.left(TIER0, keys)
         self._tell(TIER0, keys, removed=True)
 
     # records of lower tiers
@@ -144,6 +150,7 @@ class Residency:
             row = self._row(key, place)
             self.index.flags[row] |= 1 << tier
             self.index.sizes[tier - 1][row] = nbytes
+            self.index.read[row] &= ~(1 << tier)
         entered = [key for key, _, _ in keys]
         self._enter(tier, entered, [self.index.rows[key] for key in entered])
 
@@ -153,6 +160,14 @@ class Residency:
         self._leave(tier, key)
         self.index.prune(key)
         return nbytes
+
+    def note_read(self, tier: int, key: BlockKey) -> None:
+        """Note that a lower tier's record was read."""
+        self.index.read[self.index.rows[key]] |= 1 << tier
+
+    def was_read(self, tier: int, key: BlockKey) -> bool:
+        """Whether a lower tier's record was read since it was written, or found."""
+        return bool(self.index.read[self.index.rows[key]] >> tier & 1)
 
     # pins
 
@@ -184,9 +199,10 @@ class Residency:
                 for key in fresh:
                     touch(key)
 
-    def hit(self, keys: Iterable[BlockKey]) -> list[BlockKey]:
+    def hit(self, keys: Sequence[BlockKey]) -> list[BlockKey]:
         """Mark chunks as hit and return those that had been before."""
         index = self.index
+        self.ages.used(keys)
         again = []
         for key in keys:
             row = index.rows[key]
@@ -231,6 +247,8 @@ class Residency:
                 self._tell(tier, self.held(tier), removed=True)
         self.slots.disown()
         self.index.clear()
+        self.evicted.clear()
+        self.ages.clear()
         self.chunks = [0] * len(self.policies)
         self.pins.clear()
         self.leaving = 0
@@ -277,11 +295,13 @@ class Residency:
         self._track(tier, keys, rows)
         self.news += 1
         self.chunks[tier] += len(keys)
+        self.ages.entered(tier, keys)
         self._tell(tier, keys, removed=False)
 
     def _leave(self, tier: int, key: BlockKey) -> None:
         self.policies[tier].remove(key)
         self.chunks[tier] -= 1
+        self.ages.left(tier, (key,))
         self.index.flags[self.index.rows[key]] &= ~(1 << tier)
         self._tell(tier, (key,), removed=True)
 

@@ -11,6 +11,7 @@ def snapshot(state: State, reading: int) -> CacheStats:
     """Take it; `reading` chunks are on their way up."""
     stats, residency = state.counters.copy(), state.residency
     stats.tiers = (_arena(state), *(_lower(state, lower) for lower in state.lowers))
+    stats.reuse, stats.regret = residency.ages.reuse, residency.ages.regret
     stats.hook_failures = state.hooks.failures
     stats.hooks_disabled = state.hooks.disabled
     stats.vetoes = state.hooks.vetoes
@@ -25,7 +26,9 @@ def snapshot(state: State, reading: int) -> CacheStats:
 
 def _arena(state: State) -> TierStats:
     stats, slots = state.arena.copy(), state.residency.slots
-    nbytes = max(group.nbytes for group in state.groups.specs)
+    nbytes = max(group.nbytes for group in state.groups.specs) * state.operations.ranks
+    ages = state.residency.ages
+    stats.age, stats.idle = ages.age[TIER0], ages.idle[TIER0]
     stats.reads = state.counters.loads
     stats.writes = state.counters.stores
     stats.evictions = state.counters.evictions
@@ -36,12 +39,16 @@ def _arena(state: State) -> TierStats:
 
 
 def _lower(state: State, lower: LowerTier) -> TierStats:
-    stats = lower.counters.copy()
+    stats, ages, n = lower.counters.copy(), state.residency.ages, lower.keepers
     if lower.space:
-        stats.capacity = lower.space.room.capacity
-        stats.short = lower.space.room.short
-        stats.used = lower.space.used
-        stats.foreign = lower.space.foreign
+        stats.capacity = lower.space.room.capacity * n
+        stats.short = lower.space.room.short * n
+        stats.used = lower.space.used * n
+        stats.foreign = lower.space.foreign * n
+    stats.age, stats.idle = ages.age[lower.tier], ages.idle[lower.tier]
+    stats.medium = lower.cost.bytes_per_s * state.operations.ranks
+    stats.reads_in_flight = lower.reads.all
+    stats.writes_in_flight = lower.demotions + lower.idles
     stats.chunks = state.residency.chunks[lower.tier]
     stats.in_flight = len(lower.ops)
     stats.trips = lower.breaker.trips

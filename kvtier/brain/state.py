@@ -66,21 +66,22 @@ def make_state(  # noqa: PLR0913 - as of `TieredCache`
     clock: Callable[[], float],
     costs: Costs,
     events: bool,
+    arena: str,
 ) -> State:
     """Make the parts in the order in which they need each other."""
     assert len(lower) <= MAX_LOWER_TIERS
     index, slots, shape = Index(len(lower)), Slots(), Groups(groups)
     reads = [ReadCost(clock, spec.medium) for spec in lower]
-    arena = TierView(
+    top = TierView(
         tier=TIER0, index=index, slots=slots, groups=shape, costs=costs, now=clock, spec=None
     )
-    views = [arena]
+    views = [top]
     for tier, (spec, read) in enumerate(zip(lower, reads, strict=True), 1):
-        views.append(replace(arena, tier=tier, spec=spec, read=read))
+        views.append(replace(top, tier=tier, spec=spec, read=read))
     policies = PolicySet(views, tier0, admission, prefetch)
-    names = ["dram", *(spec.name for spec in lower)]
+    names = [arena, *(spec.name for spec in lower)]
     called = Hooks(hooks, names, views, index.end)
-    residency = Residency(names, index, slots, policies.eviction, events=events)
+    residency = Residency(names, index, slots, policies.eviction, clock=clock, events=events)
     operations = Operations(ranks, clock)
     largest = max(worst_case(group.nbytes) for group in groups)
     lowers = [

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from itertools import islice
 
+from kvtier.brain.index import TIERS
 from kvtier.brain.lower_tier import LowerTier, Phase
 from kvtier.brain.operations import Operation
 from kvtier.brain.space import Space
@@ -147,7 +148,12 @@ class Upkeep:
         for key in self._victims.choose(tier, n, self.lower.ops):
             if need <= 0:
                 return
+            unread = not self._residency.was_read(tier, key)
             nbytes = self._residency.erase(tier, key)
+            if unread:
+                self.lower.counters.unread_bytes += nbytes * self.lower.keepers
+            if not self._residency.index.flags_of(key) & TIERS:
+                self._residency.evicted.add((key,))
             self._residency.policies[tier].evicted(key)
             self.lower.counters.evictions += 1
             space.evict(key, nbytes)

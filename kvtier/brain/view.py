@@ -5,9 +5,12 @@ from types import MappingProxyType
 
 from kvtier.brain.demotion import Demotion
 from kvtier.brain.index import ChunkState
+from kvtier.brain.misses import missed
 from kvtier.brain.plans import TierSpec
+from kvtier.brain.reading import Reading
 from kvtier.brain.requests import Request
 from kvtier.brain.state import State
+from kvtier.brain.why import Why
 from kvtier.policy import EvictionPolicy
 from kvtier.types import NO_SLOT, BlockKey, GroupSpec
 
@@ -103,9 +106,26 @@ class CacheView:
         """Whether reads are weighed against computing."""
         return self._state.costs.known
 
+    def coming(self, request: str) -> Mapping[BlockKey, int]:
+        """Return the chunks that a request waits for, each with the tier that it is read from."""
+        known = self._state.requests.get(request)
+        left = known.reading.left if known and isinstance(known.reading, Reading) else {}
+        return {key: lower.tier for key, lower in left.items()}
+
+    @property
+    def pace(self) -> float:
+        """Return the seconds in which the engine computes a token of a prompt, 0 while it is not known."""
+        return self._state.costs.prefill.steady()
+
+    def missed(self, request: str, start: int, end: int) -> Mapping[Why, int]:
+        """Give the tokens [start, end) of a prompt, behind its hit, the reasons for which they are computed."""
+        known = self._state.requests.get(request)
+        return missed(self._state, known, start, end) if known else {Why.UNASKED: end - start}
+
     def pending(self) -> list[str]:
         """Name, in words, all that is under way or waits to be ordered, and each tier that does not serve."""
         found = [operation.op.kind.name for operation in self._state.operations.all()]
+        found += ["a copy"] * len(self._state.copies)
         for lower in self._state.lowers:
             if not lower.serving:
                 found.append(f"{lower.spec.name} is {lower.phase}, {lower.breaker.state}")

@@ -16,6 +16,7 @@ class Why(StrEnum):
 
     # a load: the request's hit ends here
     ABSENT = "absent", "no tier holds it"
+    EVICTED = "evicted", "it was given up for room: more capacity would have had it"
     HINT = "hint", "the request's own kv_transfer_params say so"
     ROLE = "role", "this engine's kv_role says so"
     ADAPTER = "adapter", "the request's LoRA adapter has other weights than its chunks, or may have"
@@ -31,6 +32,13 @@ class Why(StrEnum):
     FAILED = "failed", "a read failed, or the load"
     UNSEEN = "unseen", "no rank said in time whether the weights are still the same"
     VANISHED = "vanished", "it was gone when it was to be copied"
+
+    # prompt tokens that are computed, where no hit ended early
+    TAIL = (
+        "tail",
+        "it is computed in any case: the end of a prompt that fills no chunk, or has its last token",
+    )
+    UNASKED = "unasked", "vLLM did not ask for it"
 
     # a store, or a write into a lower tier
     NOT_ADMITTED = "not_admitted", "the admission policy refused it"
@@ -52,3 +60,5 @@ class Why(StrEnum):
 
 
 OF_ASKED_TIERS = frozenset({Why.ASKING, Why.ASKED_LATE, Why.DETACHED, Why.FOREIGN_HANDOFF})
+OF_TOKENS = frozenset({Why.TAIL, Why.UNASKED})
+OF_STORES = frozenset({Why.NOT_ADMITTED, Why.VETOED, Why.NO_ROOM, Why.FULL, Why.ORPHAN, Why.STALE})

@@ -5,7 +5,7 @@ import os.path
 from kvtier import topology
 from kvtier.config.structs import Config, TierConfig
 from kvtier.config.words import mistake
-from kvtier.types import MAX_LOWER_TIERS
+from kvtier.types import MAX_LOWER_TIERS, NOT_TIERS
 
 
 def check(config: Config, *, here: bool) -> None:
@@ -21,6 +21,8 @@ def check(config: Config, *, here: bool) -> None:
     nodes = topology.numa_nodes()
     for index, tier in enumerate(config.tiers):
         path = f"tiers[{index}]"
+        if tier.name in NOT_TIERS:
+            raise mistake(f"{path}.name", f"{tier.name!r} means something else in the metrics")
         if (other := names.setdefault(tier.name, index)) != index:
             raise mistake(f"{path}.name", f"{tier.name!r} is the name of tiers[{other}] already")
         _check_capacity(tier, index, path)

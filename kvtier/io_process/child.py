@@ -1,10 +1,12 @@
 """The I/O process as its worker sees it: started, its pipe, its end."""
 
+import os
 import select
 import socket
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 from kvtier.io_process import system
 from kvtier.io_process.wire import FrameBuffer, FrameKind, IoSetup, frame
@@ -12,6 +14,7 @@ from kvtier.io_process.wire import FrameBuffer, FrameKind, IoSetup, frame
 _CHUNK = 1 << 18
 _READ_AHEAD = 1 << 20
 _KILL_S = 0.5
+_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Child:
@@ -43,6 +46,15 @@ class Child:
     def pid(self) -> int:
         """Process id."""
         return self._process.pid
+
+    def processor_seconds(self) -> float | None:
+        """Return the processor time of all its threads; None if it is gone."""
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text()
+        except OSError:
+            return None
+        ticks = stat.rpartition(")")[2].split()[11:13]  # in its own code, in the system's
+        return sum(map(int, ticks)) / _TICKS
 
     def wait(self, timeout_s: float) -> None:
         """Wait until something comes in, or the pipe's end."""

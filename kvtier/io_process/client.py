@@ -70,6 +70,10 @@ class IoClient:
         """Process id, if there is a process now."""
         return self._child.pid if self._child else None
 
+    def processor_seconds(self) -> float | None:
+        """Return the processor time that the process has had since it started; None if there is none now."""
+        return self._child.processor_seconds() if self._child else None
+
     @property
     def pending(self) -> int:
         """How many operations are not answered yet."""

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
@@ -38,6 +39,7 @@ class Served(NamedTuple):
     codec: str = ""  # WRITE: what the record is encoded with
     score: float = 0.0
     free: int = -1  # NO_ROOM: bytes that the medium still takes; -1: nobody can say
+    coded: float = 0.0  # seconds in the codec and the checksum
 
 
 class _Change(NamedTuple):
@@ -210,7 +212,7 @@ class Records:
 
     def _read(self, op: TierOp, session: Session) -> Served:
         try:
-            nbytes = self._fill(op, session)
+            nbytes, coded = self._fill(op, session)
         except CorruptBlock as exc:
             self.log.warning(
                 OpStatus.CORRUPT, "record %s is corrupt and goes: %s", op.key.hex(), exc
@@ -222,9 +224,10 @@ class Records:
                     OpKind.REMOVE, "record %s cannot be removed: %s", op.key.hex(), stays
                 )
             return Served(OpStatus.CORRUPT, error=str(exc))
-        return Served(OpStatus.OK if nbytes else OpStatus.MISSING, nbytes)
+        return Served(OpStatus.OK if nbytes else OpStatus.MISSING, nbytes, coded=coded)
 
     def _write(self, op: TierOp, session: Session, waiting: int) -> Served:
+        started = time.monotonic()
         chunk = self._slots.view(op.slot)[: self._group_nbytes[op.group]]
         facts = self._facts_of(session, op.group, op.end_token)
         encoding = self._encode(chunk, facts, waiting)
@@ -243,6 +246,7 @@ class Records:
         page = self._scratch.header
         record.pack(header, page)
         pieces = [page, *encoding.pieces]
+        coded = time.monotonic() - started
         try:
             nbytes = self._tier.write(op.key, pieces)
         except TierError as exc:
@@ -252,7 +256,7 @@ class Records:
             self.log.warning(OpStatus.NO_ROOM, said, self.name, exc)
             free = -1 if exc.quota else self.free(sum(map(len, pieces)))
             return Served(OpStatus.NO_ROOM, error=str(exc), free=free)
-        return Served(OpStatus.OK, nbytes, codec=encoding.label)
+        return Served(OpStatus.OK, nbytes, codec=encoding.label, coded=coded)
 
     def _score(self, op: TierOp) -> Served:
         layout = self._layouts.get(op.group, "nobody said")
@@ -286,8 +290,8 @@ class Records:
         if found != PAGE or not np.array_equal(pages.header, pages.tail):
             raise TierError(self.name, "probe", "what was written did not come back")
 
-    def _fill(self, op: TierOp, session: Session) -> int:
-        """Fill the slot with the verified chunk and return the record's length; 0 where there is none."""
+    def _fill(self, op: TierOp, session: Session) -> tuple[int, float]:
+        """Fill the slot with the verified chunk; return the record's length, 0 where there is none, and the seconds after it was read."""
         slot = self._slots.view(op.slot)
         raw_nbytes = self._group_nbytes[op.group]
         scratch = self._scratch
@@ -295,7 +299,8 @@ class Records:
         target = (slot if self._codec.id == 0 else scratch.bounce)[: padded(raw_nbytes)]
         nbytes = self._tier.read(op.key, [scratch.header, target])
         if not nbytes:
-            return 0
+            return 0, 0.0
+        started = time.monotonic()
         if nbytes < PAGE:
             raise CorruptBlock(f"the record has {nbytes} bytes")
         header = record.unpack(scratch.header)
@@ -304,7 +309,7 @@ class Records:
         record.check_payload(header, nbytes, target[: padded(header.stored_nbytes)])
         facts = self._facts_of(session, header.group, header.end_token)
         self._decode(header, target[: header.stored_nbytes], slot[:raw_nbytes], facts)
-        return nbytes
+        return nbytes, time.monotonic() - started
 
     def _decode(self, header: Header, payload: Bytes, chunk: Bytes, facts: ChunkFacts) -> None:
         in_slot = self._codec.id == 0

@@ -89,7 +89,7 @@ class Service:
         for tier in self._tiers.values():
             tier.lower.close()
 
-    def answer(self, op: TierOp, served: Served, seconds: float = 0.0) -> None:
+    def answer(self, op: TierOp, served: Served, seconds: float = 0.0, queued: float = 0.0) -> None:
         """Answer one operation; any thread."""
         self._outbox.add(
             OpResult(
@@ -102,6 +102,8 @@ class Service:
                 served.codec,
                 served.score,
                 served.free,
+                queued,
+                served.coded,
             )
         )
 
@@ -125,4 +127,4 @@ class Service:
             waiting = self._queue.reads if op.kind is OpKind.WRITE else 0
             served = guarded(op, lambda: lower.serve(op, epoch, waiting), lower.log)  # noqa: B023 - called at once
             self._queue.done(job)
-            self.answer(op, served, time.monotonic() - started)
+            self.answer(op, served, time.monotonic() - started, started - job.at)

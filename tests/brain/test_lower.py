@@ -83,7 +83,7 @@ def test_foreign_bytes_go_before_our_own() -> None:
     for rank, nbytes in enumerate(foreign):
         made.cache.complete([OpResult(rank, opens[0].op, OpStatus.OK, nbytes)])
     made.ranks.pending.clear()
-    assert tier_of(made).foreign == 3 * RECORD, "of the fullest rank"
+    assert tier_of(made).foreign == 2 * 3 * RECORD, "as if both were as full as the fullest rank"
     made.list_all()
     made.ranks.drain()
     stored(made, A[:2])

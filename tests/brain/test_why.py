@@ -6,6 +6,7 @@ from typing import NamedTuple
 import pytest
 
 from kvtier.brain import CacheStats, ReadPlan, Why
+from kvtier.brain.stats import METRICS
 from kvtier.hook import HookEvent, HookKind, HookSet
 from kvtier.types import Medium, OpKind, OpStatus, WriteMode
 from tests.brain.fake_engine import Engine, Shape, arrive, rest, started, store, stored
@@ -51,6 +52,13 @@ def absent(made: Engine) -> None:
     arrive(made, "r", B)
     for _ in range(2):
         assert made.cache.fell_short("r", 0) is Why.ABSENT
+
+
+def evicted(made: Engine) -> None:
+    stored(made, A[:1])
+    stored(made, B[:1])
+    arrive(made, "r", A)
+    assert made.cache.fell_short("r", 0) is Why.EVICTED
 
 
 def opening() -> Engine:
@@ -224,6 +232,7 @@ SLOW = BELOW._replace(medium=Medium(read=8 * CHUNK / 10.0))
 BOTH = BELOW._replace(slots=16, found=(*BELOW.found, ("b", 0)))
 CASES = [
     Case(Why.ABSENT, absent, NONE, "load"),
+    Case(Why.EVICTED, evicted, NONE._replace(slots=1), "load"),
     Case(Why.OPENING, opening, None, "load"),
     Case(Why.RESTING, resting, BELOW, "load"),
     Case(Why.RESTING, resting_between, BELOW, "load"),
@@ -275,10 +284,21 @@ def refusals(stats: CacheStats) -> dict[tuple[str, Why], int]:
     return found
 
 
+OF_TOKENS = {Why.TAIL, Why.UNASKED}
+"""Why prompt tokens are computed, where no hit ends early: `test_misses` provokes them."""
+
+
 def test_every_reason_is_provoked_here_or_said_by_the_connector_or_to_come() -> None:
     here = {case.why for case in CASES}
-    assert here | FROM_OUTSIDE | TO_COME == set(Why)
-    assert not here & (FROM_OUTSIDE | TO_COME)
+    assert here | FROM_OUTSIDE | TO_COME | OF_TOKENS == set(Why)
+    assert not here & (FROM_OUTSIDE | TO_COME | OF_TOKENS)
+
+
+def test_each_that_is_provoked_is_shown_before_it_happens() -> None:
+    shown = {each.name: each.of for each in METRICS}
+    names = {"load": "kvtier:load_refusals", "store": "kvtier:store_refusals"}
+    for case in CASES:
+        assert case.why in shown[names.get(case.where, "kvtier:tier_refused")], case
 
 
 def test_the_first_reason_of_a_request_is_the_one_that_counts() -> None:

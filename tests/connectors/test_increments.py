@@ -171,7 +171,7 @@ def test_the_same_traffic_is_decided_the_same(
         assert isinstance(side.statuses._base, increments.IncrementalScheduler) is mended
         assert not side.guard.broken
         side.brain.check()
-        seen.append((traffic.jobs, side.brain.stats()))
+        seen.append((traffic.jobs, scheduler.counted(side.brain.stats())))
     (jobs, stats), (jobs_before, stats_before) = seen
     for step, (now, before) in enumerate(zip(jobs, jobs_before, strict=True)):
         assert now == before, step

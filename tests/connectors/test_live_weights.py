@@ -12,11 +12,12 @@ from vllm.v1.outputs import KVConnectorOutput
 
 from kvtier.brain import Why
 from kvtier.connectors.vllm.connector import KVTierConnector
+from kvtier.connectors.vllm.live import Fetch
 from kvtier.connectors.vllm.looks import WAIT_S, Looked
 from kvtier.connectors.vllm.lookups import Lookups
 from kvtier.connectors.vllm.messages import KVTierWorkerMetadata
 from kvtier.connectors.vllm.namespace import Namespace
-from kvtier.connectors.vllm.scheduling import Fetch, Scheduling
+from kvtier.connectors.vllm.scheduling import Scheduling
 from tests.brain.fake_ranks import Clock
 from tests.connectors import halves
 from tests.connectors.test_scheduling import Engine, refusals

@@ -85,5 +85,5 @@ def test_what_was_read_for_a_request_is_its_own_wherever_it_is_then(engine: Engi
     engine.arrive("b", 1, keys="a")
     context = ReqContext(req_id="b", load_tier_filter=TierFilter((STORAGE,)))
     assert not engine.hit(key, context)
-    engine.side._live["b"].below.add(BlockKey(key))
+    engine.side._live["b"].below[BlockKey(key)] = 1
     assert engine.hit(key, context)

@@ -15,11 +15,12 @@ pytest.importorskip("vllm")
 from vllm.v1.kv_offload.base import GPULoadStoreSpec, LookupResult, ReqContext, make_offload_key
 from vllm.v1.request import RequestStatus
 
-from kvtier.brain import ReadPlan, Why
+from kvtier.brain import CacheView, ReadPlan, Why
 from kvtier.config import load
 from kvtier.connectors.vllm import identity, start
+from kvtier.connectors.vllm.live import Fetch
 from kvtier.connectors.vllm.messages import KVTierMetadata, KVTierWorkerMetadata
-from kvtier.connectors.vllm.scheduling import Fetch, Scheduling
+from kvtier.connectors.vllm.scheduling import Scheduling
 from kvtier.types import BlockKey, OpKind
 from tests.connectors import halves
 from tests.connectors.test_overwrites import output
@@ -158,12 +159,13 @@ def test_reads_are_waited_for_and_their_source_is_known(
     ready = False
     monkeypatch.setattr(engine.side.statuses, "needed", lambda *_: list(keys))
     monkeypatch.setattr(engine.side.brain, "plan_read", lambda *_: ReadPlan(1, keys[:1]))
+    monkeypatch.setattr(CacheView, "coming", lambda *_: {keys[0]: 1})
     monkeypatch.setattr(engine.side.brain, "ready", lambda _: ready)
     assert not engine.side.reading(request)
     assert engine.side.fetch(request, 0, 2 * TOKENS) is Fetch.READING
     assert engine.side.reading(request)
-    assert engine.side.is_from_below(keys[0], "a")
-    assert not engine.side.is_from_below(keys[1], "a")
+    assert engine.side.source(keys[0], "a") == 1
+    assert engine.side.source(keys[1], "a") == 0
     ready = True
     assert not engine.side.reading(request)
     ready = False
@@ -177,7 +179,7 @@ def test_reads_are_waited_for_and_their_source_is_known(
         end()
         assert not engine.side.reading(request)
     engine.manager.on_request_finished(context)
-    assert not engine.side.is_from_below(keys[0], "a")
+    assert engine.side.source(keys[0], "a") == 0
 
 
 def test_nothing_is_left_of_a_request(engine: Engine) -> None:

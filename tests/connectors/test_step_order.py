@@ -68,6 +68,7 @@ def test_what_is_answered_during_the_pass_returns_with_its_step(log: list[str]) 
         )
     )
     worker.io, worker.placed = io, list  # type: ignore[method-assign,assignment]
+    worker.io_seconds = dict  # type: ignore[method-assign]
     worker.fail_loads = lambda: log.append("loads fail")  # type: ignore[method-assign]
     made = connector(worker)
     step = KVTierMetadata({}, {}, None, ops=[TierOp(7, OpKind.READ)], fail_loads=True)

@@ -1,11 +1,12 @@
 """What fault tests do inside the engine's process, called by `Engine.call`: look at the brain, empty tier 0."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from kvtier.brain import TieredCache
+from kvtier.brain import LoadPlan, TieredCache
 from kvtier.brain.cost import Pace, ReadCost
+from kvtier.types import NO_SLOT, BlockKey
 from tests.engine.driver import Driver
 from tests.patience import HANG_S
 
@@ -81,3 +82,17 @@ def trust(llm: object) -> None:
 def holder(llm: object) -> bool:
     """Whether a request holds slots and waits for more."""
     return brain_of(llm)._promotion.turns.holder is not None
+
+
+def lose(llm: object, chunk: int) -> None:
+    """Let one chunk of the next load be gone when it is to be copied."""
+    brain = brain_of(llm)
+    plan = brain.plan_load
+
+    def once(request: str, keys: Sequence[BlockKey]) -> LoadPlan:
+        brain.plan_load = plan  # type: ignore[method-assign]  # as it was
+        found = plan(request, keys)
+        slots = [NO_SLOT if i == chunk else slot for i, slot in enumerate(found.slots)]
+        return found._replace(slots=tuple(slots))
+
+    brain.plan_load = once  # type: ignore[method-assign]  # for once

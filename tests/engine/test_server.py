@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from prometheus_client.parser import text_string_to_metric_families
 
 from kvtier.demo.client import complete, metrics
 from kvtier.demo.server import ServerConfig
@@ -49,6 +50,13 @@ def assert_blocks_are_named(heard: list[dict[str, Any]], prompt: list[int]) -> N
         parent = chunk["block_hashes"][-1]
 
 
+def total(said: str, name: str, **labels: str) -> float:
+    """Add up the samples of a metric that have these labels."""
+    families = text_string_to_metric_families(said)
+    samples = [sample for family in families for sample in family.samples if sample.name == name]
+    return sum(each.value for each in samples if labels.items() <= each.labels.items())
+
+
 def test_streaming_metrics_and_events(
     serve: ServerFactory, reference: Reference, llama: Path, tmp_path: Path
 ) -> None:
@@ -88,10 +96,17 @@ def test_streaming_metrics_and_events(
         'kvtier:tier_used_bytes{engine="0",model_name="demo",tier="nvme"}',
         'kvtier:tier_write_bytes_total{engine="0",model_name="demo",tier="nvme"}',
         'kvtier:tier_hits_total{engine="0",model_name="demo",tier="nvme"}',
-        "kvtier:lookups_total",
+        "kvtier:lookup_calls_total",
         "kvtier:free_slots",
     ):
         assert name in said
+    asked = 2 * sum(map(len, LONG))
+    assert total(said, "kvtier:prompt_tokens_total") == asked
+    assert total(said, "vllm:prompt_tokens_total") == asked
+    computed = total(said, "kvtier:prompt_tokens_total", tier="computed")
+    assert total(said, "kvtier:misses_total") == computed < asked
+    assert total(said, "kvtier:ttft_seconds_count") == 2 * len(LONG)
+    assert total(said, "kvtier:info", chunk_tokens=str(CHUNK), ranks="1") == 1
     line = next(line for line in server.log.read_text().splitlines() if "kvtier: chunks of" in line)
     assert line.endswith(
         f"256 tokens (chunk_tokens), 1 rank(s), 1 on a node; of each rank: dram 10MiB, nvme 1GiB (file at {tmp_path}/nvme)"
