@@ -153,6 +153,7 @@ def test_a_mistake_in_the_dram_tier(change: Mapping[str, object], expected: str)
             "tiers[1].capacity: missing; a lower tier needs one, for example 100GiB",
         ),
         ({"name": "dram"}, "tiers[1].name: 'dram' is the name of tiers[0] already"),
+        ({"name": "computed"}, "tiers[1].name: 'computed' means something else in the metrics"),
         ({"kind": "dram"}, "tiers[1].kind: only the first tier is 'dram'"),
         (
             {"kind": "fil"},

@@ -7,6 +7,8 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from kvtier import __version__
+from kvtier.brain.stats import INFO, IO_CPU, CacheStats, TierStats
 from kvtier.connectors.vllm.metrics import Meter
 from tests.connectors import scheduler
 
@@ -79,3 +81,36 @@ def test_the_step_with_the_last_token_of_all_tells_everything() -> None:
     while engine.scheduler.get_request_counts() != (0, 0):
         engine.step()
     assert told.sums["kvtier:stores"] == engine.connector.scheduling.brain.stats().stores >= 9
+
+
+def test_processor_time_goes_on_where_an_io_process_is_a_new_one() -> None:
+    meter, stats = Meter(), CacheStats()
+    for seconds in (5.0, 7.5, 1.0):
+        meter.spent({0: seconds, 1: 2.0})
+    told = meter.collect(stats)
+    assert told is not None
+    assert told.data["data"][IO_CPU.name] == {("0",): 8.5, ("1",): 2.0}
+
+
+def test_what_kvtier_is_here_is_told_once() -> None:
+    meter, stats = Meter(), CacheStats()
+    meter.introduce(256, 2, "abc")
+    told = meter.collect(stats)
+    assert told is not None
+    assert told.data["data"][INFO.name] == {(__version__, "256", "2", "abc"): 1}
+    assert meter.collect(stats) is None
+
+
+def test_a_histogram_is_there_before_it_has_anything_and_is_told_each_value_once() -> None:
+    meter, nvme = Meter(), TierStats(name="nvme")
+    stats, name = CacheStats(tiers=(TierStats(name="dram"), nvme)), "kvtier:tier_read_wait_seconds"
+    told = meter.collect(stats)
+    assert told is not None
+    assert told.data["data"][name]["nvme",] == []
+    nvme.count_wait(0.5)
+    nvme.count_wait(1.5)
+    told = meter.collect(stats)
+    assert told is not None
+    assert told.data["data"][name] == {("nvme",): [0.5, 1.5]}
+    assert told.data["types"][name] == "histogram"
+    assert meter.collect(stats) is None

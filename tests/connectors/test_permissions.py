@@ -87,3 +87,18 @@ def test_what_was_read_for_a_request_is_its_own_wherever_it_is_then(engine: Engi
     assert not engine.hit(key, context)
     engine.side._live["b"].below[BlockKey(key)] = 1
     assert engine.hit(key, context)
+
+
+def test_a_memory_tier_is_no_disk(engine: Engine, tmp_path: Path) -> None:
+    tiers = [{"name": "hot", "kind": "dram", "capacity": "1MiB"}]
+    tiers += [{"name": "far", "kind": "memory", "capacity": "1MiB"}]
+    tiers += [{"name": "nvme", "kind": "file", "path": str(tmp_path), "capacity": "1MiB"}]
+    side, config = engine.side, load({"tiers": tiers})
+    side._permissions = Permissions(config, side._vllm_config, side._media)
+    engine.arrive("a", 1)
+    (key,) = engine.keys("a", 1)
+    sources = []
+    for tier in range(3):
+        side._live["a"].below[BlockKey(key)] = tier
+        sources.append(engine.manager.get_load_source(key, ReqContext(req_id="a")).value)
+    assert sources == ["host", "host", "disk"]
