@@ -19,6 +19,8 @@ COMMANDS = {
     "config": "kvtier.cli.config",
     "check": "kvtier.cli.check",
     "doctor": "kvtier.cli.doctor",
+    "top": "kvtier.cli.top",
+    "status": "kvtier.cli.top",
     "bench": "kvtier.cli.bench",
     "demo": "kvtier.cli.demo",
     "replay": "kvtier.cli.replay",

@@ -1,0 +1,1 @@
+"""What `kvtier top` shows of a running server: its metrics (`scrape`), what they say (`facts`), the screen (`screen`)."""
