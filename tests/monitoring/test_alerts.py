@@ -1,7 +1,5 @@
 """The shipped alerts, by Prometheus itself: what fails for the first time is an increase, and fires."""
 
-import json
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,24 +10,15 @@ from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urlencode
-from urllib.request import urlopen
 
 import pytest
 
 from kvtier.brain.stats import CacheStats, TierStats
-from kvtier.demo.server import free_port
 from kvtier.types import OpStatus
+from tests.monitoring.prometheus import ALERTS, Prometheus, needs_prometheus
 from tests.patience import until
 
-ALERTS = Path(__file__).parents[2] / "monitoring" / "alerts.yml"
 SCENES = Path(__file__).with_name("alerts_test.yml")
-
-needs_prometheus = pytest.mark.skipif(
-    not (shutil.which("prometheus") and shutil.which("promtool")),
-    reason="needs Debian's prometheus",
-)
-
 
 breathe = partial(time.sleep, 0.2)
 
@@ -41,53 +30,6 @@ def test_promtool_takes_the_rules_and_their_scenes(tmp_path: Path) -> None:
     for command in (["check", "rules", str(ALERTS)], ["test", "rules", str(scenes)]):
         done = subprocess.run(["promtool", *command], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-
-
-class Prometheus:
-    """A real one, that scrapes this process every second."""
-
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        scraped = ThreadingHTTPServer(("127.0.0.1", 0), Exposition)
-        stack.callback(scraped.server_close)
-        stack.callback(scraped.shutdown)
-        Thread(target=scraped.serve_forever, daemon=True).start()
-        config = {
-            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-            "rule_files": [str(ALERTS)],
-            "scrape_configs": [
-                {
-                    "job_name": "vllm",
-                    "static_configs": [{"targets": [f"127.0.0.1:{scraped.server_port}"]}],
-                }
-            ],
-        }
-        (folder / "prometheus.yml").write_text(json.dumps(config))
-        self._at = f"127.0.0.1:{free_port()}"
-        process = subprocess.Popen(
-            [
-                "prometheus",
-                f"--config.file={folder / 'prometheus.yml'}",
-                f"--storage.tsdb.path={folder / 'data'}",
-                f"--web.listen-address={self._at}",
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        stack.callback(process.wait)
-        stack.callback(process.kill)
-
-    def ask(self, query: str) -> dict[str, float]:
-        """Answer a query: the values, by tier and cause; nothing while it starts."""
-        try:
-            url = f"http://{self._at}/api/v1/query?{urlencode({'query': query})}"
-            found = json.load(urlopen(url, timeout=5))["data"]["result"]
-        except OSError:
-            return {}
-        labels = ("alertname", "tier", "cause")
-        return {
-            " ".join(filter(None, map(each["metric"].get, labels))): float(each["value"][1])
-            for each in found
-        }
 
 
 class Exposition(BaseHTTPRequestHandler):
@@ -137,7 +79,11 @@ def test_the_first_failures_of_a_tier_are_an_increase_and_fire(
         registered.observe(told.data, 0)
 
     with ExitStack() as stack:
-        prometheus = Prometheus(tmp_path, stack)
+        scraped = ThreadingHTTPServer(("127.0.0.1", 0), Exposition)
+        stack.callback(scraped.server_close)
+        stack.callback(scraped.shutdown)
+        Thread(target=scraped.serve_forever, daemon=True).start()
+        prometheus = Prometheus(tmp_path, scraped.server_port, stack)
         tell()
         failures = 'kvtier:tier_failures_total{tier="nvme", cause="error"}'
         until(lambda: prometheus.ask(failures) != {}, "a first scrape", breathe)
