@@ -1,11 +1,13 @@
 """What it is worth that operations are handed to the I/O process before the forward pass, and not behind it.
 
 One engine of each lane is asked for the same hits in NVMe, in turn with one order and with the other: by itself, where
-the steps that wait compute nothing, and beside a request that decodes. A hit that does not come from NVMe ends the bench.
+the steps that wait compute nothing, and beside a request that decodes. Counts of steps bear a busy machine better than
+seconds. A hit that does not come from NVMe ends the bench.
 The lanes are those of `tests/engine/lanes.py`: where Triton interprets model runner V2, a pass takes long.
 """
 
 import argparse
+import itertools
 import os
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from _engine import compute_cpus, dram, nvme, prompts
 from _report import machine, report
@@ -27,6 +29,13 @@ from tests.engine import faults, inside, lanes
 ORDERS = ("before", "behind")
 KINDS = ("idle", "busy")
 TAIL = 16  # tokens after the hit, always computed
+
+
+class Took(NamedTuple):
+    """What a first token took."""
+
+    seconds: float
+    steps: int  # of the engine
 
 
 def main() -> None:
@@ -75,7 +84,7 @@ def bench_lane(lane: str, rounds: int, length: int) -> None:
             engine.close()
 
 
-def pairs(engine: "Engine", kind: str, rounds: int) -> Iterator[dict[str, float]]:
+def pairs(engine: "Engine", kind: str, rounds: int) -> Iterator[dict[str, Took]]:
     """Yield the times of both orders, one after the other, which of them first in turn."""
     for nth in range(rounds + 1):
         order = ORDERS[:: 1 if nth % 2 else -1]
@@ -84,11 +93,13 @@ def pairs(engine: "Engine", kind: str, rounds: int) -> Iterator[dict[str, float]
             yield times
 
 
-def tell(case: str, times: list[dict[str, float]]) -> None:
+def tell(case: str, times: list[dict[str, Took]]) -> None:
     """Report the medians, and that of the ratios."""
     for name in ORDERS:
-        report("hand_over", f"{case}, {name} the pass", median(t[name] for t in times), "s")
-    ratio = median(t["before"] / t["behind"] for t in times)
+        for unit, place in (("s", 0), ("steps", 1)):
+            middle = median(took[name][place] for took in times)
+            report("hand_over", f"{case}, {name} the pass", middle, unit)
+    ratio = median(took["before"].seconds / took["behind"].seconds for took in times)
     report("hand_over", f"{case}, before by behind", ratio, "times")
 
 
@@ -114,8 +125,8 @@ class Engine:
         faults.settle(self.llm)
         self._first_token("computed", self._prompt)
 
-    def hit(self, order: str, *, busy: bool) -> float:
-        """Return the seconds to the first token of a hit in NVMe, perhaps beside a request that decodes."""
+    def hit(self, order: str, *, busy: bool) -> Took:
+        """Return what the first token of a hit in NVMe takes, perhaps beside a request that decodes."""
         from kvtier.connectors.vllm import rank
 
         self._cool()
@@ -149,15 +160,17 @@ class Engine:
     def _read(self) -> int:
         return faults.brain_of(self.llm).stats().tiers[1].reads
 
-    def _first_token(self, name: str, prompt: list[int]) -> tuple[float, int]:
-        """Ask for one token: the seconds that it took, and the prompt's tokens that were not computed."""
+    def _first_token(self, name: str, prompt: list[int]) -> tuple[Took, int]:
+        """Ask for one token: what it took, and how many of the prompt's tokens were not computed."""
         started = time.perf_counter()
         self._add(name, prompt, 1)
         asked = f"{name} {self._asked}"
-        while True:
+        for step in itertools.count(1):
             for output in self.llm.llm_engine.step():
                 if output.request_id == asked and output.outputs[0].token_ids:
-                    return time.perf_counter() - started, output.num_cached_tokens or 0
+                    took = Took(time.perf_counter() - started, step)
+                    return took, output.num_cached_tokens or 0
+        raise AssertionError
 
     def _add(self, name: str, prompt: list[int], tokens: int) -> str:
         """Queue a request, and return the name by which it can be aborted."""
