@@ -196,7 +196,9 @@ def test_worker_and_brain_take_the_same_share(
     assert start.hello.local_ranks == n
     world_size = parallel_of(layout).world_size
     side = side_of({"tiers": tiers}, [replace(start.hello, rank=i) for i in range(world_size)])
-    assert [tier.capacity for tier in side.brain.stats().tiers[1:]] == shares
+    assert [side.brain.view.tier(tier).capacity for tier in (1, 2)] == shares
+    told = [tier.capacity for tier in side.brain.stats().tiers[1:]]
+    assert told == [share * world_size for share in shares], "metrics are of all ranks"
     medium = lower_tier(of_rank(load({"tiers": tiers}), n).tiers[2]).medium
     assert medium is not None
     assert medium.read == pytest.approx(READ / n)
@@ -263,7 +265,7 @@ def test_where_nodes_have_different_numbers_of_ranks_the_brain_takes_the_smalles
     ]
     side = side_of({"tiers": tiers}, hellos)
     assert (side.ranks.local_ranks, side.ranks.slots) == (6, 5)
-    assert side.brain.stats().tiers[2].capacity == TIB // 6
+    assert side.brain.view.tier(2).capacity == TIB // 6
 
 
 def test_ranks_that_disagree_are_refused() -> None:
