@@ -7,8 +7,7 @@
 3. After a call that may have changed weights, after a reset, and after the device's cache was emptied, the next step that
    may look looks. Otherwise a step looks after 5 s; after a change every second, until two looks agree.
 4. A hit is given only if all ranks have answered the look of 3, and a look of the last 10 s. Else the request waits
-   for a step or two, in which the ranks look: 5 s at most, then it computes. Where such calls come faster than answers,
-   nobody is given a hit for longer than that: then nobody waits any more, until an answer is in time.
+   for a step or two, in which the ranks look: 5 s at most, then it computes.
 5. After a reset of kvtier the next look is what later ones are compared with, whatever was seen before.
 """
 
@@ -69,9 +68,6 @@ class Looks:
         self._emptied = 1  # the first look after the device's cache was emptied
         self._period = PERIOD_S
         self._asked = False
-        self._vain_since = (
-            self._vain_at
-        ) = -TRUST_S  # asks, of which none was answered with a yes: first and last
 
     @property
     def next(self) -> int:
@@ -107,16 +103,10 @@ class Looks:
         now = self._clock()
         fresh = self._answered >= self._needed and now - self._answered_at <= TRUST_S
         if fresh and not self._changed:
-            self._vain_at = -TRUST_S
             return Trust.YES
         self._asked = True
-        if now - self._vain_at >= TRUST_S:  # nobody who waited then is still here
-            self._vain_since = now
-        self._vain_at = now
         pending = self._sent_at.get(self._sent, now)
-        if WAIT_S < now - pending < TRUST_S or now - self._vain_since > WAIT_S:
-            return Trust.NO
-        return Trust.WAIT
+        return Trust.NO if WAIT_S < now - pending < TRUST_S else Trust.WAIT
 
     def order(self, *, computes: bool) -> int:
         """End the making of a step: give the number of the look that goes with it; 0: none."""

@@ -279,7 +279,7 @@ class Scheduling:
 
     def depart(self, request: str) -> None:
         """Forget a request."""
-        self.watch.adapters.departed(request)
+        self.watch.departed(request)
         self._live.pop(request, None)
         self._over.discard(request)
         self.brain.depart(request)

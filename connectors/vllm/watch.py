@@ -1,12 +1,14 @@
 """What EngineCore's half knows of the weights that the engine computes with, and of whose KV vLLM's own cache may hold."""
 
 import logging
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kvtier.connectors.vllm import core_calls
 from kvtier.connectors.vllm.adapters import Adapters
 from kvtier.connectors.vllm.device_cache import DeviceCache
-from kvtier.connectors.vllm.looks import Looks, Trust
+from kvtier.connectors.vllm.looks import WAIT_S, Looks, Trust
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -19,9 +21,17 @@ logger = logging.getLogger(__name__)
 class Watch:
     """The model's weights and the adapters'. EngineCore's main thread only."""
 
-    def __init__(self, ranks: int, *, persist_lora: bool = False) -> None:
-        self.looks = Looks(ranks)
-        self.adapters = Adapters(ranks, self.looks, promised=persist_lora)
+    def __init__(
+        self,
+        ranks: int,
+        *,
+        persist_lora: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.looks = Looks(ranks, clock)
+        self.adapters = Adapters(ranks, self.looks, promised=persist_lora, clock=clock)
+        self._clock = clock
+        self._waiting: dict[str, float] = {}  # by request: since when
         self.device = DeviceCache(self.looks, self.adapters)
         core_calls.listen("collective_rpc", self.looks.suspect)
 
@@ -34,9 +44,20 @@ class Watch:
         meta.adapters = self.adapters.step(output.num_scheduled_tokens)
 
     def trust(self, request: str) -> Trust:
-        """Say whether a request's hit may be given now."""
+        """Say whether a request's hit may be given now; who waits, waits for 5 s, also where calls come faster than answers."""
         trust = self.looks.trust()
-        return Trust.WAIT if trust is Trust.YES and self.adapters.waits(request) else trust
+        if trust is Trust.YES and self.adapters.waits(request):
+            trust = Trust.WAIT
+        if trust is Trust.WAIT:
+            now = self._clock()
+            return trust if now - self._waiting.setdefault(request, now) <= WAIT_S else Trust.NO
+        self._waiting.pop(request, None)
+        return trust
+
+    def departed(self, request: str) -> None:
+        """Forget a request."""
+        self._waiting.pop(request, None)
+        self.adapters.departed(request)
 
     def hear(self, meta: "KVTierWorkerMetadata") -> None:
         """Take what the ranks have seen."""

@@ -13,11 +13,12 @@ from vllm.v1.outputs import KVConnectorOutput
 from kvtier.brain import Why
 from kvtier.connectors.vllm.connector import KVTierConnector
 from kvtier.connectors.vllm.live import Fetch
-from kvtier.connectors.vllm.looks import WAIT_S, Looked
+from kvtier.connectors.vllm.looks import WAIT_S, Looked, Trust
 from kvtier.connectors.vllm.lookups import Lookups
 from kvtier.connectors.vllm.messages import KVTierWorkerMetadata
 from kvtier.connectors.vllm.namespace import Namespace
 from kvtier.connectors.vllm.scheduling import Scheduling
+from kvtier.connectors.vllm.watch import Watch
 from tests.brain.fake_ranks import Clock
 from tests.connectors import halves
 from tests.connectors.test_scheduling import Engine, refusals
@@ -140,3 +141,27 @@ def test_listeners_end_with_their_engine(rig: Rig) -> None:
     core().collective_rpc("profile")
     alive = [ref() for ref in core_calls._listeners["collective_rpc"]]
     assert None not in alive
+
+
+def test_no_hit_waits_for_ever_where_calls_come_faster_than_answers() -> None:
+    clock = Clock()
+    watch = Watch(1, clock=clock)
+
+    def step(request: str) -> Trust:
+        """Call the workers, ask for a hit, and look."""
+        watch.looks.suspect()
+        trust = watch.trust(request)
+        watch.looks.heard([Looked(0, watch.looks.order(computes=True), b"the same")])
+        clock.now += 0.25
+        return trust
+
+    for request in ("first", "next"):
+        waits = [step(request) for _ in range(22)]
+        assert waits == [Trust.WAIT] * 21 + [Trust.NO]
+    assert step("aborted") is Trust.WAIT
+    watch.departed("aborted")
+    assert step("aborted") is Trust.WAIT
+    assert watch.trust("aborted") is Trust.YES, "nobody called since"
+    watch.departed("first")
+    watch.departed("next")
+    assert not watch._waiting

@@ -34,11 +34,6 @@ class Engine:
             self.changes.append(change)
         return look
 
-    def trust_after_a_call(self) -> Trust:
-        """Call the workers between two steps, then ask for a hit."""
-        self.looks.suspect()
-        return self.looks.trust()
-
     def hit(self) -> bool:
         """Ask for a hit, as often as it takes; between the asks nothing computes."""
         while (trust := self.looks.trust()) is Trust.WAIT:
@@ -70,26 +65,6 @@ def test_a_hit_waits_for_a_look_that_is_young(late: int) -> None:
     before = engine.looks._sent
     assert engine.hit()
     assert engine.looks._sent == before + 1
-
-
-@pytest.mark.parametrize("late", [0, 2])
-def test_no_hit_waits_for_ever_where_calls_come_faster_than_answers(late: int) -> None:
-    engine = Engine(late=late)
-    assert engine.hit()
-    waited = 0.0
-    while (trust := engine.trust_after_a_call()) is Trust.WAIT:
-        assert waited <= WAIT_S
-        engine.step(seconds=0.25)
-        waited += 0.25
-    assert trust is Trust.NO
-    assert waited >= WAIT_S
-    engine.step(seconds=0.25)
-    assert engine.trust_after_a_call() is Trust.NO, "nor does the next one"
-    for _ in range(late + 1):
-        engine.step(seconds=0.25)
-    assert engine.looks.trust() is Trust.YES, "nobody calls any more"
-    assert engine.trust_after_a_call() is Trust.WAIT
-    assert engine.hit()
 
 
 @pytest.mark.parametrize("mark", ["suspect", "emptied"])
