@@ -1,7 +1,8 @@
 # Everything a developer needs, from a machine that has only Python, 3.11 to 3.13.
 #   make setup   the environment in .venv; quick when nothing changed
 #   make test    all checks: lint, types, layers, unit tests, engine tests, the wheel
-#   make test-modes  models and modes of vLLM on real engines, as docs/compatibility.md says: about a quarter of an hour on two cores
+#   make test-modes  models and modes of vLLM on real engines, as docs/compatibility.md says: about a quarter of an hour on two cores,
+#                    and then the suites of engines in three lanes, each of about 20 minutes where others use the cores too
 #   make soak    an engine under every kind of harm, and the fuzz with fresh examples: KVTIER_SOAK_S seconds of each
 .DEFAULT_GOAL := help
 SHELL := bash
@@ -69,8 +70,14 @@ wheel: setup
 
 test: lint types layers unit engine wheel
 
+# The suites of identity, requests that come and go, faults and restarts, otherwise than the CPU build runs by
+# default. The lane that CUDA runs comes first; in those of V2 the interpreter makes answers shorter.
+LANES := v2-async v1-async v2-sync
+IN_LANES := $(patsubst %,tests/engine/test_%.py,identity hybrid lifecycle waves faults deaths bugs)
+
 test-modes: setup
 	$(BIN)/python -m pytest -q -m modes
+	for lane in $(LANES); do echo "== $$lane"; $(BIN)/python -m pytest -q --lane $$lane $(IN_LANES); done
 
 # See docs/soak.md. A seed of before: make soak SEED=17
 soak: setup

@@ -47,16 +47,23 @@ def plant(llm: Any, place: str, method: str, skip: int) -> None:
 def mend(llm: Any, place: str, method: str) -> list[str]:
     """Take the bug out, turn kvtier on again with an empty cache, and say why each side was off."""
     delattr(_owner(llm, place), method)
-    return turn_on(llm)
+    why = turn_on(llm)
+    assert [connector(llm).scheduling.guard.broken, _worker_connector().rank.guard.broken] == [
+        "",
+        "",
+    ]
+    return why
 
 
 def turn_on(llm: Any) -> list[str]:
     """Turn kvtier on again with an empty cache, and say why each side was off."""
     scheduling, rank = connector(llm).scheduling, _worker_connector().rank
+    core = core_of(llm)
+    while core.batch_queue:  # a step in flight may say once more that a worker is off
+        core.step_fn()
     why = [scheduling.guard.broken, rank.guard.broken]
     scheduling.guard.broken = rank.guard.broken = ""
     rank._said_broken = False
-    core = core_of(llm)
     for _ in range(50):  # what was in flight ends
         core.step_fn()
     llm.reset_prefix_cache(False, True)

@@ -16,6 +16,8 @@ from tests.engine.rig import ASKED, CHUNK, Disk, Rig, config, rig
 from tests.engine.scenarios import Reference
 from tests.patience import until
 
+pytestmark = pytest.mark.core
+
 TOKENS = 5
 KEPT, *OTHERS = ASKED[:3]
 OTHER_LANES = [name for name in LANES if name != DEFAULT]
