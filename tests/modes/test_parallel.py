@@ -3,9 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from tests.engine.conftest import EngineFactory
 from tests.modes import tiny
 from tests.modes.identity import Mode, Told, check, rest
+from tests.modes.test_models import has_amx
 
 
 def test_a_pipeline(engine: EngineFactory, tmp_path: Path) -> None:
@@ -37,3 +40,19 @@ def test_tensor_parallel_after_a_restart(
             assert (wrong.answers != right, wrong.cached) == (True, [cached] * 3)
         running.close()
     assert {path.parents[1].name for path in (tmp_path / "kv").rglob("*.kvt")} == {"r0", "r1"}
+
+
+@pytest.mark.skipif(not has_amx(), reason="vLLM's kernels for latent attention need AMX")
+def test_latent_attention_after_a_restart(engine: EngineFactory, tmp_path: Path) -> None:
+    """Both ranks have the same KV: one keeps the records that both read."""
+    mode = Mode(tp=2, options={"dtype": "bfloat16"})
+    model = tiny.make(tmp_path, "deepseek-v2")
+    alone = engine(mode.alone(model))
+    cold, own = mode.one_by_one(alone), mode.one_by_one(alone)
+    for right, cached in ((cold, 0), (own, 512)):
+        running = engine(mode.below(model, tmp_path / "kv"))
+        running.call("tests.engine.faults:settle")
+        assert mode.one_by_one(running) == right == Told(right.answers, [cached] * 3)
+        rest(running)
+        running.close()
+    assert {path.parents[1].name for path in (tmp_path / "kv").rglob("*.kvt")} == {"r0"}
