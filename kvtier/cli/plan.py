@@ -45,7 +45,10 @@ def plan(  # noqa: PLR0913 - a command's options are its arguments
     gpu_memory: Annotated[str, typer.Option(help="Of all ranks together.")],
     context: Annotated[str, typer.Option(help="Tokens of one conversation.")] = "32k",
     users: Annotated[int, typer.Option(min=1, help="Conversations at the same time.")] = 100,
-    weights: Annotated[str, typer.Option(help="Bytes of the weights, of all ranks.")] = "0B",
+    weights: Annotated[
+        str,
+        typer.Option(help="Bytes of the weights, of all ranks; default: those of MODEL's files."),
+    ] = "",
     gpu_utilisation: Annotated[float, typer.Option(help="Share that vLLM may use.")] = 0.9,
     dram: Annotated[str, typer.Option(help="DRAM for KV.")] = "0B",
     nvme: Annotated[str, typer.Option(help="NVMe for KV.")] = "0B",
@@ -74,7 +77,7 @@ def plan(  # noqa: PLR0913 - a command's options are its arguments
     tokens = read(parse_count, context, "--context")
     sizes = Sizes(
         int(read(parse_nbytes, gpu_memory, "--gpu-memory") * gpu_utilisation),
-        read(parse_nbytes, weights, "--weights"),
+        read(parse_nbytes, weights, "--weights") if weights else weight_nbytes(model),
         read(parse_nbytes, dram, "--dram"),
         read(parse_nbytes, nvme, "--nvme"),
     )
@@ -84,6 +87,7 @@ def plan(  # noqa: PLR0913 - a command's options are its arguments
     console = Console(highlight=False)
     for line in _model(geometry, kv, tokens):
         console.print(escape(line))
+    console.print(_weights(sizes.weights))
     console.print(_places(places(sizes, kv, tokens), users, kv.memory.nbytes(tokens)))
     console.print(escape(_worth(kv.memory, tokens, prefill)))
     if trace is not None:
@@ -94,6 +98,17 @@ def plan(  # noqa: PLR0913 - a command's options are its arguments
         for line in sizing(loaded, plugin, kv, prefill, (dram_target, target)):
             console.print(escape(line))
         say_skipped(file.skipped, console)
+
+
+def weight_nbytes(model: Path) -> int:
+    """Add up the weight files of a model's directory; 0 where there are none."""
+    return sum(file.stat().st_size for file in model.glob("*.safetensors")) if model.is_dir() else 0
+
+
+def _weights(nbytes: int) -> str:
+    if nbytes:
+        return f"weights: {format_nbytes(nbytes)}, left out of what the GPU has for KV"
+    return "weights: not counted, because MODEL has no files of them; --weights says how many bytes"
 
 
 def kvs_of(geometry: Geometry, ranks: int) -> Kvs:

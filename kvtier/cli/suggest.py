@@ -45,12 +45,15 @@ def suggest(
     output: Annotated[
         Path | None, typer.Option(help="Write the YAML here, not to the screen.")
     ] = None,
+    force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
     deepspeed: Annotated[
         bool, typer.Option(help="Add the blocks that DeepSpeed ZeRO-Inference takes.")
     ] = False,
 ) -> None:
     """Print a YAML that works on this machine as it is now, and vLLM's flags for it."""
     check_writable(output)
+    if output and output.is_file() and not force:
+        raise ConfigError(f"--output: {output} is there already; --force replaces it")
     geometry = read_geometry(model, ranks=tp)
     made = compose(geometry, model, path, tp, block_tokens, output)
     text = yaml.safe_dump(made.raw, sort_keys=False, default_flow_style=None, width=100)

@@ -52,19 +52,21 @@ class Seen:
 def top(
     urls: Urls,
     interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 2.0,
-    once: Annotated[bool, typer.Option(help="Look twice, print it, and end.")] = False,
+    once: Annotated[
+        bool, typer.Option(help="Look twice, print it, and end; so it is without a terminal.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="The same as --once, as one JSON object per server.")
     ] = False,
 ) -> None:
     """Show what kvtier does in servers: hits by tier, what they are worth, waits, and what is wrong."""
     seen = [Seen(url) for url in urls]
-    if once or as_json:
+    console = Console(highlight=False)
+    if once or as_json or not console.is_terminal:
         _twice(seen, interval)
         _report(seen, as_json=as_json)
         return
-    console = Console(highlight=False)
-    with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
+    with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             for each in seen:
                 each.look()
@@ -73,19 +75,19 @@ def top(
 
 
 def status(urls: Urls) -> None:
-    """Say in words what kvtier did in servers since they started; status 1 if one is not well."""
+    """Say in words what kvtier did in servers since they started; exit status 1 if one is not well, 2 if one does not answer."""
     seen = [Seen(url) for url in urls]
-    well = True
+    worst = 0
     for each in seen:
         each.look()
         found = each.facts(whole=True)
         if found is None:
             typer.echo(f"kvtier: {each.why}", err=True)
+            worst = 2
         else:
             typer.echo(words(each.address, found))
-        well = well and found is not None and not (found.off or any(t.resting for t in found.tiers))
-    if not well:
-        raise typer.Exit(1)
+            worst = max(worst, int(found.off or any(tier.resting for tier in found.tiers)))
+    raise typer.Exit(worst)
 
 
 def _twice(seen: list[Seen], interval: float) -> None:
@@ -118,7 +120,7 @@ def _screens(seen: list[Seen], width: int) -> RenderableType:
     for each in seen:
         found = each.facts()
         if found is None:
-            shown.append(Text(one_line(each.why or "waiting"), "bold red"))
+            shown.append(Text(f"{one_line(each.why)}; asked again and again, ^C ends", "bold red"))
         else:
             shown.append(screen(each.address, found, width))
         shown.append(Text(""))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from kvtier.errors import KvtierError
 
 _OURS = "kvtier:"
+_PORT = 8000  # vLLM's own default
 _MOST_NBYTES = 64 << 20
 _LEFT_OUT = frozenset({"engine", "model_name", "instance"})  # engines of one server are added
 
@@ -53,10 +54,12 @@ class Scrape(NamedTuple):
 
 
 def metrics_url(address: str) -> str:
-    """Complete `host:8000` or `http://host:8000` to the address of the metrics."""
-    url = address if "://" in address else f"http://{address}"
-    scheme, _, rest = url.partition("://")
-    return url if "/" in rest.rstrip("/") else f"{scheme}://{rest.rstrip('/')}/metrics"
+    """Complete `host`, `host:8000` or `http://host:8000` to the address of the metrics."""
+    if "://" not in address:
+        host, slash, path = address.partition("/")
+        address = f"http://{host if ':' in host else f'{host}:{_PORT}'}{slash}{path}"
+    scheme, _, rest = address.partition("://")
+    return address if "/" in rest.rstrip("/") else f"{scheme}://{rest.rstrip('/')}/metrics"
 
 
 def fetch(address: str, timeout_s: float = 5.0) -> Scrape:
@@ -75,6 +78,11 @@ def fetch(address: str, timeout_s: float = 5.0) -> Scrape:
     try:
         answer = httpx.get(url, timeout=timeout_s, trust_env=False)
         answer.raise_for_status()
+    except httpx.HTTPStatusError as exc:
+        status = exc.response.status_code
+        raise KvtierError(
+            f"{url}: answers with status {status}: no metrics of a vLLM server"
+        ) from exc
     except (httpx.HTTPError, httpx.InvalidURL) as exc:
         raise KvtierError(f"{url}: {exc or type(exc).__name__}") from exc
     if len(answer.content) > _MOST_NBYTES:

@@ -18,7 +18,9 @@ _MOST_MISSES = 4
 
 def screen(address: str, facts: Facts, width: int) -> RenderableType:
     """Show one server."""
-    span = "since its start" if isnan(facts.seconds) else f"last {facts.seconds:.0f} s"
+    span = "since its start (/s: of the last two looks)"
+    if not isnan(facts.seconds):
+        span = f"last {facts.seconds:.0f} s"
     more = f", {facts.engines} engines" if facts.engines > 1 else ""
     head = Text.assemble((one_line(address), "bold"), f"{more}, {span}")
     lines: list[RenderableType] = [head, *_sources(facts, width), "", _tiers(facts)]
@@ -41,7 +43,7 @@ def words(address: str, facts: Facts) -> str:
         said.append(f"{format_count(total)} prompt tokens: {parts}")
         said.append(_worth(facts))
     for tier in facts.tiers:
-        state = "rests" if tier.resting else f"{tier.failed} failures since the start"
+        state = f"{tier.failed} failures since the start{', rests' if tier.resting else ''}"
         said.append(
             f"{tier.name}: {format_nbytes(tier.used)} of {format_nbytes(tier.capacity)} in use, {state}"
         )
@@ -100,7 +102,7 @@ def _tiers(facts: Facts) -> Table:
 
 def _failed(tier: TierFacts) -> str:
     if tier.resting:
-        return "[bold red]rests[/]"
+        return f"[bold red]{tier.failed}, rests[/]"
     return f"[red]{tier.failed}[/]" if tier.failed else "0"
 
 

@@ -137,7 +137,7 @@ def test_it_fits_a_terminal(width: int) -> None:
     assert max(map(len, lines)) <= width
     assert len(lines) <= 24
     assert any("60% not computed" in line for line in lines)
-    assert any(line.startswith("nvme") and line.rstrip().endswith("rests") for line in lines)
+    assert any(line.startswith("nvme") and line.rstrip().endswith("5, rests") for line in lines)
 
 
 def test_before_the_first_prompt_nothing_is_divided_by_nothing() -> None:
@@ -161,6 +161,8 @@ def test_what_is_not_ours_is_said_in_words(text: str, said: str) -> None:
 
 
 def test_addresses() -> None:
+    assert metrics_url("localhost") == "http://localhost:8000/metrics"
+    assert metrics_url("host:80/prefix/metrics") == "http://host:80/prefix/metrics"
     assert metrics_url("localhost:8000") == "http://localhost:8000/metrics"
     assert metrics_url("https://host/") == "https://host/metrics"
     assert metrics_url("http://host/prefix/metrics") == "http://host/prefix/metrics"
@@ -179,12 +181,12 @@ def test_status_tells_the_health_by_its_exit_code(serve: Serve) -> None:
     assert ill.returncode == 1
     assert "look at this: nvme rests after failures" in ill.stdout
     gone = run("status", "127.0.0.1:9")
-    assert (gone.returncode, gone.stdout) == (1, "")
+    assert (gone.returncode, gone.stdout) == (2, "")
 
 
 def test_top_once_and_as_json(serve: Serve) -> None:
     url = serve(page())
-    shown = run("top", url, "--once", "--interval", "0.2")
+    shown = run("top", url, "--interval", "0.2")  # no terminal: once
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "60% not computed" in shown.stdout
     told = run("top", url, "127.0.0.1:9", "--json", "--interval", "0.2")
