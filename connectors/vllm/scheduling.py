@@ -384,8 +384,9 @@ class Scheduling:
         brain.open(ranks.slots, self.namespace.first(ranks))
         self._manager.serve(self)
         self.watch.adapters.only(self._manager.early.keys())
-        for request in self._manager.early.values():
+        for name, request in self._manager.early.items():
             self.arrive(request)
+            self._live[name].away = request.status.name == "PREEMPTED"
         if self.namespace.ended_early:
             self._forget()
         self.meter.introduce(self.statuses.prefix_tokens, len(ranks.hellos), self.namespace.name)

@@ -45,7 +45,7 @@ class Engine:
         self.side.guard.run(lambda: self.side.hear(said), None)
         return meta
 
-    def arrive(self, name: str, **hints: object) -> Any:
+    def arrive(self, name: str, status: str = "RUNNING", **hints: object) -> Any:
         key = make_offload_key(name.encode().ljust(32), 0)
         self.table[name] = SimpleNamespace(
             update_offload_keys=lambda: None,
@@ -59,6 +59,7 @@ class Engine:
             lora_request=None,
             mm_features=[],
             skip_reading_prefix_cache=False,
+            status=SimpleNamespace(name=status),
         )
         self.side.guard.run(lambda: self.side.arrive(request), None)
         return request
@@ -167,6 +168,14 @@ def test_who_came_before_is_told_in_order_but_for_those_who_left() -> None:
     engine.manager.on_request_finished(ReqContext(req_id="c"))
     assert not engine.manager.early
     assert not engine.side.brain.view.requests
+
+
+def test_of_who_was_preempted_before_the_hello_nothing_is_stored_until_it_runs_again() -> None:
+    engine = Engine()
+    engine.arrive("a", status="PREEMPTED")
+    engine.arrive("b")
+    engine.step(ZERO, ONE)
+    assert (engine.offer("a"), engine.offer("b")) == (0, 1)
 
 
 def test_who_loads_nothing_does_not_wait_and_is_stored_all_the_same() -> None:

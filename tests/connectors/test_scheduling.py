@@ -63,6 +63,7 @@ class Engine:
             lora_request=lora,
             mm_features=self.media,
             skip_reading_prefix_cache=self.skip_reading,
+            status=SimpleNamespace(name="RUNNING"),
         )
         self.side.guard.run(lambda: self.side.arrive(request), None)
         return ReqContext(req_id=name)
