@@ -57,9 +57,9 @@ class Prompts:
         self, request: "Request", loaded: int, live: LiveRequest | None, brain: TieredCache | Why
     ) -> None:
         """Note an admission with a hit of `loaded` tokens of ours, and the brain, or why there is none."""
-        if not _counts(request):
+        figures, name = _figures(request), request.request_id
+        if figures is None:
             return
-        figures, name = request.prefill_stats, request.request_id
         first, computed = figures.num_local_cached_tokens, figures.num_computed_tokens
         parts = _parts(first, first + loaded, live)
         if isinstance(brain, Why):
@@ -118,10 +118,11 @@ class Prompts:
         self.stats.ttft.note(max(0.0, self.clock() - prompt.request.arrival_time), source)
 
 
-def _counts(request: "Request") -> bool:
-    """Whether vLLM counts the admission that it makes now: the first, or one after a load that failed as a whole."""
-    figures = getattr(request, "prefill_stats", None)
-    return figures is not None and request.num_preemptions <= 0 and not request.num_computed_tokens
+def _figures(request: "Request") -> Any:
+    """Give vLLM's figures of the admission that it makes now, if it counts: the first, or one after a load that failed as a whole."""
+    if request.num_preemptions > 0 or request.num_computed_tokens:
+        return None
+    return request.prefill_stats
 
 
 def _parts(start: int, end: int, live: LiveRequest | None) -> list[Part]:

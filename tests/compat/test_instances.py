@@ -81,9 +81,13 @@ def test_prometheus_takes_every_metric(registered: None) -> None:
     )
     stats = metrics._new_stats()
     for name, declared in metrics.definitions().items():
-        counts = isinstance(declared, base.OffloadingCounterMetadata)
-        emit = stats.increase_counter if counts else stats.set_gauge
-        emit(name, 1, tuple("x" for _ in declared.labelnames))
+        labels = tuple("x" for _ in declared.labelnames)
+        if isinstance(declared, base.OffloadingHistogramMetadata):
+            metrics._observe(stats, name, [1.0], labels)
+        elif isinstance(declared, base.OffloadingCounterMetadata):
+            stats.increase_counter(name, 1, labels)
+        else:
+            stats.set_gauge(name, 1, labels)
     prom.observe(pickle.loads(pickle.dumps(stats)).data, 0)
     shown = {family.name for family in REGISTRY.collect()}
     assert set(metrics.definitions()) <= shown

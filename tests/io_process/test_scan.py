@@ -51,5 +51,5 @@ def test_a_process_that_dies_before_its_list_is_whole_begins_anew(
         made.until(made.settled, "the list is taken in")
         made.brain.check()
         tier = made.brain.stats().tiers[1]
-        assert (tier.chunks, tier.used) == (RECORDS, RECORDS * NBYTES)
+        assert (tier.chunks, tier.used) == (RECORDS, ranks * RECORDS * NBYTES)
         assert sum(1 for _ in directory.rglob("*.kvt")) == 2 * RECORDS
