@@ -4,15 +4,15 @@ import functools
 import logging
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
+
+from kvtier.connectors.vllm.wrapping import wrapped
 
 logger = logging.getLogger(__name__)
 
 Heard = Callable[[Any, Any], None]
 """Takes the call's first argument, and what it returned: None where there is none, and where the call raised."""
-
-_OURS = "kvtier"
-"""Marks a method that tells us. One that another plugin has wrapped looks the same otherwise."""
 
 _listeners: "dict[str, list[weakref.WeakMethod[Heard]]]" = {}
 
@@ -29,8 +29,7 @@ def listen(hook: str, heard: Heard) -> bool:
     if theirs is None:
         return False
     _listeners.setdefault(hook, []).append(weakref.WeakMethod(heard))
-    if _OURS not in vars(theirs):
-        setattr(EngineCore, hook, _told(hook, theirs))
+    setattr(EngineCore, hook, wrapped(theirs, partial(_told, hook)))
     return True
 
 
@@ -44,7 +43,6 @@ def _told(hook: str, theirs: Any) -> Any:
         finally:
             _tell(hook, next(iter([*args, *kwargs.values()]), None), result)
 
-    vars(method)[_OURS] = True
     return method
 
 

@@ -13,6 +13,7 @@ import torch
 import xxhash
 
 from kvtier.connectors.vllm.adapters import Loaded
+from kvtier.connectors.vllm.wrapping import wrapped
 from kvtier.io_process.weights import FileState
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,6 @@ _SLACK_NS = 50_000_000  # a file's times lag behind the clock by a tick
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".json")
 _FOLDERS = 4096
 _UNKNOWN = b""
-_OURS = "kvtier"  # marks a reading that tells us, and not another plugin alone
 
 _Files = dict[str, FileState]
 
@@ -131,8 +131,7 @@ def _watch(loras: Loras) -> None:
     except (ImportError, AttributeError) as exc:
         logger.warning("kvtier: chunks of LoRA adapters are not kept with this vLLM: %s", exc)
         return
-    if _OURS not in vars(theirs):
-        LoRAModel.from_local_checkpoint = classmethod(_told(theirs))
+    LoRAModel.from_local_checkpoint = classmethod(wrapped(theirs, _told))
 
 
 def _told(theirs: Any) -> Any:
@@ -148,5 +147,4 @@ def _told(theirs: Any) -> Any:
                 logger.exception("kvtier: a LoRA adapter was not taken note of")
         return model
 
-    vars(from_local_checkpoint)[_OURS] = True
     return from_local_checkpoint

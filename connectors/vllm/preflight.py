@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvtier import releases
 from kvtier.config import load
+from kvtier.connectors.vllm.wrapping import wrapped
 from kvtier.errors import ConfigError, KvtierError
 
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ def watch() -> None:
     """Look at every configuration that this process makes of vLLM; the processes that it starts are given it."""
     from vllm.config import VllmConfig
 
-    theirs = VllmConfig.__post_init__
-    if "looks" in vars(theirs):
-        return
+    VllmConfig.__post_init__ = wrapped(VllmConfig.__post_init__, _looked)
 
+
+def _looked(theirs: Any) -> Any:
     @functools.wraps(theirs)
     def hook(config: "VllmConfig", *args: Any) -> None:
         try:
@@ -38,8 +39,7 @@ def watch() -> None:
             logger.exception("kvtier: vLLM's configuration was not looked at")
         theirs(config, *args)
 
-    vars(hook)["looks"] = look
-    VllmConfig.__post_init__ = hook
+    return hook
 
 
 def look(config: "VllmConfig") -> None:
