@@ -30,6 +30,13 @@ def parse_nbytes(value: object) -> int:
     )
 
 
+def parse_room(value: object, *, least: int = 1 << 20) -> int:
+    """Read a size as `parse_nbytes` does, of what is to hold chunks: a plain number below `least` lacks its unit."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value < least:
+        raise ValueError(f"{value} bytes hold no chunk (did you mean '{value}GiB'?)")
+    return parse_nbytes(value)
+
+
 def parse_seconds(value: object) -> float:
     """Read `2s`, `500ms` or a plain number of seconds, more than zero; else a ValueError says what to write."""
     seconds = 0.0

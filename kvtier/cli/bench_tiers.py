@@ -25,7 +25,7 @@ from kvtier.measure import fio, page
 from kvtier.measure.advice import Advice, choose, confirmed
 from kvtier.measure.tiers import HEADS, Point, measure, measure_dram
 from kvtier.types import PAGE
-from kvtier.units import format_nbytes, parse_nbytes
+from kvtier.units import format_nbytes, parse_room
 
 _CHUNKS = (512 << 10, 1 << 20, 2 << 20, 4 << 20)
 _THREADS = (2, 4, 8, 16)
@@ -63,7 +63,7 @@ def tiers(
     loaded = load(config)
     text = config.read_text()
     use = _in_use(loaded, model)
-    size, seconds = read(parse_nbytes, nbytes, "--nbytes"), _seconds(fio_seconds)
+    size, seconds = read(parse_room, nbytes, "--nbytes"), _seconds(fio_seconds)
     check_writable(html, output)
     refuse_small(loaded, use.nbytes)
     found = Found()

@@ -65,22 +65,23 @@ def check(
     refuse_memory(config)
     room = _room_table(config, geometry, chunk, tp)
     console = Console(highlight=False)
-    ill = closed(config)
+    verdict = disks.judge(config)
+    ill = closed(config, verdict)
     without = f", but without {', '.join(map(repr, ill))}" if ill else ""
     console.print(f"{plain(file)}: an engine would start with it on this machine{plain(without)}")
     if geometry and chunk:
         console.print(_describe_model(geometry, chunk, tp))
     console.print(room, _behaviour_table(config))
-    for note in filter(None, [clamp_note(written, config), *notes(config, geometry)]):
+    for note in filter(None, [clamp_note(written, config), *notes(config, geometry, verdict)]):
         console.print(f"- {escape(note)}")
     if ill:
         raise typer.Exit(1)
 
 
-def closed(config: Config) -> list[str]:
+def closed(config: Config, verdict: disks.Verdict) -> list[str]:
     """Name the file tiers that an engine would start without, because nothing can be written there now."""
-    paths = ((tier.name, tier.options["path"]) for tier in config.tiers if tier.kind == "file")
-    return [name for name, path in paths if disks.failure(Path(str(path)))]
+    files = (tier for tier in config.tiers if tier.kind == "file")
+    return [tier.name for tier in files if Path(str(tier.options["path"])) in verdict.failed]
 
 
 def fit_dram(config: Config, ranks: int, slot_nbytes: int) -> Config:
@@ -145,10 +146,10 @@ def refuse_places(config: Config) -> None:
                 raise ConfigError(f"{where}: {path} cannot be looked at: {exc.strerror}") from exc
 
 
-def notes(config: Config, geometry: Geometry | None) -> list[str]:
+def notes(config: Config, geometry: Geometry | None, verdict: disks.Verdict) -> list[str]:
     """Say in words what the figures do not: what is not stored, and what may disappoint."""
     found = []
-    judged = (each for each in disks.judge(config) if each.level is not Level.OK)
+    judged = (each for each in verdict.findings if each.level is not Level.OK)
     found += [f"{each.area}: {each.what}: {each.advice}" for each in judged]
     if config.store == "prompt":
         found.append("store: prompt - what the model answers is not stored")

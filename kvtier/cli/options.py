@@ -4,15 +4,10 @@ import math
 from collections.abc import Callable
 
 from kvtier.errors import ConfigError
-from kvtier.units import parse_nbytes
 
 
 def read(parse: Callable[[object], int], words: str, option: str) -> int:
     """Read a size or a count; what is none is a ConfigError."""
-    if parse is parse_nbytes and words.isdigit() and 0 < int(words) < 1 << 20:
-        raise ConfigError(
-            f"{option}: {words} bytes are less than anything here (did you mean '{words}GiB'?)"
-        )
     try:
         return parse(int(words) if words.isdigit() else words)
     except ValueError as exc:

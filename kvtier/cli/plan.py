@@ -19,7 +19,7 @@ from kvtier.sim.lru import replay_one_tier
 from kvtier.sim.plan import Fit, Kv, Sizing, break_even, fit, smallest
 from kvtier.sim.setting import ASSUMED, Prefill, worth
 from kvtier.trace.trace import Trace
-from kvtier.units import format_count, format_nbytes, parse_count, parse_nbytes
+from kvtier.units import format_count, format_nbytes, parse_count, parse_room
 
 _WINDOW = "sliding_attention"
 
@@ -76,10 +76,10 @@ def plan(  # noqa: PLR0913 - a command's options are its arguments
     kv = kvs_of(geometry, tp)
     tokens = read(parse_count, context, "--context")
     sizes = Sizes(
-        int(read(parse_nbytes, gpu_memory, "--gpu-memory") * gpu_utilisation),
-        read(parse_nbytes, weights, "--weights") if weights else weight_nbytes(model),
-        read(parse_nbytes, dram, "--dram"),
-        read(parse_nbytes, nvme, "--nvme"),
+        int(read(parse_room, gpu_memory, "--gpu-memory") * gpu_utilisation),
+        read(parse_room, weights, "--weights") if weights else weight_nbytes(model),
+        read(parse_room, dram, "--dram"),
+        read(parse_room, nvme, "--nvme"),
     )
     if sizes.gpu <= sizes.weights:
         raise ConfigError("--weights: they do not fit into --gpu-memory")

@@ -1,6 +1,7 @@
 """From decoded YAML to the structs: units, plugins, defaults that depend on the kind of a tier."""
 
 from errno import ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
+from functools import partial
 from os import path as os_path
 from os import stat
 from stat import S_ISDIR
@@ -27,7 +28,7 @@ from kvtier.hook import HookKind
 from kvtier.registry import find_callable
 from kvtier.tier import Tier
 from kvtier.types import WriteMode
-from kvtier.units import parse_count, parse_nbytes, parse_seconds
+from kvtier.units import parse_count, parse_nbytes, parse_room, parse_seconds
 
 _TIER_KEYS = (
     *("name", "kind", "capacity", "numa", "eviction", "admission"),
@@ -36,6 +37,7 @@ _TIER_KEYS = (
 _TOP_KEYS = tuple(name.removesuffix("_s") for name in Config.__struct_fields__)
 _HOOK_KEYS = (*HookKind, "budget", "failures", "vetoes")
 MEDIUM_UNITS = {"read": parse_nbytes, "write": parse_nbytes, "latency": parse_seconds}
+_LEAST_CAPACITY = 1 << 16  # that a plain number of bytes can be
 IO_UNITS = {"idle_write": parse_nbytes}
 REPLAY_UNITS = {"kv_bytes_per_token": parse_nbytes, "prefill_knee": parse_count}
 NOT_FOR_DRAM = {
@@ -141,8 +143,7 @@ def _tier(raw: object, index: int, here: bool) -> dict[str, object]:
             del tier[key]
     if isinstance(tier.get("numa"), int):
         tier["numa"] = [tier["numa"]]
-    _no_bare_number(tier.get("capacity"), join(path, "capacity"))
-    unit(tier, "capacity", parse_nbytes, path)
+    unit(tier, "capacity", partial(parse_room, least=_LEAST_CAPACITY), path)
     unit(tier, "deadline", parse_seconds, path)
     _parts(tier, path)
     if index == 0:
@@ -153,12 +154,6 @@ def _tier(raw: object, index: int, here: bool) -> dict[str, object]:
     if "deadline" in tier:
         tier["deadline_s"] = tier.pop("deadline")
     return tier
-
-
-def _no_bare_number(capacity: object, path: str) -> None:
-    """Refuse a number whose unit was forgotten."""
-    if isinstance(capacity, int) and 0 < capacity < 1 << 16 and not isinstance(capacity, bool):
-        raise mistake(path, f"{capacity} bytes hold no chunk (did you mean '{capacity}GiB'?)")
 
 
 def _parts(tier: dict[str, object], path: str) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Collection, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,28 +31,29 @@ class Mount(NamedTuple):
     device: str  # major:minor
 
 
+class Verdict(NamedTuple):
+    """What is to be said of the paths of a configuration, and those where nothing can be written."""
+
+    findings: list[Finding]
+    failed: set[Path]
+
+
 def paths(patient: Patient) -> Iterator[Finding]:
     """Look at the path of every configured tier that has one, and at the room on each of their disks."""
     if patient.config:
-        yield from judge(patient.config, patient.root)
+        yield from judge(patient.config, patient.root).findings
 
 
-def judge(config: Config, root: Path = Path("/")) -> Iterator[Finding]:
+def judge(config: Config, root: Path = Path("/")) -> Verdict:
     """Judge every path, and the room on their disks where something can be written."""
-    failed = set()
-    for path in _places(config):
-        for found in look(path, root):
-            if found.level is Level.FAIL:
-                failed.add(path)
-            yield found
-    yield from rooms(config, failed)
+    looks = {path: list(look(path, root)) for path in _places(config)}
+    failed = {path for path, found in looks.items() if any(map(_fails, found))}
+    return Verdict([*chain(*looks.values()), *rooms(config, failed)], failed)
 
 
 def failure(path: Path) -> str:
     """Say why nothing can be written at `path`, and what to do; nothing, where it can."""
-    return next(
-        (f"{each.what}: {each.advice}" for each in look(path) if each.level is Level.FAIL), ""
-    )
+    return next((f"{each.what}: {each.advice}" for each in look(path) if _fails(each)), "")
 
 
 def look(path: Path, root: Path = Path("/")) -> Iterator[Finding]:
@@ -122,6 +124,10 @@ def rooms(config: Config, failed: Collection[Path] = ()) -> Iterator[Finding]:
             yield Finding(area, Level.WARN, said, advice)
         else:
             yield Finding(area, Level.OK, said)
+
+
+def _fails(finding: Finding) -> bool:
+    return finding.level is Level.FAIL
 
 
 def _places(config: Config) -> dict[Path, int]:
