@@ -16,12 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import _svg as charts
 import numpy as np
 import numpy.typing as npt
 from _quality import ANSWER, CHUNK, REUSED
 from _report import machine, report
-
-from kvtier import charts
 
 MODEL = Path(__file__).parents[2] / "shared/models/tiny-code-llama"
 DOCUMENTS = 32

@@ -21,8 +21,9 @@ from kvtier.cli.room import Chunk, chunk_of
 from kvtier.cli.tuned import BLOCK, recommended, tuned
 from kvtier.config import Config, TierConfig, load
 from kvtier.errors import ConfigError
-from kvtier.measure import fio, page
+from kvtier.measure import fio
 from kvtier.measure.advice import Advice, choose, confirmed
+from kvtier.measure.report import render
 from kvtier.measure.tiers import HEADS, Point, measure, measure_dram
 from kvtier.types import PAGE
 from kvtier.units import format_nbytes, parse_room
@@ -78,7 +79,7 @@ def tiers(
     if html:
         wanted = recommended(found.advice, use) if found.advice else ""
         machine = f"{platform.node()}, Linux {platform.release()}"
-        save(html, page.render(found.points, found.disks, wanted, machine))
+        save(html, render(found.points, found.disks, wanted, machine))
     for file in filter(None, (html, output)):
         typer.echo(f"{file}: written", err=as_json)
 

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from html import escape
 from statistics import median
 
-from kvtier.charts import Part, Series, bars, legend, page, plot
 from kvtier.demo.results import PassResult
 from kvtier.demo.workload import Workload
+from kvtier.page.document import Html, Piece, document, heading, table
+from kvtier.page.plot import Colour, Plot, Series, colours
+from kvtier.units import format_nbytes
 
 WHAT = {
     "vllm": "vLLM alone",
@@ -14,33 +16,32 @@ WHAT = {
     "nvme": "kvtier, little DRAM and NVMe",
     "restart": "the same after a restart: only what NVMe kept",
 }
-_TIER_COLOURS = {"dram": "--dram", "nvme": "--nvme"}
-_SOURCES = ("computed", "hbm", "dram", "nvme")
-
-_STYLE = """
-:root{--vllm:#7d8590;--dram:#0072b2;--nvme:#d55e00;--restart:#009e73;--computed:#9aa3ad;--hbm:#a35fb5}
-@media(prefers-color-scheme:dark){:root{--vllm:#9198a1;--dram:#4aa8e0;--nvme:#f08a3c;--restart:#2fc79a;
---computed:#6b737d;--hbm:#c48ad4}}
-"""
+_COLOURS: dict[str, Colour] = {
+    "vllm": "grey",
+    "dram": "blue",
+    "nvme": "orange",
+    "restart": "green",
+}
+_SOURCES = {"computed": "computed", "hbm": "from HBM", "dram": "from DRAM", "nvme": "from NVMe"}
 
 
 def render(passes: Sequence[PassResult], workload: Workload, machine: dict[str, object]) -> str:
     """Write the page."""
-    body = [
-        f"<h1>{escape(headline(passes))}</h1>",
-        f'<p class="soft">{escape(_setting(workload))}</p>',
+    body: list[Piece] = [
+        heading(headline(passes), _setting(workload), level=1),
         _table(passes),
-        "<h2>Time to first token, by turn</h2>",
-        '<p class="soft">A dot is a request, a line the median of its turn.</p>',
-        legend([(WHAT[each.name], f"--{each.name}") for each in passes]),
+        heading(
+            "Time to first token, by turn", "A dot is a request, a line the median of its turn."
+        ),
         _ttft(passes),
-        "<h2>Where the tokens of the prompts came from</h2>",
-        legend([(_source(name), f"--{name}") for name in _SOURCES]),
+        heading("Where the tokens of the prompts came from"),
         _sources(passes),
-        *(_occupancy(each) for each in passes if each.occupancy and each.capacity),
-        f"<footer>{escape(_footer(machine))}</footer>",
     ]
-    return page("kvtier demo", body, _STYLE)
+    for each in passes:
+        if each.occupancy and each.capacity:
+            body += [heading(f"Bytes in the tiers over time: {WHAT[each.name]}"), _occupancy(each)]
+    body.append(Html(f"<footer>{escape(_footer(machine))}</footer>"))
+    return document("kvtier demo", body)
 
 
 def headline(passes: Sequence[PassResult]) -> str:
@@ -69,84 +70,84 @@ def _setting(workload: Workload) -> str:
     )
 
 
-def _table(passes: Sequence[PassResult]) -> str:
+def _table(passes: Sequence[PassResult]) -> Html:
     heads = ("", "p50 ms", "p95 ms", "computed", "HBM", "DRAM", "NVMe", "identical")
-    rows = ["".join(f"<th>{head}</th>" for head in heads)]
+    rows = []
     for each in passes:
-        same = identical(each, '<b class="bad">no</b>')
         cells = [f"{each.ttft_s(p) * 1e3:,.0f}" for p in (50, 95)]
         cells += [f"{count:,}" for count in each.sources]
-        cells = [f"{escape(WHAT[each.name])}", *cells, same]
-        rows.append("".join(f"<td>{cell}</td>" for cell in cells))
-    return f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+        same = identical(each, Html('<b class="bad">no</b>'))
+        rows.append((WHAT[each.name], *cells, same))
+    return table(heads, rows)
 
 
-def _ttft(passes: Sequence[PassResult]) -> str:
+def _ttft(passes: Sequence[PassResult]) -> Plot:
     series: list[Series] = []
     for i, each in enumerate(passes):
-        aside = (i - (len(passes) - 1) / 2) * 0.06  # passes stand side by side
-        dots = [(turn.turn + 1 + aside, turn.ttft_s * 1e3) for turn in each.turns]
+        aside = (
+            i - (len(passes) - 1) / 2
+        ) * 0.16  # passes stand side by side, and sessions in them
         titles = [
-            f"{each.name}: session {turn.session + 1}, turn {turn.turn + 1}, "
-            f"{turn.prompt:,} tokens, {turn.ttft_s * 1e3:,.0f} ms"
+            f"session {turn.session + 1}, turn {turn.turn + 1}, {turn.prompt:,} tokens"
+            for turn in each.turns
+        ]
+        dots = [
+            (turn.turn + aside + (turn.session % 8 - 3.5) * 0.016, turn.ttft_s)
             for turn in each.turns
         ]
         numbers = sorted({turn.turn for turn in each.turns})
-        medians = [
-            (n + 1, median(t.ttft_s for t in each.turns if t.turn == n) * 1e3) for n in numbers
-        ]
-        colour = f"--{each.name}"
-        series.append(Series(each.name, colour, medians))
-        series.append(Series(each.name, colour, dots, line=False, titles=titles))
+        medians = [(n, median(t.ttft_s for t in each.turns if t.turn == n)) for n in numbers]
+        line = Series(name=f"{each.name}, median", colour=_COLOURS[each.name], points=medians)
+        series.append(line)
+        series.append(
+            Series(
+                name=each.name,
+                colour=_COLOURS[each.name],
+                points=dots,
+                draw="dots",
+                titles=titles,
+            )
+        )
     turns = max(turn.turn for each in passes for turn in each.turns) + 1
-    return plot(
-        series,
-        x_label="turn",
-        y_label="ms",
-        x_ticks=range(1, turns + 1),
-        x_range=(0.7, turns + 0.3),
+    return Plot(
+        title="time to first token by turn",
+        series=series,
+        unit="seconds",
+        categories=[f"turn {n + 1}" for n in range(turns)],
     )
 
 
-def _sources(passes: Sequence[PassResult]) -> str:
-    rows = [
-        (
-            each.name,
-            [
-                Part(_source(name), f"--{name}", count)
-                for name, count in zip(_SOURCES, each.sources, strict=True)
-            ],
-        )
-        for each in passes
-    ]
-    return bars(rows, unit="tokens")
-
-
-def _occupancy(each: PassResult) -> str:
-    tiers = [tier for tier in each.capacity if tier in _TIER_COLOURS]
+def _sources(passes: Sequence[PassResult]) -> Plot:
+    given = colours(_SOURCES)
     series = [
         Series(
-            tier,
-            _TIER_COLOURS[tier],
-            [(moment.at_s, moment.used.get(tier, 0) / 2**20) for moment in each.occupancy],
+            name=words,
+            colour=given[name],
+            points=[(i, getattr(each.sources, name)) for i, each in enumerate(passes)],
+            draw="bars",
         )
-        for tier in tiers
+        for name, words in _SOURCES.items()
     ]
-    names = [
-        (f"{tier}, capacity {each.capacity[tier] / 2**20:,.0f} MiB", _TIER_COLOURS[tier])
-        for tier in tiers
-    ]
-    end = max(moment.at_s for moment in each.occupancy)
-    return (
-        f"<h2>Bytes in the tiers over time: {escape(WHAT[each.name])}</h2>{legend(names)}"
-        + plot(series, x_label="seconds", y_label="MiB", x_range=(0, end))
+    return Plot(
+        title="tokens of the prompts by pass and source",
+        series=series,
+        unit="tokens",
+        categories=[each.name for each in passes],
+        stacked=True,
     )
 
 
-def _source(name: str) -> str:
-    return {"computed": "computed", "hbm": "from HBM", "dram": "from DRAM", "nvme": "from NVMe"}[
-        name
+def _occupancy(each: PassResult) -> Plot:
+    given = colours(each.capacity)
+    series = [
+        Series(
+            name=f"{tier}, capacity {format_nbytes(capacity)}",
+            colour=given[tier],
+            points=[(moment.at_s, moment.used.get(tier, 0)) for moment in each.occupancy],
+        )
+        for tier, capacity in each.capacity.items()
     ]
+    return Plot(title="bytes in the tiers", series=series, unit="bytes", x_label="seconds")
 
 
 def _footer(machine: dict[str, object]) -> str:

@@ -16,7 +16,7 @@ from kvtier.cli.tuned import tuned
 from kvtier.config import MediumConfig, load
 from kvtier.config.structs import MOST_THREADS
 from kvtier.errors import ConfigError, TierError
-from kvtier.measure import fio, page
+from kvtier.measure import fio, report
 from kvtier.measure.advice import Advice, Choice, choose, confirmed
 from kvtier.measure.fio import Cell, Disk
 from kvtier.measure.tiers import Point, measure, measure_dram
@@ -153,12 +153,12 @@ def test_the_page_has_a_heat_map_per_engine_and_mix() -> None:
     cells = [Cell("libaio", "randread", 65536, d, d / 10, 0.001) for d in (1, 8)]
     cells += [Cell("io_uring", "randread", 65536, 1, 0.4, 0.001)]
     disk = Disk(cells, ["io_uring, depth 8: <no>"])
-    text = page.render([point(1.25)], {"<nvme>": disk}, "io: {threads: 4}", "here")
+    text = report.render([point(1.25)], {"<nvme>": disk}, "io: {threads: 4}", "here")
     assert text.count("<h3>") == 2
     assert "&lt;nvme&gt;: the disk alone" in text
     assert "<pre>io: {threads: 4}</pre>" in text
     assert "<li>io_uring, depth 8: &lt;no&gt;" in text
-    assert "<td>1.25<td>8.00<td>16.00" in text
+    assert "<td>1.25</td><td>8.00</td><td>16.00</td>" in text
     assert 'rgb(213 94 0/0.80)" title="p99 1.00 ms">0.80</td>' in text  # the best of the disk
     assert 'rgb(213 94 0/0.17)" title="p99 1.00 ms">0.10</td>' in text
     assert 'rgb(213 94 0/0.44)" title="p99 1.00 ms">0.40</td>' in text

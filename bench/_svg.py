@@ -1,28 +1,12 @@
-"""Reports as one HTML file, nothing loaded from anywhere: the page around them, and small charts as inline SVG."""
+"""Pictures for the pages of docs, as SVG: a page of Markdown runs no script."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 640, 280
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 28, 40
-_STYLE = """
-:root{color-scheme:light dark;--ink:#1b1f24;--soft:#59636e;--rule:#d8dee4;--paper:#fff}
-@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#9198a1;--rule:#30363d;--paper:#0d1117}}
-body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:2.5rem auto;padding:0 1rem;
-color:var(--ink);background:var(--paper)}
-h1{font-size:1.6rem;line-height:1.25;margin:0 0 .5rem}h2{font-size:1.1rem;margin:2.2rem 0 .3rem}
-p{margin:.3rem 0}.soft,.legend,footer{color:var(--soft);font-size:.9rem}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.92rem;
-margin-top:1.2rem}th,td{padding:.35rem .5rem;text-align:right;border-bottom:1px solid var(--rule)}
-th{font-weight:600;color:var(--soft)}th:first-child,td:first-child{text-align:left}
-svg{width:100%;height:auto;overflow:visible}.tick{font-size:12px;fill:var(--soft)}
-.label{font-size:12px;fill:var(--soft)}.grid{stroke:var(--rule)}
-.legend span{margin-right:1.1rem;white-space:nowrap}
-.legend i{display:inline-block;width:.75rem;height:.75rem;border-radius:2px;margin-right:.35rem}
-.bad{color:#d1242f;font-weight:600}footer{margin-top:2.5rem}
-"""
 
 
 class Series(NamedTuple):
@@ -41,15 +25,6 @@ class Part(NamedTuple):
     name: str
     colour: str
     value: float
-
-
-def page(title: str, body: Iterable[str], style: str = "") -> str:
-    """Write a whole page; `style` adds to the style sheet that all reports share, the colours of series above all."""
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<style>{_STYLE}{style}</style><body>{''.join(body)}</body></html>\n"
-    )
 
 
 def plot(
@@ -105,15 +80,6 @@ def bars(rows: Sequence[tuple[str, Sequence[Part]]], *, unit: str) -> str:
         total = sum(part.value for part in row)
         parts.append(_text(x + 6, y + 17, f"{total:,.0f}", "start"))
     return _svg(parts, len(rows) * step)
-
-
-def legend(entries: Sequence[tuple[str, str]]) -> str:
-    """Name the colours."""
-    spans = (
-        f'<span><i style="background:var({colour})"></i>{escape(name)}</span>'
-        for name, colour in entries
-    )
-    return f'<p class="legend">{"".join(spans)}</p>'
 
 
 def ticks(top: float) -> list[float]:

@@ -1,39 +1,63 @@
-"""The report of `bench tiers`: the tiers as a table, fio's cells as heat maps."""
+"""The report of `bench tiers`: what each tier gives by depth, all points as a table, fio's cells as heat maps."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from kvtier.charts import page
 from kvtier.measure.fio import Cell, Disk
 from kvtier.measure.tiers import HEADS, Point
+from kvtier.page.document import Html, Piece, document, heading, table
+from kvtier.page.plot import Plot, Series, colours
 from kvtier.units import format_nbytes
-
-_STYLE = """
-body{max-width:76rem}table{width:auto;margin:.6rem 0 1.6rem}
-th,td{padding:.3rem .7rem;border:1px solid #8884}h3{font-size:1rem;font-weight:600}
-pre{background:#8881;padding:.8rem 1rem;border-radius:.3rem;overflow:auto}
-.row{display:flex;flex-wrap:wrap;gap:0 2rem}
-"""
 
 
 def render(
     points: Sequence[Point], disks: Mapping[str, Disk], recommended: str, machine: str
 ) -> str:
     """Write the page: `disks` are what fio found by tier, `recommended` is YAML."""
-    maps = "".join(_disk(tier, disk) for tier, disk in disks.items())
-    wanted = (
-        f"<h2>Recommended, in the YAML</h2><pre>{escape(recommended)}</pre>" if recommended else ""
-    )
-    body = [
-        f"<h1>Tiers</h1><p class=soft>{escape(machine)}</p>{wanted}{maps}",
-        "<h2>Through kvtier</h2><p class=soft>Chunks written and read through the I/O process. ",
-        "Times are from a chunk's submission to its answer, waiting included; a tier's last lines are ",
-        f"with what is recommended.</p>{_table(points)}",
+    body: list[Piece] = [heading("Tiers", machine, level=1)]
+    if recommended:
+        pre = Html(f"<pre>{escape(recommended)}</pre>")
+        body += [heading("Recommended, in the YAML"), pre]
+    body += [
+        heading(
+            "Through kvtier",
+            "Chunks written and read through the I/O process; the best of each number of operations at a time.",
+        ),
+        _by_depth(points),
+        *(_disk(tier, disk) for tier, disk in disks.items()),
+        heading(
+            "All of it",
+            "Times are from a chunk's submission to its answer, waiting included; a tier's last lines are "
+            "with what is recommended.",
+        ),
+        table(HEADS, [each.cells() for each in points]),
     ]
-    return page("kvtier bench tiers", body, _STYLE)
+    return document("kvtier bench tiers", body)
 
 
-def _disk(tier: str, disk: Disk) -> str:
+def _by_depth(points: Sequence[Point]) -> Plot:
+    """Draw what each tier reads and writes; reads are lines, writes dashes."""
+    depths = sorted({each.depth for each in points})
+    given = colours(dict.fromkeys(each.tier for each in points))
+    series = []
+    for tier, way in dict.fromkeys((each.tier, each.way) for each in points):
+        best: dict[int, float] = {}
+        for each in points:
+            if (each.tier, each.way) == (tier, way):
+                best[each.depth] = max(each.gb_s, best.get(each.depth, 0.0))
+        series.append(
+            Series(
+                name=f"{tier}, {way}",
+                colour=given[tier],
+                points=[(depths.index(depth), value) for depth, value in best.items()],
+                draw="line" if way == "read" else "dashes",
+            )
+        )
+    names = [f"depth {depth}" for depth in depths]
+    return Plot(title="bandwidth by depth", series=series, unit="GB/s", categories=names)
+
+
+def _disk(tier: str, disk: Disk) -> Html:
     """One heat map for each engine and mix, the mixes of an engine side by side."""
     maps = ""
     for engine in dict.fromkeys(cell.engine for cell in disk.cells):
@@ -44,17 +68,11 @@ def _disk(tier: str, disk: Disk) -> str:
         )
         maps += f"<div class=row>{''.join(each)}</div>"
     refused = "".join(f"<li>{escape(why)}" for why in disk.refused)
-    return (
+    return Html(
         f"<h2>{escape(tier)}: the disk alone, by fio</h2><p class=soft>GB/s, both ways together; the "
         f"darker, the nearer to the best of the disk.</p>{maps}"
         + (f"<p class=soft>fio refused:<ul class=soft>{refused}</ul>" if refused else "")
     )
-
-
-def _table(points: Sequence[Point]) -> str:
-    head = "".join(f"<th>{name}</th>" for name in HEADS)
-    rows = "".join(f"<tr><td>{'<td>'.join(map(escape, each.cells()))}</tr>" for each in points)
-    return f"<table><tr>{head}</tr>{rows}</table>"
 
 
 def _heat_map(cells: Sequence[Cell], engine: str, mix: str) -> str:
