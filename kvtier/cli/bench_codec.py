@@ -9,13 +9,12 @@ from typing import Annotated
 import msgspec
 import numpy as np
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from kvtier import registry
 from kvtier.cli.codec_rows import Array, ChunkSample, CodecRow, cut, measure
-from kvtier.cli.outputs import check_writable, save
+from kvtier.cli.outputs import JsonFile, check_writable, console_beside, save_json
 from kvtier.codec import Codec
 from kvtier.config import Plugin
 from kvtier.config.codecs import codec as read_codec
@@ -46,9 +45,7 @@ def codec(
         list[str] | None,
         typer.Option("--codec", help="As in the YAML; may be given several times."),
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the rows there.", show_default=False)
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Encode and decode real keys and values with each codec, on one core."""
     if (kv is None) == (model is None):
@@ -58,9 +55,8 @@ def codec(
     if not sample.chunks:
         raise ConfigError(f"there are fewer than {chunk_tokens} tokens; say --chunk-tokens")
     rows = [measure(name, make(name), sample) for name in codecs or CODECS]
-    if json_file:
-        save(json_file, msgspec.json.encode({"rows": rows}).decode() + "\n")
-    Console(highlight=False).print(_table(rows, sample, chunk_tokens))
+    console_beside(json_file).print(_table(rows, sample, chunk_tokens))
+    save_json(json_file, {"rows": rows})
 
 
 def make(name: str) -> Codec:

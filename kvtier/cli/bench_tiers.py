@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -16,7 +15,7 @@ from rich.table import Table
 from kvtier.chunking import TARGET_NBYTES
 from kvtier.cli.geometry import read_geometry
 from kvtier.cli.options import read
-from kvtier.cli.outputs import check_writable, save
+from kvtier.cli.outputs import STDOUT, JsonFile, check_writable, console_beside, save, save_json
 from kvtier.cli.room import Chunk, chunk_of
 from kvtier.cli.tuned import BLOCK, recommended, tuned
 from kvtier.config import Config, TierConfig, load
@@ -56,7 +55,7 @@ def tiers(
     output: Annotated[
         Path | None, typer.Option(help="Write the YAML with what is recommended here.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines instead.")] = False,
+    json_file: JsonFile = None,
 ) -> None:
     """Measure latency and bandwidth of every tier, and recommend threads, depth and chunk size."""
     if not config.is_file():
@@ -65,7 +64,7 @@ def tiers(
     text = config.read_text()
     use = _in_use(loaded, model)
     size, seconds = read(parse_room, nbytes, "--nbytes"), _seconds(fio_seconds)
-    check_writable(html, output)
+    check_writable(html, output, json_file)
     refuse_small(loaded, use.nbytes)
     found = Found()
     try:
@@ -75,13 +74,14 @@ def tiers(
                 save(output, tuned(text, found.advice, use))
             examine_disks(loaded, seconds, found, status)
     finally:
-        _print_json(found) if as_json else _print(found, use)
+        _print(console_beside(json_file, soft_wrap=True), found, use)
+        save_json(json_file, *_lines(found))
     if html:
         wanted = recommended(found.advice, use) if found.advice else ""
         machine = f"{platform.node()}, Linux {platform.release()}"
         save(html, render(found.points, found.disks, wanted, machine))
     for file in filter(None, (html, output)):
-        typer.echo(f"{file}: written", err=as_json)
+        typer.echo(f"{file}: written", err=json_file == STDOUT)
 
 
 def examine(config: Config, in_use: int, nbytes: int, found: Found, status: Status) -> None:
@@ -160,18 +160,17 @@ def _in_use(config: Config, model: Path | None) -> Chunk:
     return chunk_of(config, read_geometry(model, ranks=1), BLOCK, 1)
 
 
-def _print_json(found: Found) -> None:
+def _lines(found: Found) -> list[dict[str, object]]:
+    """List all that was measured; each entry says what it is."""
     lines: list[dict[str, object]] = [{"result": "tier", **p._asdict()} for p in found.points]
     for name, disk in found.disks.items():
         lines += [{"result": "fio", "tier": name, **cell._asdict()} for cell in disk.cells]
         lines += [{"result": "fio refused", "tier": name, "why": why} for why in disk.refused]
     lines += [{"result": "advice", **each._asdict()} for each in found.advice]
-    for line in lines:
-        typer.echo(msgspec.json.encode(line).decode())
+    return lines
 
 
-def _print(found: Found, use: Chunk) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+def _print(console: Console, found: Found, use: Chunk) -> None:
     table = Table(*HEADS)
     for point in found.points:
         table.add_row(*point.cells())

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from kvtier.cli.outputs import plain
+from kvtier.cli.outputs import JsonFile, check_writable, console_beside, plain, save_json
 from kvtier.errors import ConfigError
 from kvtier.tiers import directory, fsck
 from kvtier.tiers.fsck import Verdict
@@ -48,9 +48,27 @@ class Report(msgspec.Struct):
 def check(
     path: Annotated[Path, typer.Argument(metavar="DIR", help="A file tier's path.")],
     fix: Annotated[bool, typer.Option("--fix", help="Remove what is bad or left over.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json_file: JsonFile = None,
 ) -> None:
-    """Verify every record of a file tier below DIR; the status is 1 if one is bad and stays, or if DIR is of no tier."""
+    """Verify every record of a file tier below DIR; the status is 1 if one is bad and stays, or if there is none."""
+    check_writable(json_file)
+    bases = bases_of_tier(path)
+    in_use_by = [holder for base in bases for holder in directory.locked_ranks(base)]
+    with directory.no_engine(bases) if fix else nullcontext():
+        report = examine(bases, in_use_by)
+        if fix:
+            remove([Path(bad.path) for bad in report.bad] + [Path(p) for p in report.leftovers])
+            report.fixed = True
+    _print(console_beside(json_file, soft_wrap=True), path, report)
+    save_json(json_file, report)
+    if not any(each.records for each in report.namespaces):
+        raise ConfigError(f"{path} has no records: nothing was stored there, or it was emptied")
+    if report.bad and not report.fixed:
+        raise typer.Exit(1)
+
+
+def bases_of_tier(path: Path) -> list[Path]:
+    """List the engines' directories of a file tier; what was never the directory of one is a ConfigError."""
     if not path.is_dir():
         raise ConfigError(f"{path} is not a directory; give the `path` of a file tier")
     bases = directory.bases(path)
@@ -58,28 +76,17 @@ def check(
         raise ConfigError(
             f"{path} was never the directory of a file tier; give the `path` of one, as the YAML has it"
         )
-    in_use_by = [holder for base in bases for holder in directory.locked_ranks(base)]
-    with directory.no_engine(bases) if fix else nullcontext():
-        report = examine(bases, in_use_by, progress=not as_json)
-        if fix:
-            remove([Path(bad.path) for bad in report.bad] + [Path(p) for p in report.leftovers])
-            report.fixed = True
-    if as_json:
-        typer.echo(msgspec.json.encode(report).decode())
-    else:
-        _print(path, report)
-    if report.bad and not report.fixed:
-        raise typer.Exit(1)
+    return bases
 
 
-def examine(bases: list[Path], in_use_by: list[str], *, progress: bool) -> Report:
+def examine(bases: list[Path], in_use_by: list[str]) -> Report:
     """Read everything below `bases` and change nothing."""
     namespaces: dict[Path, Namespace] = {}
     for base in bases:
         for found in sorted(directory.namespaces(base)):
             namespaces[found] = Namespace(str(found))
     bad = []
-    for finding in _findings(bases, progress):
+    for finding in _findings(bases):
         place = finding.place
         owner = next(p for p in place.path.parents if p.name == place.namespace)
         totals = namespaces.setdefault(owner, Namespace(str(owner)))
@@ -102,16 +109,15 @@ def remove(paths: list[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _findings(bases: list[Path], progress: bool) -> Iterator[Verdict]:
+def _findings(bases: list[Path]) -> Iterator[Verdict]:
     places = [place for base in bases for place in fsck.places(base)]
     console = Console(stderr=True)
-    for place in track(places, "reading", console=console, disable=not progress, transient=True):
+    for place in track(places, "reading", console=console, transient=True):
         if finding := fsck.verify(place):
             yield finding
 
 
-def _print(path: Path, report: Report) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+def _print(console: Console, path: Path, report: Report) -> None:
     for holder in report.in_use_by:
         console.print(f"in use by a live engine, {holder}: only read, and it may change meanwhile")
     table = Table(title=plain(path))

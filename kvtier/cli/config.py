@@ -6,16 +6,15 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from kvtier import topology
 from kvtier.cli.geometry import Geometry, read_geometry
-from kvtier.cli.outputs import check_writable, plain, save
+from kvtier.cli.outputs import JsonFile, check_writable, console_beside, plain, save, save_json
 from kvtier.cli.room import Chunk, chunk_of, chunks_held, refuse_odd_chunks, tier_nbytes, tokens_of
 from kvtier.cli.suggest import suggest
-from kvtier.config import Config, Plugin, TierConfig, clamped, load, share, sharers
+from kvtier.config import Config, Plugin, clamped, load, share, sharers
 from kvtier.config.codecs import codec
 from kvtier.config.schema import schema
 from kvtier.doctor import disks
@@ -26,6 +25,21 @@ from kvtier.registry import STAGES, in_memory, kept_once
 from kvtier.tiers.ownership import refuse_shared
 from kvtier.types import PAGE
 from kvtier.units import format_nbytes
+
+
+class TierRoom(msgspec.Struct):
+    """What one tier holds; the last four say nothing without a model."""
+
+    tier: str
+    nbytes: int  # of all ranks on this node
+    auto: bool
+    nbytes_per_rank: int
+    one_for_all: bool  # ranks have the same KV, and one keeps the records of all
+    chunks: int = 0  # of each rank
+    chunk_nbytes: int = 0
+    tokens: int = 0
+    at_least: bool = False  # more, by as much as the codec saves
+
 
 app = typer.Typer(help="Look at configurations, or make one.", no_args_is_help=True)
 app.command()(suggest)
@@ -54,8 +68,10 @@ def check(
     tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks on this node.")] = 1,
     block_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the engine's block.")] = 16,
     kv_dtype: Annotated[str, typer.Option(help="Dtype of the KV cache, fp8 for example.")] = "auto",
+    json_file: JsonFile = None,
 ) -> None:
     """Check FILE as an engine on this machine would, and explain what it would do; status 1 if a tier would be closed."""
+    check_writable(json_file)
     written = load(file)
     refuse_places(written)
     refuse_odd_chunks(written, block_tokens)
@@ -63,17 +79,21 @@ def check(
     chunk = chunk_of(written, geometry, block_tokens, tp) if geometry else None
     config = fit_dram(written, tp, chunk.slot_nbytes if chunk else PAGE)
     refuse_memory(config)
-    room = _room_table(config, geometry, chunk, tp)
-    console = Console(highlight=False)
+    held = [tier_room(config, index, geometry, chunk, tp) for index in range(len(config.tiers))]
+    console = console_beside(json_file)
     verdict = disks.judge(config)
     ill = closed(config, verdict)
     without = f", but without {', '.join(map(repr, ill))}" if ill else ""
     console.print(f"{plain(file)}: an engine would start with it on this machine{plain(without)}")
     if geometry and chunk:
         console.print(_describe_model(geometry, chunk, tp))
-    console.print(room, _behaviour_table(config))
-    for note in filter(None, [clamp_note(written, config), *notes(config, geometry, verdict)]):
+    console.print(_room_table(held, geometry), _behaviour_table(config))
+    said = [*filter(None, [clamp_note(written, config)]), *notes(config, geometry, verdict)]
+    for note in said:
         console.print(f"- {escape(note)}")
+    save_json(
+        json_file, {"closed": ill, "chunk": chunk and chunk._asdict(), "tiers": held, "notes": said}
+    )
     if ill:
         raise typer.Exit(1)
 
@@ -179,22 +199,39 @@ def _describe_model(geometry: Geometry, chunk: Chunk, ranks: int) -> str:
     )
 
 
-def _room_table(
-    config: Config, geometry: Geometry | None, chunk: Chunk | None, ranks: int
-) -> Table:
+def tier_room(
+    config: Config, index: int, geometry: Geometry | None, chunk: Chunk | None, ranks: int
+) -> TierRoom:
+    """Say what one tier holds.
+
+    Raises:
+        ConfigError: it has no room for one chunk.
+    """
+    tier = config.tiers[index]
+    among = sharers(tier, index, ranks, copies=bool(geometry and geometry.copies))
+    nbytes = tier_nbytes(tier)
+    room = TierRoom(tier.name, nbytes, tier.capacity is None, share(nbytes, among), among < ranks)
+    if chunk and geometry:
+        room.chunks = chunks_held(tier, chunk, index, among)
+        room.chunk_nbytes = chunk.record_nbytes if index else chunk.slot_nbytes
+        room.tokens = tokens_of(room.chunks, chunk, geometry)
+        room.at_least = bool(index) and tier.codec.kind != "raw"
+    return room
+
+
+def _room_table(held: list[TierRoom], geometry: Geometry | None) -> Table:
     """List what each tier holds. Another table lists what each tier does: one table would be too wide."""
     table = Table("tier", "capacity", "per rank")
-    if chunk:
+    if geometry:
         for name in ("chunks", "bytes each", "tokens"):
             table.add_column(name, justify="right")
-    for index, tier in enumerate(config.tiers):
-        nbytes = tier_nbytes(tier)
-        among = sharers(tier, index, ranks, copies=bool(geometry and geometry.copies))
-        each = format_nbytes(share(nbytes, among)) + (", one for all" if among < ranks else "")
-        auto = " (auto)" if tier.capacity is None else ""
-        row = [tier.name, format_nbytes(nbytes) + auto, each]
-        if chunk and geometry:
-            row += _room(tier, chunk, geometry, index, among)
+    for room in held:
+        each = format_nbytes(room.nbytes_per_rank) + (", one for all" if room.one_for_all else "")
+        row = [room.tier, format_nbytes(room.nbytes) + (" (auto)" if room.auto else ""), each]
+        if geometry:
+            least = ">= " if room.at_least else ""
+            row += [f"{least}{room.chunks:,}", format_nbytes(room.chunk_nbytes)]
+            row.append(f"{least}{room.tokens:,}")
         table.add_row(*map(escape, row))
     return table
 
@@ -209,14 +246,6 @@ def _behaviour_table(config: Config) -> Table:
         )
         table.add_row(*map(escape, row))
     return table
-
-
-def _room(tier: TierConfig, chunk: Chunk, geometry: Geometry, index: int, among: int) -> list[str]:
-    held = chunks_held(tier, chunk, index, among)
-    tokens = tokens_of(held, chunk, geometry)
-    least = ">= " if index and tier.codec.kind != "raw" else ""
-    each = chunk.record_nbytes if index else chunk.slot_nbytes
-    return [f"{least}{held:,}", format_nbytes(each), f"{least}{tokens:,}"]
 
 
 def _name(plugin: Plugin) -> str:

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from kvtier.cli.geometry import read_geometry
-from kvtier.cli.outputs import check_writable, save
+from kvtier.cli.outputs import JsonFile, check_writable, console_beside, save, save_json
 from kvtier.demo.model import LlamaShape, build
 from kvtier.demo.report import WHAT, headline, identical, render
 from kvtier.demo.results import PassResult, as_json, machine
@@ -33,16 +33,14 @@ def demo(
         Path | None,
         typer.Option(help="A local model; without it one is made on the spot.", show_default=False),
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures there.", show_default=False)
-    ] = None,
+    json_file: JsonFile = None,
     report: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("demo-report.html"),
     quick: Annotated[bool, typer.Option("--quick", help="Smaller and faster.")] = False,
 ) -> None:
     """Chat with a real vLLM on this machine's CPU, with kvtier and without, and compare."""
     check_installed()
     check_writable(report, json_file)
-    console = Console(highlight=False)
+    console = console_beside(json_file)
     path = model or made_model(console, quick=quick)
     token_nbytes = read_geometry(path, ranks=1, dtype="float32").nbytes_per_token
     workload = (QUICK if quick else Workload()).fit(positions_of(path))
@@ -53,8 +51,7 @@ def demo(
     about = machine() | {"model": path.name}
     save(report, render(passes, workload, about))
     console.print(f"report: {escape(str(report))}")
-    if json_file:
-        save(json_file, json.dumps(as_json(passes, about), indent=1) + "\n")
+    save_json(json_file, as_json(passes, about))
     if not all(each.identical for each in passes):
         raise typer.Exit(1)
 

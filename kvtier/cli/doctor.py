@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from kvtier import topology
+from kvtier.cli.outputs import JsonFile, check_writable, console_beside, save_json
 from kvtier.config import load
 from kvtier.doctor import devices, disks, engines, memory, probes, software
 from kvtier.doctor.finding import Check, Finding, Level, Patient
@@ -27,14 +26,13 @@ def doctor(
     config: Annotated[
         Path | None, typer.Option(help="The YAML that an engine is to run with here.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead.")] = False,
+    json_file: JsonFile = None,
 ) -> None:
     """Look at GPUs, memory, disks and kernel as kvtier will use them; status 1 if something cannot work."""
+    check_writable(json_file)
     found = examine(config)
-    if as_json:
-        typer.echo(msgspec.json.encode([finding._asdict() for finding in found]).decode())
-    else:
-        _print(found)
+    console_beside(json_file).print(_table(found))
+    save_json(json_file, [finding._asdict() for finding in found])
     if any(finding.level is Level.FAIL for finding in found):
         raise typer.Exit(1)
 
@@ -62,7 +60,7 @@ def _admit(file: Path | None) -> tuple[Patient, list[Finding]]:
         return patient, [Finding("config", Level.FAIL, str(exc), "kvtier config check says more")]
 
 
-def _print(found: list[Finding]) -> None:
+def _table(found: list[Finding]) -> Table:
     table = Table.grid(padding=(0, 2))
     for _ in range(3):
         table.add_column(overflow="fold")
@@ -70,4 +68,4 @@ def _print(found: list[Finding]) -> None:
         level = f"[{_COLOURS[finding.level]}]{finding.level}[/]"
         advice = f"\n-> {finding.advice}" if finding.advice else ""
         table.add_row(level, escape(finding.area), escape(finding.what + advice))
-    Console(highlight=False).print(table)
+    return table

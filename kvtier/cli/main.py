@@ -8,16 +8,19 @@ import inspect
 import io
 import signal
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from kvtier import __version__
+from kvtier.cli.outputs import with_file
 from kvtier.errors import ConfigError, KvtierError, one_line
 
 COMMANDS = {
     "config": "kvtier.cli.config",
     "check": "kvtier.cli.check",
+    "clear": "kvtier.cli.clear",
     "doctor": "kvtier.cli.doctor",
     "top": "kvtier.cli.top",
     "status": "kvtier.cli.top",
@@ -29,10 +32,19 @@ COMMANDS = {
 }
 
 
+class Group(TyperGroup):
+    """The commands, with what all their words have in common."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words of a command line."""
+        return super().parse_args(ctx, with_file(args))
+
+
 def build() -> typer.Typer:
     """Assemble the application from its commands."""
     app = typer.Typer(
         name="kvtier",
+        cls=Group,
         no_args_is_help=True,
         context_settings={"help_option_names": ["--help", "-h"]},
         pretty_exceptions_enable=False,

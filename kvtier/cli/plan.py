@@ -4,19 +4,18 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from kvtier.cli.geometry import Geometry, read_geometry
 from kvtier.cli.options import read
-from kvtier.cli.outputs import plain
+from kvtier.cli.outputs import JsonFile, check_writable, console_beside, plain, save_json
 from kvtier.cli.replay import assumed, policies
 from kvtier.cli.tracefile import Format, open_trace, say_skipped
 from kvtier.config import Plugin
 from kvtier.errors import ConfigError
 from kvtier.sim.lru import replay_one_tier
-from kvtier.sim.plan import Fit, Kv, Sizing, break_even, fit, smallest
+from kvtier.sim.plan import Fit, Kv, break_even, fit, smallest
 from kvtier.sim.setting import ASSUMED, Prefill, worth
 from kvtier.trace.trace import Trace
 from kvtier.units import format_count, format_nbytes, parse_count, parse_room
@@ -38,6 +37,18 @@ class Sizes(NamedTuple):
     weights: int
     dram: int
     nvme: int
+
+
+class Need(NamedTuple):
+    """The memory that the traffic needs; shares are of the prefill's seconds, saved."""
+
+    best_share: float  # by an infinite cache
+    tokens: int  # in DRAM and NVMe together
+    dram_tokens: int
+    dram_bytes: int
+    nvme_bytes: int
+    dram_share: float | None  # None: DRAM for its own target holds all
+    share: float
 
 
 def plan(  # noqa: PLR0913 - a command's options are its arguments
@@ -67,8 +78,11 @@ def plan(  # noqa: PLR0913 - a command's options are its arguments
         float, typer.Option(help="Share of it that DRAM alone should give.", max=1.0)
     ] = 0.4,
     policy: Annotated[str, typer.Option(help="Eviction policy.")] = "lru",
+    json_file: JsonFile = None,
 ) -> None:
     """Say how much KV a model makes, what fits where, and what reading must cost to be worth it."""
+    check_writable(json_file)
+    evicting = policies(policy)[0]
     given = assumed({"prefill_rate": prefill_rate, "prefill_knee": prefill_knee}, None)
     if not 0 < gpu_utilisation <= 1:
         raise ConfigError(f"--gpu-utilisation: {gpu_utilisation:g} is not a share: from 0 to 1")
@@ -84,20 +98,32 @@ def plan(  # noqa: PLR0913 - a command's options are its arguments
     if sizes.gpu <= sizes.weights:
         raise ConfigError("--weights: they do not fit into --gpu-memory")
     prefill = Prefill.of(given)
-    console = Console(highlight=False)
+    console = console_beside(json_file)
     for line in _model(geometry, kv, tokens):
         console.print(escape(line))
     console.print(_weights(sizes.weights))
-    console.print(_places(places(sizes, kv, tokens), users, kv.memory.nbytes(tokens)))
+    found = places(sizes, kv, tokens)
+    console.print(_places(found, users, kv.memory.nbytes(tokens)))
     console.print(escape(_worth(kv.memory, tokens, prefill)))
+    need = None
     if trace is not None:
         file, loaded = open_trace(trace, format)
         blocks = f"blocks of {loaded.block_tokens} tokens"
         console.print(plain(f"{trace}: {len(loaded):,} requests, {policy}, {blocks}"))
-        plugin = policies(policy)[0]
-        for line in sizing(loaded, plugin, kv, prefill, (dram_target, target)):
+        need = sizing(loaded, evicting, kv, prefill, (dram_target, target))
+        for line in _needed(need, (dram_target, target)):
             console.print(escape(line))
         say_skipped(file.skipped, console)
+    told = {
+        "kv_bytes_per_token": kv.memory.nbytes_per_token,
+        "kv_bytes_per_conversation": kv.memory.nbytes(tokens),
+        "weights_bytes": sizes.weights,
+        "places": [each._asdict() for each in found],
+        "prefill_seconds": prefill.seconds(0, tokens),
+        "break_even_bytes_per_second": break_even(kv.memory, tokens, prefill),
+        "needed": need and need._asdict(),
+    }
+    save_json(json_file, told)
 
 
 def weight_nbytes(model: Path) -> int:
@@ -143,8 +169,8 @@ def places(sizes: Sizes, kv: Kvs, context: int) -> list[Fit]:
 
 def sizing(
     trace: Trace, policy: Plugin, kv: Kvs, prefill: Prefill, targets: tuple[float, float]
-) -> list[str]:
-    """Find DRAM for the first target and DRAM with NVMe for the second, and say so."""
+) -> Need | None:
+    """Find DRAM for the first target and DRAM with NVMe for the second; None where no size is enough."""
 
     def saved(blocks: int) -> float:
         done = replay_one_tier(trace, policy, slots=blocks)
@@ -152,23 +178,32 @@ def sizing(
 
     small, large = (smallest(trace, target, saved, prefill) for target in targets)
     if large is None:
-        return [f"no size reaches {targets[1]:.0%} of what an infinite cache saves"]
+        return None
     below = large.tokens - small.tokens if small else 0
     nvme = max(0, below) * kv.nvme.nbytes_per_token
     dram = (large.tokens - max(0, below)) * kv.memory.nbytes_per_token
+    shares = (small.share if small and below > 0 else None, large.share)
+    return Need(
+        large.best, large.tokens, large.tokens - max(0, below), int(dram), int(nvme), *shares
+    )
+
+
+def _needed(need: Need | None, targets: tuple[float, float]) -> list[str]:
+    if need is None:
+        return [f"no size reaches {targets[1]:.0%} of what an infinite cache saves"]
+    total = format_nbytes(need.dram_bytes + need.nvme_bytes)
+    found = f"{format_count(need.tokens)} tokens, {total}, saves {need.share:.1%}"
     lines = [
-        f"an infinite cache saves {large.best:.1%} of the prefill",
-        _found(f"DRAM + NVMe for {targets[1]:.0%} of that", large, dram + nvme),
+        f"an infinite cache saves {need.best_share:.1%} of the prefill",
+        f"DRAM + NVMe for {targets[1]:.0%} of that: {found}",
     ]
-    if small is not None and below > 0:
-        lines.append(_found(f"of it DRAM, for {targets[0]:.0%}", small, dram))
-        lines.append(f"the rest, NVMe: {format_nbytes(int(nvme))}")
+    if need.dram_share is not None:
+        lines.append(
+            f"of it DRAM, for {targets[0]:.0%}: {format_count(need.dram_tokens)} tokens, "
+            f"{format_nbytes(need.dram_bytes)}, saves {need.dram_share:.1%}"
+        )
+        lines.append(f"the rest, NVMe: {format_nbytes(need.nvme_bytes)}")
     return lines
-
-
-def _found(what: str, found: Sizing, nbytes: float) -> str:
-    tokens, size = format_count(found.tokens), format_nbytes(nbytes)
-    return f"{what}: {tokens} tokens, {size}, saves {found.share:.1%}"
 
 
 def _model(geometry: Geometry, kvs: Kvs, context: int) -> list[str]:

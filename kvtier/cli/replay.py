@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from kvtier.cli.outputs import check_writable, plain, save
+from kvtier.cli.outputs import JsonFile, check_writable, console_beside, plain, save, save_json
 from kvtier.cli.tracefile import RATE, Chunk, Format, Seed, SessionRate, open_trace, say_skipped
 from kvtier.config import Config, Plugin, ReplayConfig, load
 from kvtier.config.plugins import plugin
@@ -56,7 +56,7 @@ def replay(  # noqa: PLR0913 - a command's options are its arguments
     policy: Policies = None,
     capacity_tokens: Sizes = None,
     config: Tiers = None,
-    json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
+    json_file: JsonFile = None,
     html: Annotated[Path | None, typer.Option(help="Write a report with plots here.")] = None,
     chunk_tokens: Chunk = None,
     kv_bytes_per_token: KvBytes = None,
@@ -67,7 +67,7 @@ def replay(  # noqa: PLR0913 - a command's options are its arguments
     jobs: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core.")] = 0,
 ) -> None:
     """Replay a trace through the brain, per policy and size; Belady and an infinite cache are the ceilings."""
-    check_writable(json, html)
+    check_writable(json_file, html)
     tiers = load(config, here=False) if config else None
     if tiers and chunk_tokens is None:
         chunk_tokens = tiers.chunk_tokens
@@ -89,12 +89,11 @@ def replay(  # noqa: PLR0913 - a command's options are its arguments
         assumptions=assumptions(given, tiers, seed),
         rows=run(loaded, work, jobs or cores()),
     )
-    console = Console(highlight=False)
+    console = console_beside(json_file)
     console.print(plain(what_was_replayed(table)))
     console.print(block_table(table.rows) if tiers is None else tier_table(table.rows))
     say_skipped(file.skipped, console)
-    if json is not None:
-        save(json, msgspec.json.format(msgspec.json.encode(table), indent=1).decode())
+    save_json(json_file, table)
     if html is not None:
         save(html, render(table))
 

@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -10,6 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from kvtier.cli.outputs import JsonFile, check_writable, console_beside, save_json
 from kvtier.errors import KvtierError, one_line
 from kvtier.top.facts import Facts, facts
 from kvtier.top.scrape import Scrape, fetch
@@ -55,16 +57,15 @@ def top(
     once: Annotated[
         bool, typer.Option(help="Look twice, print it, and end; so it is without a terminal.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="The same as --once, as one JSON object per server.")
-    ] = False,
+    json_file: JsonFile = None,
 ) -> None:
     """Show what kvtier does in servers: hits by tier, what they are worth, waits, and what is wrong."""
     seen = [Seen(url) for url in urls]
-    console = Console(highlight=False)
-    if once or as_json or not console.is_terminal:
+    check_writable(json_file)
+    console = console_beside(json_file)
+    if once or json_file or not console.is_terminal:
         _twice(seen, interval)
-        _report(seen, as_json=as_json)
+        _report(seen, console, json_file)
         return
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
@@ -98,20 +99,17 @@ def _twice(seen: list[Seen], interval: float) -> None:
         each.look()
 
 
-def _report(seen: list[Seen], *, as_json: bool) -> None:
-    failed = False
-    console = Console(highlight=False)
+def _report(seen: list[Seen], console: Console, json_file: Path | None) -> None:
+    told = []
     for each in seen:
         found = each.facts(whole=True)
         if found is None:
-            failed = True
             typer.echo(f"kvtier: {each.why}", err=True)
-        elif as_json:
-            named = {"url": each.address} | msgspec.to_builtins(found)
-            typer.echo(msgspec.json.encode(named).decode())
         else:
+            told.append({"url": each.address} | msgspec.to_builtins(found))
             console.print(screen(each.address, found, console.width))
-    if failed:
+    save_json(json_file, *told)
+    if len(told) < len(seen):
         raise typer.Exit(1)
 
 

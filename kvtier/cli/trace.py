@@ -3,13 +3,11 @@
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from kvtier.cli.options import positive
-from kvtier.cli.outputs import check_writable, save
+from kvtier.cli.outputs import JsonFile, check_writable, console_beside, save_json
 from kvtier.cli.replay import counts
 from kvtier.cli.tracefile import RATE, Chunk, Format, Seed, SessionRate, open_trace, say_skipped
 from kvtier.sim.statistics import QUANTILES, TraceStats, describe
@@ -88,23 +86,22 @@ def stats(  # noqa: PLR0913 - a command's options are its arguments
     capacity_tokens: Annotated[str, typer.Option(help="Sizes, by comma.")] = "1M,3M,10M",
     requests: Annotated[int, typer.Option(help="Of each, the first so many; 0: all.")] = 0,
     chunk_tokens: Chunk = None,
-    json: Annotated[Path | None, typer.Option(help="Write the numbers here.")] = None,
+    json_file: JsonFile = None,
     seed: Seed = 0,
     session_rate: SessionRate = RATE,
 ) -> None:
     """Say what a trace is like: lengths, gaps, and LRU's hits by size; beside its source, if there is one."""
     sizes = counts(capacity_tokens, "--capacity-tokens")
-    check_writable(json)
+    check_writable(json_file)
     made: list[TraceStats] = []
-    console = Console(highlight=False)
+    console = console_beside(json_file)
     for path in (trace, source):
         if path is not None:
             file, loaded = open_trace(path, format, chunk_tokens, seed, session_rate)
             say_skipped(file.skipped, console)
             made.append(describe(loaded.first(requests) if requests else loaded, sizes))
     console.print(table(made))
-    if json is not None:
-        save(json, msgspec.json.format(msgspec.json.encode(made), indent=1).decode())
+    save_json(json_file, made)
 
 
 def table(made: list[TraceStats]) -> Table:

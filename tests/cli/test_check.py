@@ -51,10 +51,13 @@ def test_a_directory_that_is_no_tiers_is_not_called_good(tmp_path: Path) -> None
         assert not done.stdout
 
 
-def test_a_tier_without_records_is_good(path: Path) -> None:
+def test_a_tier_without_records_is_not_called_good(path: Path) -> None:
     for namespace in [found for found in path.iterdir() if found.is_dir()]:
         shutil.rmtree(namespace)
-    assert run(path).returncode == 0
+    done = run(path, "--json")
+    assert done.returncode == 1
+    assert "has no records" in done.stderr
+    assert json.loads(done.stdout)["namespaces"] == []
 
 
 def test_a_good_directory(path: Path) -> None:

@@ -14,7 +14,6 @@ from kvtier.cli.replay import policies
 from kvtier.errors import ConfigError
 from kvtier.sim.plan import Kv, break_even, fit, smallest
 from kvtier.sim.setting import Prefill
-from kvtier.units import parse_nbytes
 from tests.sim.rows import trace
 
 TRACE = Path(__file__).parents[1] / "traces" / "mooncake_800.jsonl.gz"
@@ -73,12 +72,13 @@ def test_of_latent_kv_the_trace_needs_less_nvme(tmp_path: Path) -> None:
     file.write_text(json.dumps(MLA))
     kvs = kvs_of(read_geometry(file, ranks=8), 8)
     asked = trace([list(range(1, 201)), list(range(1, 201))])
-    lines = [
-        sizing(asked, policies("lru")[0], each, Prefill(knee=1e18), (0.1, 0.8))[-1]
+    once, copied = (
+        sizing(asked, policies("lru")[0], each, Prefill(knee=1e18), (0.1, 0.8))
         for each in (kvs, Kvs(kvs.memory, kvs.memory))
-    ]
-    once, copied = (parse_nbytes(line.rpartition(" ")[2]) for line in lines)
-    assert copied == pytest.approx(8 * once, rel=0.01)
+    )
+    assert once
+    assert copied
+    assert copied.nvme_bytes == pytest.approx(8 * once.nvme_bytes, rel=0.01)
 
 
 def test_windows_are_kept_once(tmp_path: Path) -> None:
