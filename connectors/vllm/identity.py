@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from kvtier.config import Config
+from kvtier.connectors.vllm.model_length import length_that_counts
 from kvtier.connectors.vllm.ranks import Hello
 from kvtier.connectors.vllm.weights import FROM_FILES
 from kvtier.io_process.record import FORMAT
@@ -87,7 +88,7 @@ def _of_model(vllm_config: "VllmConfig") -> dict[str, object]:
     return {
         **_switches(model),
         "architecture": sorted(getattr(hf, "architectures", None) or []),
-        "max_model_len": model.max_model_len,  # LongRoPE chooses its factors by it
+        "max_model_len": length_that_counts(model),
         "multimodal": repr(getattr(model.multimodal_config, "mm_processor_kwargs", None)),
         "dtype": str(model.dtype),
         "quantization": str(model.quantization),
