@@ -22,6 +22,7 @@ from kvtier.doctor.finding import Level
 from kvtier.errors import ConfigError
 from kvtier.memory.region import free_huge_nbytes
 from kvtier.registry import STAGES, in_memory, kept_once
+from kvtier.tiers.mount import refuse_network
 from kvtier.tiers.ownership import refuse_shared
 from kvtier.types import PAGE
 from kvtier.units import format_nbytes
@@ -152,7 +153,7 @@ def refuse_memory(config: Config) -> None:
 
 
 def refuse_places(config: Config) -> None:
-    """Refuse directories of file tiers that the start would refuse, because others may write there.
+    """Refuse directories of file tiers that the start would refuse, because others may write there, or other machines.
 
     Raises:
         ConfigError: the first of them.
@@ -161,6 +162,8 @@ def refuse_places(config: Config) -> None:
         if tier.kind == "file":
             path, where = str(tier.options["path"]), f"tiers[{index}].path"
             try:
+                exclusive = bool(tier.options.get("exclusive"))
+                refuse_network(Path(path), where, exclusive=exclusive)
                 refuse_shared(Path(path), where)
             except OSError as exc:
                 raise ConfigError(f"{where}: {path} cannot be looked at: {exc.strerror}") from exc

@@ -18,6 +18,7 @@ from kvtier.cli.room import chunk_of, chunks_held, tokens_of
 from kvtier.config import Config, load, sharers
 from kvtier.doctor import disks
 from kvtier.errors import ConfigError
+from kvtier.tiers.mount import nearest_folder
 from kvtier.units import format_nbytes
 
 _GIB = 1 << 30
@@ -140,7 +141,7 @@ def _file(path: Path) -> dict[str, object]:
     path = path.absolute()
     if why := disks.failure(path):
         raise ConfigError(f"--path: {path}: {why}")
-    free = shutil.disk_usage(disks.nearest_folder(path)).free
+    free = shutil.disk_usage(nearest_folder(path)).free
     tier: dict[str, object] = {
         "name": "nvme",
         "kind": "file",

@@ -48,6 +48,7 @@ _SAYS = {
     "wrappers": "What stands around the tier, innermost first: for tests.",
     "prefault": "Whether all of its memory is touched at the start.",
     "path": "The tier's own directory, absolute.",
+    "exclusive": "Your promise that no other engine has this directory, though it is on a network file system.",
 }
 
 

@@ -13,6 +13,7 @@ from kvtier.doctor.finding import Finding, Level, Patient
 from kvtier.errors import FULL
 from kvtier.tiers.directory import SUFFIX
 from kvtier.tiers.file import refuses_direct
+from kvtier.tiers.mount import Mount, mount_of, nearest_folder, objection_to
 from kvtier.tiers.ownership import objection
 from kvtier.units import format_nbytes
 
@@ -23,12 +24,7 @@ _POOR = {
 }
 
 
-class Mount(NamedTuple):
-    """What a path is on."""
-
-    point: str
-    kind: str
-    device: str  # major:minor
+_ALONE = "'exclusive: true' promises that no other engine uses this directory"
 
 
 class Verdict(NamedTuple):
@@ -46,7 +42,10 @@ def paths(patient: Patient) -> Iterator[Finding]:
 
 def judge(config: Config, root: Path = Path("/")) -> Verdict:
     """Judge every path, and the room on their disks where something can be written."""
-    looks = {path: list(look(path, root)) for path in _places(config)}
+    alone = {
+        Path(str(tier.options["path"])) for tier in config.tiers if tier.options.get("exclusive")
+    }
+    looks = {path: list(look(path, root, exclusive=path in alone)) for path in _places(config)}
     failed = {path for path, found in looks.items() if any(map(_fails, found))}
     return Verdict([*chain(*looks.values()), *rooms(config, failed)], failed)
 
@@ -56,8 +55,8 @@ def failure(path: Path) -> str:
     return next((f"{each.what}: {each.advice}" for each in look(path) if _fails(each)), "")
 
 
-def look(path: Path, root: Path = Path("/")) -> Iterator[Finding]:
-    """Judge one path: whether it can be written, and on what it is."""
+def look(path: Path, root: Path = Path("/"), *, exclusive: bool = False) -> Iterator[Finding]:
+    """Judge one path: whether it can be written, and on what it is; `exclusive` to one engine, says its user."""
     area = f"disk {path}"
     try:
         there = nearest_folder(path)
@@ -81,6 +80,17 @@ def look(path: Path, root: Path = Path("/")) -> Iterator[Finding]:
         said, _, fix = why.partition("; ")
         yield Finding(area, Level.FAIL, said, fix)
         return
+    if shared := objection_to(mount):
+        said, _, fix = shared.rpartition("; ")
+        yield Finding(
+            area, Level.WARN if exclusive else Level.FAIL, said, _ALONE if exclusive else fix
+        )
+        if not exclusive:
+            return
+    yield from _look_at_medium(area, there, mount, root)
+
+
+def _look_at_medium(area: str, there: Path, mount: Mount, root: Path) -> Iterator[Finding]:
     advice = _POOR.get(mount.kind, "")
     yield Finding(area, Level.WARN if advice else Level.OK, f"on {mount.kind}", advice)
     try:
@@ -136,32 +146,12 @@ def _places(config: Config) -> dict[Path, int]:
     return {Path(path): capacity for path, capacity in named if isinstance(path, str)}
 
 
-def nearest_folder(path: Path) -> Path:
-    """Return a path itself, or the first folder above it that is there."""
-    return next(folder for folder in (path, *path.parents) if folder.is_dir())
-
-
 def _held(path: Path) -> int:
     nbytes = 0
     for file in path.rglob(f"*{SUFFIX}") if path.is_dir() else ():
         with contextlib.suppress(FileNotFoundError):  # an engine at work
             nbytes += file.stat().st_size
     return nbytes
-
-
-def mount_of(path: Path, root: Path = Path("/")) -> Mount:
-    """Find the mount that a path is on."""
-    device = os.stat(path).st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
-    best = Mount("/", "unknown", number)
-    with contextlib.suppress(OSError):
-        for line in (root / "proc/self/mountinfo").read_text().splitlines():
-            left, _, right = line.partition(" - ")
-            fields = left.split()
-            point = fields[4].replace("\\040", " ")
-            if path.resolve().is_relative_to(point) and len(point) >= len(best.point):
-                best = Mount(point, right.split()[0], fields[2])
-    return best
 
 
 def rotational(device: str, root: Path = Path("/")) -> bool:

@@ -22,6 +22,7 @@ from kvtier.errors import FULL, ConfigError, TierError
 from kvtier.tier import Bytes, Entry, Site, Tier
 from kvtier.tiers import directory, ownership
 from kvtier.tiers.directory import PARTIAL, SUFFIX, Root
+from kvtier.tiers.mount import refuse_network
 from kvtier.types import PAGE
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class FileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Where the records go; the directory is made, its parent must be there."""
 
     path: str
+    exclusive: bool = False  # no other engine has it, though the file system is a network's
 
 
 class FileTier(Tier):
@@ -64,6 +66,7 @@ class FileTier(Tier):
     ) -> None:
         self._site = site
         self._path = Path(config.path)
+        self._exclusive = config.exclusive
         self._base = directory.base_of(self._path, site)
         self._serial = itertools.count()
         self._root: Root | None = None
@@ -194,7 +197,9 @@ class FileTier(Tier):
         if self._mounted and on_root:
             raise OSError(errno.ENODEV, "its file system is not mounted any more")
         self._mounted = not on_root
-        ownership.refuse_shared(self._path, f"tier {self._site.name!r}")
+        where = f"tier {self._site.name!r}"
+        refuse_network(self._path, where, exclusive=self._exclusive)
+        ownership.refuse_shared(self._path, where)
         self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._base.mkdir(mode=0o700, exist_ok=True)
         if self._lock < 0 or not directory.has_lock(self._lock, self._base, self._site):

@@ -189,7 +189,7 @@ def test_a_trace_is_replayed_over_a_machine_that_is_not_here(tmp_path: Path) -> 
         {"kind": "file", "path": "/no/such/place/kv", "capacity": "1GiB"},
     ]
     elsewhere = {"tiers": tiers, "trace": {"record": "/no/such/place/trace"}}
-    assert load(elsewhere, here=False).tiers[1].options == {"path": "/no/such/place/kv"}
+    assert load(elsewhere, here=False).tiers[1].options["path"] == "/no/such/place/kv"
     with pytest.raises(ConfigError, match="is not absolute"):
         load({"tiers": [tiers[0], {**tiers[1], "path": "kv"}]}, here=False)
     with pytest.raises(ConfigError):
