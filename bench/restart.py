@@ -28,7 +28,7 @@ def main() -> None:
             for prompt in asked:
                 complete(server.port, prompt, 1)
             time.sleep(IDLE_S)
-            kept = (counter(server, "stores") - counter(server, "dropped")) * CHUNK
+            kept = (counter(server, "stored_chunks") - counter(server, "dropped_chunks")) * CHUNK
             if kept > PROMPTS * TOKENS:
                 raise RuntimeError(f"{kept} tokens stored of {PROMPTS * TOKENS}")
             started = time.perf_counter()

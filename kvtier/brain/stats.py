@@ -72,7 +72,7 @@ class TierStats:
     """One tier. Bytes are of all ranks together, seconds of the slowest."""
 
     name: str
-    hits: int = counter("tier_hits", "Chunks that requests found in the tier.")
+    hits: int = counter("tier_hit_chunks", "Chunks that requests found in the tier.")
     reads: int = counter("tier_reads", "Chunks read up from the tier.")
     read_bytes: int = counter(
         "tier_read_bytes",
@@ -115,7 +115,7 @@ class TierStats:
         of=tuple(f"{way}_{part}" for way in ("read", "write") for part in _PARTS),
     )
     refused: Tally[Why] = counter(
-        "tier_refused",
+        "tier_refused_chunks",
         "Chunks that left DRAM and that the tier did not take.",
         by="reason",
         of=_WRITES,
@@ -211,8 +211,8 @@ class CacheStats:
 
     tiers: tuple[TierStats, ...] = ()
     lookups: int = counter("lookup_calls", "Keys that the scheduler asked for, some several times.")
-    stores: int = counter("stores", "Chunks copied in from the device.")
-    loads: int = counter("loads", "Chunks copied to the device.")
+    stores: int = counter("stored_chunks", "Chunks copied in from the device.")
+    loads: int = counter("loaded_chunks", "Chunks copied to the device.")
     load_refusals: Tally[Why] = counter(
         "load_refusals",
         "Requests whose hit ended before their prompt did.",
@@ -230,7 +230,7 @@ class CacheStats:
     vetoes: int = counter("vetoes", "Entries and evictions that hooks refused.")
     evictions: int = counter("evictions", "Chunks that left DRAM.")
     demotions: int = counter("demotions", "Chunks that left DRAM downwards.")
-    dropped: int = counter("dropped", "Chunks that left DRAM and are in no tier.")
+    dropped: int = counter("dropped_chunks", "Chunks that left DRAM and are in no tier.")
     prefetches: int = counter("prefetches", "Chunks read ahead of a request.")
     prefetched_bytes: int = counter("prefetched_bytes", "Bytes read ahead.")
     useful_bytes: int = counter("prefetch_useful_bytes", "Of these, used later.")
@@ -252,9 +252,9 @@ class CacheStats:
     slots: int = gauge("slots", "Slots of the arena.")
     free_slots: int = gauge("free_slots", "Free slots of the arena.")
     quarantined_slots: int = gauge("quarantined_slots", "Slots that wait for an answer.")
-    pinned: int = gauge("pinned", "Chunks that are pinned.")
-    reading: int = gauge("reading", "Chunks on their way up.")
-    requests: int = gauge("requests", "Requests that are known.")
+    pinned: int = gauge("pinned_chunks", "Chunks that are pinned.")
+    reading: int = gauge("reading_chunks", "Chunks on their way up.")
+    requests: int = gauge("known_requests", "Requests that are known.")
 
     def copy(self) -> "CacheStats":
         """Keep the numbers of now."""

@@ -298,7 +298,7 @@ def test_each_that_is_provoked_is_shown_before_it_happens() -> None:
     shown = {each.name: each.of for each in METRICS}
     names = {"load": "kvtier:load_refusals", "store": "kvtier:store_refusals"}
     for case in CASES:
-        assert case.why in shown[names.get(case.where, "kvtier:tier_refused")], case
+        assert case.why in shown[names.get(case.where, "kvtier:tier_refused_chunks")], case
 
 
 def test_the_first_reason_of_a_request_is_the_one_that_counts() -> None:

@@ -63,11 +63,11 @@ def test_an_engine_at_rest_has_told_everything() -> None:
     engine.run(50)
     stored = engine.connector.scheduling.brain.stats().stores
     assert stored >= 7
-    assert told.sums["kvtier:stores"] < stored, "the clock stands still"
+    assert told.sums["kvtier:stored_chunks"] < stored, "the clock stands still"
     engine.abort(["a"])
     engine.run(3)
     stats = engine.connector.scheduling.brain.stats()
-    assert told.sums["kvtier:stores"] == stats.stores
+    assert told.sums["kvtier:stored_chunks"] == stats.stores
     assert told.sums["kvtier:lookup_calls"] == stats.lookups
 
 
@@ -80,7 +80,9 @@ def test_the_step_with_the_last_token_of_all_tells_everything() -> None:
     engine.add("b", 100, max_tokens=70)
     while engine.scheduler.get_request_counts() != (0, 0):
         engine.step()
-    assert told.sums["kvtier:stores"] == engine.connector.scheduling.brain.stats().stores >= 9
+    assert (
+        told.sums["kvtier:stored_chunks"] == engine.connector.scheduling.brain.stats().stores >= 9
+    )
 
 
 def test_processor_time_goes_on_where_an_io_process_is_a_new_one() -> None:

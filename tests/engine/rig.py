@@ -211,7 +211,14 @@ class Rig:
         self.disk.fail()
         self.settle()
         self.engine.call("tests.engine.faults:check_brain")
-        gauges = ("pinned", "reading", "quarantined_slots", "off", "tier_resting", "tier_in_flight")
+        gauges = (
+            "pinned_chunks",
+            "reading_chunks",
+            "quarantined_slots",
+            "off",
+            "tier_resting",
+            "tier_in_flight",
+        )
         assert {name: self.count(name) for name in gauges} == dict.fromkeys(gauges, 0)
         assert self.disk.partial() == []
         self.disk.assert_whole()

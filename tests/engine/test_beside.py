@@ -70,5 +70,5 @@ def test_answers_are_right_and_what_was_stored_is_loaded(
         for prompt in LONG:
             assert running.generate([prompt], TOKENS) == reference.of([prompt])
     told = running.metrics()
-    assert told["kvtier:loads_total"] > 0
+    assert told["kvtier:loaded_chunks_total"] > 0
     assert told.get("kvtier:off", 0) == 0

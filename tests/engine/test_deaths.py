@@ -43,7 +43,7 @@ def test_the_io_process_dies_while_it_reads(mortal: Rig) -> None:
     mortal.disk.fail(hang=True)
     mortal.trust()
     mortal.engine.add("reading", prompt, TOKENS)
-    until(lambda: mortal.count("reading") == 8, "its chunks are read", mortal.engine.step)
+    until(lambda: mortal.count("reading_chunks") == 8, "its chunks are read", mortal.engine.step)
     pid = mortal.kill_io()
     mortal.disk.fail()
     answers = mortal.engine.drain()
@@ -142,5 +142,5 @@ def test_a_graceful_restart_forgets_nothing(
     again.settle()
     for prompt in OLD[:2] + NEW + SHARED:
         assert again.cached(prompt) >= 8
-    assert again.count("tier_hits_total") > 0
+    assert again.count("tier_hit_chunks_total") > 0
     again.assert_well()

@@ -178,7 +178,7 @@ def test_a_read_past_its_deadline_is_a_shorter_hit(bad: Rig) -> None:
     late = bad.count("load_refusals_total", reason="late")
     assert bad.cached(LONG) == 9
     assert bad.count("load_refusals_total", reason="late") == late + 1
-    assert bad.count("reading") == 1
+    assert bad.count("reading_chunks") == 1
     bad.disk.fail()
     bad.settle()
     bad.cool()
@@ -218,7 +218,7 @@ def test_hung_reads_delay_nobody_else(bad: Rig) -> None:
     assert answer.cached == 8 * CHUNK, "what DRAM had"
     assert bad.count("load_refusals_total", reason="late") == late + 1
     bad.engine.call("tests.engine.faults:check_brain")
-    assert bad.count("reading") == 4, "they hang on"
+    assert bad.count("reading_chunks") == 4, "they hang on"
     assert bad.cached(hungry) == 12, "computed meanwhile"
     bad.disk.fail()
     bad.cool()

@@ -51,7 +51,7 @@ def test_chats_and_their_returns(kvtier: Engine, reference: Reference) -> None:
     for prompt in CHATS[-1]:
         (answer,) = kvtier.answers([prompt], TOKENS)
         assert answer.tokens == reference.of([prompt])[0]
-    assert kvtier.metrics()["kvtier:loads_total"] > 0
+    assert kvtier.metrics()["kvtier:loaded_chunks_total"] > 0
 
 
 def test_all_at_once_and_a_shared_prefix(kvtier: Engine, reference: Reference) -> None:

@@ -39,12 +39,12 @@ def test_chats_one_at_a_time(kvtier: Engine, reference: Reference) -> None:
 
 
 def test_chats_again_come_from_below_the_device(kvtier: Engine, reference: Reference) -> None:
-    before = kvtier.metrics()["kvtier:loads_total"]
+    before = kvtier.metrics()["kvtier:loaded_chunks_total"]
     for prompt in CHATS[-1]:
         (answer,) = kvtier.answers([prompt], TOKENS)
         assert answer.tokens == reference.of([prompt])[0]
         assert answer.cached >= 1024
-    assert kvtier.metrics()["kvtier:loads_total"] > before
+    assert kvtier.metrics()["kvtier:loaded_chunks_total"] > before
 
 
 def test_eight_at_once_under_memory_pressure(kvtier: Engine, reference: Reference) -> None:

@@ -85,7 +85,7 @@ def test_a_damaged_record_and_a_reader_that_dies(running: Rig, lane: str) -> Non
     running.cool()
     running.disk.fail(hang=True)
     running.engine.add("reading", damaged, TOKENS)
-    until(lambda: running.count("reading") == 8, "its chunks are read", running.engine.step)
+    until(lambda: running.count("reading_chunks") == 8, "its chunks are read", running.engine.step)
     running.kill_io()
     running.disk.fail()
     assert [running.engine.drain()["reading"].tokens] == running.right(damaged)

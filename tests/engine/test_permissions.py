@@ -35,8 +35,8 @@ def test_a_producer_only_stores_and_a_consumer_only_loads(
     right, cached = ask(producer, WHOLE)
     assert (cached, ask(producer, WHOLE)) == (0, (right, 0))
     short, _ = ask(producer, SHORT, max_offload_tokens=300)
-    assert producer.metrics().get("kvtier:stores_total", 0) > 4
-    assert producer.metrics().get("kvtier:loads_total", 0) == 0
+    assert producer.metrics().get("kvtier:stored_chunks_total", 0) > 4
+    assert producer.metrics().get("kvtier:loaded_chunks_total", 0) == 0
 
     consumer = engine_of("kv_consumer", tmp_path, llama, engine)
     assert ask(consumer, WHOLE, **CPU) == (right, 0)
@@ -48,4 +48,4 @@ def test_a_producer_only_stores_and_a_consumer_only_loads(
     assert ask(consumer, SHORT) == (short, 256)
     new, cached = ask(consumer, NEW)
     assert (cached, ask(consumer, NEW)) == (0, (new, 0))
-    assert consumer.metrics().get("kvtier:stores_total", 0) == 0
+    assert consumer.metrics().get("kvtier:stored_chunks_total", 0) == 0

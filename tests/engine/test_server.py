@@ -95,7 +95,7 @@ def test_streaming_metrics_and_events(
     for name in (
         'kvtier:tier_used_bytes{engine="0",model_name="demo",tier="nvme"}',
         'kvtier:tier_write_bytes_total{engine="0",model_name="demo",tier="nvme"}',
-        'kvtier:tier_hits_total{engine="0",model_name="demo",tier="nvme"}',
+        'kvtier:tier_hit_chunks_total{engine="0",model_name="demo",tier="nvme"}',
         "kvtier:lookup_calls_total",
         "kvtier:free_slots",
     ):

@@ -33,7 +33,11 @@ def in_a_wave(slow: Rig, name: str) -> None:
     slow.disk.fail(read_delay_s=0.3)
     slow.trust()
     slow.engine.add(name, LONG, TOKENS)
-    until(lambda: 0 < slow.count("pinned") < 16, "some of its chunks are here", slow.engine.step)
+    until(
+        lambda: 0 < slow.count("pinned_chunks") < 16,
+        "some of its chunks are here",
+        slow.engine.step,
+    )
     assert slow.engine.call("tests.engine.faults:holder"), "another wave follows"
 
 
@@ -57,7 +61,7 @@ def test_an_abort_in_the_middle_of_a_wave_leaves_nothing_pinned(slow: Rig) -> No
     in_a_wave(slow, "aborted")
     slow.engine.abort("aborted")
     slow.settle()
-    assert slow.count("pinned") == 0
+    assert slow.count("pinned_chunks") == 0
     slow.disk.fail()
     assert slow.cached(LONG) == 16
 
@@ -70,5 +74,5 @@ def test_a_reset_in_the_middle_of_a_wave_leaves_nothing_pinned(slow: Rig, runnin
     assert answer.tokens == slow.reference.of([LONG])[0]
     assert answer.cached == 0, "it was stored before the reset"
     slow.settle()
-    assert slow.count("pinned") == 0
+    assert slow.count("pinned_chunks") == 0
     slow.ask(COMMON, ASKED[0])
