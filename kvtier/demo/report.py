@@ -30,16 +30,10 @@ def render(passes: Sequence[PassResult], workload: Workload, machine: dict[str, 
     body: list[Piece] = [
         heading(headline(passes), _setting(workload), level=1),
         _table(passes),
-        heading(
-            "Time to first token, by turn", "A dot is a request, a line the median of its turn."
-        ),
         _ttft(passes),
-        heading("Where the tokens of the prompts came from"),
         _sources(passes),
+        *(_occupancy(each) for each in passes if each.occupancy and each.capacity),
     ]
-    for each in passes:
-        if each.occupancy and each.capacity:
-            body += [heading(f"Bytes in the tiers over time: {WHAT[each.name]}"), _occupancy(each)]
     body.append(Html(f"<footer>{escape(_footer(machine))}</footer>"))
     return document("kvtier demo", body)
 
@@ -110,7 +104,8 @@ def _ttft(passes: Sequence[PassResult]) -> Plot:
         )
     turns = max(turn.turn for each in passes for turn in each.turns) + 1
     return Plot(
-        title="time to first token by turn",
+        title="Time to first token, by turn",
+        note="A dot is a request, a line the median of its turn.",
         series=series,
         unit="seconds",
         categories=[f"turn {n + 1}" for n in range(turns)],
@@ -129,7 +124,7 @@ def _sources(passes: Sequence[PassResult]) -> Plot:
         for name, words in _SOURCES.items()
     ]
     return Plot(
-        title="tokens of the prompts by pass and source",
+        title="Where the tokens of the prompts came from",
         series=series,
         unit="tokens",
         categories=[each.name for each in passes],
@@ -147,7 +142,8 @@ def _occupancy(each: PassResult) -> Plot:
         )
         for tier, capacity in each.capacity.items()
     ]
-    return Plot(title="bytes in the tiers", series=series, unit="bytes", x_label="seconds")
+    title = f"Bytes in the tiers over time: {WHAT[each.name]}"
+    return Plot(title=title, series=series, unit="bytes", x_label="seconds")
 
 
 def _footer(machine: dict[str, object]) -> str:

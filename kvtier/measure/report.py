@@ -19,10 +19,6 @@ def render(
         pre = Html(f"<pre>{escape(recommended)}</pre>")
         body += [heading("Recommended, in the YAML"), pre]
     body += [
-        heading(
-            "Through kvtier",
-            "Chunks written and read through the I/O process; the best of each number of operations at a time.",
-        ),
         _by_depth(points),
         *(_disk(tier, disk) for tier, disk in disks.items()),
         heading(
@@ -54,7 +50,13 @@ def _by_depth(points: Sequence[Point]) -> Plot:
             )
         )
     names = [f"depth {depth}" for depth in depths]
-    return Plot(title="bandwidth by depth", series=series, unit="GB/s", categories=names)
+    return Plot(
+        title="Through kvtier",
+        note="Chunks written and read through the I/O process; the best of each number of operations at a time.",
+        series=series,
+        unit="GB/s",
+        categories=names,
+    )
 
 
 def _disk(tier: str, disk: Disk) -> Html:

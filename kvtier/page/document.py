@@ -21,23 +21,26 @@ class Html(str):
 Piece = Html | Plot
 
 
-def document(title: str, body: Iterable[Piece], *, live_s: float = 0.0) -> str:
-    """Write a whole page; with `live_s` it asks its server so often for its pieces, at `pieces.json` beside it."""
+def document(
+    title: str, body: Iterable[Piece], *, columns: bool = False, live_s: float = 0.0
+) -> str:
+    """Write a whole page.
+
+    Args:
+        columns: plots stand side by side where there is room.
+        live_s: so often the page asks its server for its pieces, at `pieces.json` beside it; 0: never.
+    """
     body = list(body)
-    shown = "".join(
-        f'<figure data-piece="{i}" role="img" aria-label="{escape(each.title)}"></figure>'
-        if isinstance(each, Plot)
-        else f'<div data-piece="{i}">{each}</div>'
-        for i, each in enumerate(body)
-    )
+    shown = "".join(map(_placed, range(len(body)), body))
     data = _safe(pieces(body, plots_only=True))
+    kind = ' class="columns"' if columns else ""
     live = f' data-live="{live_s:g}"' if live_s else ""
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy()}">'
         f'<link rel="icon" href="data:,"><style>{_style()}</style></head>'
-        f"<body{live}><main>{shown}</main><noscript>The plots need JavaScript.</noscript>"
+        f"<body{live}><main{kind}>{shown}</main><noscript>The plots need JavaScript.</noscript>"
         f'<script type="application/json" id="pieces">{data}</script>'
         f"<script>{_script()}</script></body></html>\n"
     )
@@ -72,6 +75,16 @@ def heading(words: str, below: str = "", *, level: int = 2) -> Html:
     """Write a heading, and in small letters what is to be known of what comes."""
     soft = f'<p class="soft">{escape(below)}</p>' if below else ""
     return Html(f"<h{level}>{escape(words)}</h{level}>{soft}")
+
+
+def _placed(i: int, each: Piece) -> str:
+    if not isinstance(each, Plot):
+        return f'<div data-piece="{i}">{each}</div>'
+    caption = heading(each.title, each.note)
+    drawing = (
+        f'<div class="plot" data-piece="{i}" role="img" aria-label="{escape(each.title)}"></div>'
+    )
+    return f"<figure><figcaption>{caption}</figcaption>{drawing}</figure>"
 
 
 def _cell(text: str) -> str:

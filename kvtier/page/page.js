@@ -90,7 +90,8 @@
 
   function look(plot, one) {
     const stroke = colour(one.colour);
-    const style = { label: one.name, stroke, width: 2, spanGaps: true, value: yValue(plot, one) };
+    const points = { fill: () => colour("paper") };
+    const style = { label: one.name, stroke, width: 2, spanGaps: true, points, value: yValue(plot, one) };
     if (one.draw === "dashes") return { ...style, dash: [6, 4], points: { show: false } };
     if (one.draw === "dots") return { ...style, paths: () => null, points: { show: true, size: 8, fill: stroke + "99", width: 0 } };
     if (one.draw === "bars") return { ...style, fill: stroke, width: 0, paths: uPlot.paths.bars({ size: [0.6, 90] }), points: { show: false } };
@@ -99,7 +100,8 @@
   }
 
   function options(plot, width) {
-    const full = plot.unit === "share" ? 1 : null;
+    const top = (most) => (most > 0 ? uPlot.rangeNum(0, most, 0.08, true)[1] : 1);
+    const bound = plot.unit === "share" ? 1 : Infinity;
     const xRange = plot.categories.length ? { range: [-0.5, plot.categories.length - 0.5] } : {};
     return {
       width,
@@ -107,7 +109,7 @@
       class: plot.stacked ? "fixed" : "free",
       scales: {
         x: { time: plot.time, ...xRange },
-        y: { range: (u, _, most) => [0, full ?? (most > 0 ? uPlot.rangeNum(0, most, 0.08, true)[1] : 1)] },
+        y: { range: (u, _, most) => [0, Math.min(top(most), bound)] },
       },
       axes: [
         xAxis(plot),
@@ -165,7 +167,7 @@
   const sizes = new ResizeObserver((entries) => {
     for (const { target } of entries) drawn.get(target)?.[1].setSize({ width: target.clientWidth, height: HEIGHT });
   });
-  document.querySelectorAll("figure").forEach((each) => sizes.observe(each));
+  document.querySelectorAll(".plot").forEach((each) => sizes.observe(each));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     for (const [element, [plot]] of [...drawn]) draw(element, plot);
   });

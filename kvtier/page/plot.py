@@ -32,8 +32,9 @@ class Series(msgspec.Struct, frozen=True, kw_only=True):
 class Plot(msgspec.Struct, frozen=True, kw_only=True):
     """Series over a common pair of axes; the vertical one starts at zero."""
 
-    title: str  # for who cannot see it
+    title: str
     series: Sequence[Series]
+    note: str = ""  # below the title, in small letters
     unit: Unit = ""
     x_label: str = ""
     categories: Sequence[str] = ()  # names of x = 0, 1, 2 ...

@@ -20,29 +20,36 @@ def render(found: ReplayTable) -> str:
     body: list[Piece] = [
         heading(_headline(found), what_was_replayed(found) + skipped, level=1),
         _rows(found.rows),
-        heading("Hits by size", "Share of the blocks that were found; Belady knows the future."),
-        _by_size(found.rows, given, lambda row: row.hit_blocks, "hits"),
-        heading("Seconds of prefill saved, by size"),
-        _by_size(found.rows, given, lambda row: row.saved_prefill, "saved seconds"),
+        _by_size(
+            found.rows,
+            given,
+            lambda row: row.hit_blocks,
+            "Hits by size",
+            note="Share of the blocks that were found; Belady knows the future.",
+        ),
+        _by_size(
+            found.rows, given, lambda row: row.saved_prefill, "Seconds of prefill saved, by size"
+        ),
     ]
     for name in ("p50", "p95", "p99") if timed else ():
-        body.append(heading(f"Time to first token, by size: {name}"))
-        body.append(_by_size(timed, given, partial(_quantile, name), name, "seconds"))
-    for row in timed:
-        if row.occupancy:
-            words = f"Bytes in the tiers over time: {row.policy}, {_size(row)} tokens"
-            body += [heading(words), _occupancy(row)]
+        words = f"Time to first token, by size: {name}"
+        body.append(_by_size(timed, given, partial(_quantile, name), words, "seconds"))
+    body += [_occupancy(row) for row in timed if row.occupancy]
     body.append(Html(f"<footer>assumed: {escape(', '.join(assumed))}</footer>"))
     return document("kvtier replay", body)
 
 
-def _headline(table: ReplayTable) -> str:
-    real = [row for row in table.rows if not row.ceiling]
-    best = max(real, key=lambda row: row.saved_prefill)
-    return (
-        f"Best: {best.policy} with {_size(best)} tokens saves {best.saved_prefill:.1%} of the prefill "
+def _headline(found: ReplayTable) -> str:
+    """Say what the best policy saves at its size, and what another one does there."""
+    real = [row for row in found.rows if not row.ceiling]
+    best, *others = sorted(real, key=lambda row: -row.saved_prefill)
+    words = (
+        f"With {_size(best)} tokens {best.policy} saves {best.saved_prefill:.1%} of the prefill "
         f"({best.saved_prefill_s:,.0f} s)"
     )
+    beside = [row for row in others if row.capacity_tokens == best.capacity_tokens]
+    beside.sort(key=lambda row: row.policy != "lru")  # the one that everybody knows
+    return f"{words}, {beside[0].policy} {beside[0].saved_prefill:.1%}" if beside else words
 
 
 def what_was_replayed(table: ReplayTable) -> str:
@@ -76,6 +83,7 @@ def _by_size(
     value: Callable[[ReplayRow], float],
     title: str,
     unit: Unit = "share",
+    note: str = "",
 ) -> Plot:
     """Draw one line per policy; sizes stand at equal distances, they are usually powers."""
     sizes = sorted({row.capacity_tokens for row in rows if row.capacity_tokens})
@@ -92,7 +100,7 @@ def _by_size(
         for name, colour in given.items()
     ]
     words = [f"{format_count(size)} tokens" for size in sizes]
-    return Plot(title=f"{title} by size", series=series, unit=unit, categories=words)
+    return Plot(title=title, note=note, series=series, unit=unit, categories=words)
 
 
 def _quantile(name: str, row: ReplayRow) -> float:
@@ -106,7 +114,8 @@ def _occupancy(row: ReplayRow) -> Plot:
         Series(name=name, colour=colour, points=[(each.at_s, each.used[name]) for each in moments])
         for name, colour in given.items()
     ]
-    return Plot(title="bytes in the tiers", series=series, unit="bytes", x_label="seconds")
+    title = f"Bytes in the tiers over time: {row.policy}, {_size(row)} tokens"
+    return Plot(title=title, series=series, unit="bytes", x_label="seconds")
 
 
 def _size(row: ReplayRow) -> str:

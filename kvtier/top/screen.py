@@ -1,7 +1,5 @@
 """The facts of one server as text for a terminal: about twenty lines of 80 columns, wider where there is room."""
 
-from math import isnan
-
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -9,6 +7,7 @@ from rich.text import Text
 
 from kvtier.errors import one_line
 from kvtier.top.facts import COMPUTED, Facts, Spread, TierFacts
+from kvtier.top.figures import TIER_HEADS, seconds, share, span, tier_cells, worth
 from kvtier.units import format_count, format_nbytes
 
 _COLOURS = {COMPUTED: "yellow", "hbm": "green"}
@@ -18,11 +17,7 @@ _MOST_MISSES = 4
 
 def screen(address: str, facts: Facts, width: int) -> RenderableType:
     """Show one server."""
-    span = "since its start (/s: of the last two looks)"
-    if not isnan(facts.seconds):
-        span = f"last {facts.seconds:.0f} s"
-    more = f", {facts.engines} engines" if facts.engines > 1 else ""
-    head = Text.assemble((one_line(address), "bold"), f"{more}, {span}")
+    head = Text.assemble((one_line(address), "bold"), f", {span(facts)}")
     lines: list[RenderableType] = [head, *_sources(facts, width), "", _tiers(facts)]
     if facts.ttft:
         lines += ["", _ttft(facts)]
@@ -39,9 +34,9 @@ def words(address: str, facts: Facts) -> str:
     said = [f"{one_line(address)}: kvtier is {'off' if facts.off else 'on'}"]
     total = sum(facts.tokens.values())
     if total:
-        parts = ", ".join(f"{_share(n, total)} {name}" for name, n in facts.tokens.items() if n)
+        parts = ", ".join(f"{share(n, total)} {name}" for name, n in facts.tokens.items() if n)
         said.append(f"{format_count(total)} prompt tokens: {parts}")
-        said.append(_worth(facts))
+        said.append(worth(facts))
     for tier in facts.tiers:
         state = f"{tier.failed} failures since the start{', rests' if tier.resting else ''}"
         said.append(
@@ -49,7 +44,7 @@ def words(address: str, facts: Facts) -> str:
         )
     if facts.misses:
         why = ", ".join(
-            f"{_share(n, sum(facts.misses.values()))} {each}" for each, n in facts.misses.items()
+            f"{share(n, sum(facts.misses.values()))} {each}" for each, n in facts.misses.items()
         )
         said.append(f"computed because: {why}")
     said += [f"look at this: {each}" for each in facts.wrong]
@@ -69,41 +64,25 @@ def _sources(facts: Facts, width: int) -> list[Text]:
         cells = round(so_far / total * width) - drawn
         bar.append("█" * cells, colours[name])
         drawn += cells
-        legend.append("■ ", colours[name]).append(f"{name} {_share(n, total)}  ")
+        legend.append("■ ", colours[name]).append(f"{name} {share(n, total)}  ")
     title = Text(
-        f"{format_count(total)} prompt tokens, {facts.reused:.0%} not computed; {_worth(facts)}"
+        f"{format_count(total)} prompt tokens, {facts.reused:.0%} not computed; {worth(facts)}"
     )
     return [title, bar, legend]
 
 
-def _worth(facts: Facts) -> str:
-    saved, spent = _seconds(facts.saved_s), _seconds(facts.spent_s)
-    return f"saved {saved} of prefill, spent {spent} of waits"
-
-
 def _tiers(facts: Facts) -> Table:
-    table = _table(
-        "tier", "used", "of", "full", "read/s", "reaches", "write/s", "wait p95", "failed"
-    )
+    table = _table(*TIER_HEADS)
     for tier in facts.tiers:
-        table.add_row(
-            escape(tier.name),
-            format_nbytes(tier.used),
-            format_nbytes(tier.capacity),
-            _share(tier.used, tier.capacity),
-            _rate(tier.read_rate),
-            _rate(tier.medium_rate or float("nan")),
-            _rate(tier.write_rate),
-            _seconds(tier.wait.p95_s),
-            _failed(tier),
-        )
+        *cells, _ = map(escape, tier_cells(tier))
+        table.add_row(*cells, _failed(tier))
     return table
 
 
 def _failed(tier: TierFacts) -> str:
-    if tier.resting:
-        return f"[bold red]{tier.failed}, rests[/]"
-    return f"[red]{tier.failed}[/]" if tier.failed else "0"
+    colour = "bold red" if tier.resting else "red" if tier.failed else ""
+    said = tier_cells(tier)[-1]
+    return f"[{colour}]{said}[/]" if colour else said
 
 
 def _ttft(facts: Facts) -> Table:
@@ -114,14 +93,14 @@ def _ttft(facts: Facts) -> Table:
 
 
 def _spread(each: Spread) -> tuple[str, str, str]:
-    return format_count(each.count), _seconds(each.p50_s), _seconds(each.p95_s)
+    return format_count(each.count), seconds(each.p50_s), seconds(each.p95_s)
 
 
 def _misses(facts: Facts) -> Table:
     table = _table("computed because", "tokens", "share")
     total = sum(facts.misses.values())
     for reason, n in list(facts.misses.items())[:_MOST_MISSES]:
-        table.add_row(reason, format_count(n), _share(n, total))
+        table.add_row(reason, format_count(n), share(n, total))
     return table
 
 
@@ -136,17 +115,3 @@ def _table(first: str, *others: str) -> Table:
 def _colours(names: dict[str, int]) -> dict[str, str]:
     tiers = [name for name in names if name not in _COLOURS]
     return _COLOURS | {name: _OTHERS[i % len(_OTHERS)] for i, name in enumerate(tiers)}
-
-
-def _share(part: float, whole: float) -> str:
-    return f"{part / whole:.0%}" if whole else "-"
-
-
-def _rate(rate: float) -> str:
-    return "-" if isnan(rate) else format_nbytes(rate)
-
-
-def _seconds(seconds: float) -> str:
-    if isnan(seconds):
-        return "-"
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:,.1f} s"

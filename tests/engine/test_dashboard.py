@@ -78,4 +78,9 @@ def test_every_panel_has_data_and_nothing_fires(
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "24k prompt tokens" in shown.stdout
     assert "nothing failed" in shown.stdout
+    page = tmp_path / "top.html"
+    url = f"127.0.0.1:{server.port}"
+    recorded = run("top", url, "--html", str(page), "--for", "1s", "--interval", "0.5")
+    assert (recorded.returncode, recorded.stderr) == (0, "")
+    assert page.read_text().count("<figure") == 9
     assert run("status", f"127.0.0.1:{server.port}").returncode == 0

@@ -95,7 +95,7 @@ def test_the_pointer_shows_values(tab: Tab, page: str) -> None:
     tab.point(box[0] + box[2] * 0.25, box[1] + box[3] / 2)
     tab.settle()
     shown = tab.value(
-        "[...document.querySelectorAll('figure')[1].querySelectorAll('.u-value')].map(e => e.textContent)"
+        "[...document.querySelectorAll('.plot')[1].querySelectorAll('.u-value')].map(e => e.textContent)"
     )
     assert shown == ["a", "3K tokens", "1K tokens"], "each its own, not the sum"
 

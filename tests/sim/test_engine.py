@@ -1,5 +1,6 @@
 """The replay with timing: the queueing model by hand, and the brain's promises under it."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,7 @@ def test_jobs_become_rows_and_a_report(tmp_path: Path) -> None:
     )
     page = render(table)
     assert "&lt;a&gt; &amp; b" in page
+    assert re.search(r"<h1>With 400k tokens lru saves \d+\.\d% of the prefill", page)
     assert page.count("<figure") == 2 + 3 + 2
 
 
