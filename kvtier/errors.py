@@ -23,6 +23,11 @@ def _cut(text: str) -> str:
     return f"{text[:_HEAD]} ...{left_out} more... {text[-_TAIL:]}" if left_out > 0 else text
 
 
+def reason(exc: BaseException) -> str:
+    """Say what went wrong in words: of what the system says neither its number nor the file, which a message names itself."""
+    return (isinstance(exc, OSError) and exc.strerror) or str(exc)
+
+
 class KvtierError(Exception):
     """Base of everything kvtier raises on purpose."""
 

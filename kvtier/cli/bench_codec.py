@@ -20,7 +20,7 @@ from kvtier.config import Plugin
 from kvtier.config.codecs import codec as read_codec
 from kvtier.config.load import read_yaml
 from kvtier.config.words import mistake, refuse_odd
-from kvtier.errors import ConfigError
+from kvtier.errors import ConfigError, reason
 from kvtier.layout import ELEMENTS
 
 CODECS = ("raw", "lz4", "[planes, lz4]", "zstd", "lossless", "fp8", "int8", "int4")
@@ -77,7 +77,7 @@ def read(file: Path, dtype: str) -> Array:
     try:
         kv: Array = np.load(file, allow_pickle=False)
     except (OSError, ValueError) as exc:
-        raise ConfigError(f"{file}: cannot be read as .npy: {exc}") from exc
+        raise ConfigError(f"{file}: cannot be read as .npy: {reason(exc)}") from exc
     if kv.ndim != 5 or kv.shape[0] != 2:
         raise ConfigError(
             f"{file}: expected the axes (k/v, layers, tokens, heads, head_dim), got {kv.shape}"

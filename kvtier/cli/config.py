@@ -64,7 +64,9 @@ def check(
     file: Annotated[Path, typer.Argument(help="The YAML to check.", show_default=False)],
     model: Annotated[
         Path | None,
-        typer.Option(help="A model's directory or config.json: adds what each tier would hold."),
+        typer.Option(
+            help="A model: directory, config.json, or name in the cache of Hugging Face. Adds what each tier would hold."
+        ),
     ] = None,
     tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks on this node.")] = 1,
     block_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the engine's block.")] = 16,

@@ -1,16 +1,18 @@
 """How many bytes of KV a model makes, from its config.json alone: no weights, no torch, no vLLM."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from kvtier.chunking import group_layers
-from kvtier.errors import ConfigError
+from kvtier.errors import ConfigError, reason
 
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
 _MOST_LAYERS = 10_000
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
@@ -43,16 +45,19 @@ class Geometry(NamedTuple):
 
 
 def read_geometry(model: Path, *, ranks: int, dtype: str = "auto") -> Geometry:
-    """Read a model's directory, or its config.json, as `ranks` tensor-parallel ranks see it.
+    """Read a model's config.json, as `ranks` tensor-parallel ranks see it; `locate` finds the model.
 
     Raises:
         ConfigError: there is no such file, or it describes layers without an ordinary KV cache.
     """
+    model = locate(model)
     file = model / "config.json" if model.is_dir() else model
     try:
         raw = json.loads(file.read_text())
     except (OSError, ValueError, RecursionError) as exc:
-        raise ConfigError(f"{file}: cannot be read as a model's config.json: {exc}") from exc
+        raise ConfigError(
+            f"{file}: cannot be read as a model's config.json: {reason(exc)}"
+        ) from exc
     if not isinstance(raw, dict):
         raise ConfigError(f"{file}: not a model's config.json")
     text = next((raw[key] for key in ("text_config", "llm_config") if raw.get(key)), raw)
@@ -60,6 +65,28 @@ def read_geometry(model: Path, *, ranks: int, dtype: str = "auto") -> Geometry:
         return _geometry({**raw, **text}, ranks, dtype)
     except (KeyError, TypeError) as exc:
         raise ConfigError(f"{file}: no attention layers in it that kvtier knows: {exc}") from exc
+
+
+def locate(model: Path) -> Path:
+    """Find a model: a directory, a config.json, or a name such as `org/model` in the local cache of Hugging Face.
+
+    Raises:
+        ConfigError: it is a name, and the cache has no such model.
+    """
+    if model.exists() or not _HUB_NAME.fullmatch(str(model)):
+        return model
+    try:
+        from huggingface_hub import try_to_load_from_cache  # comes with vLLM
+    except ImportError:
+        found = None
+    else:
+        found = try_to_load_from_cache(str(model), "config.json")
+    if not isinstance(found, str):
+        raise ConfigError(
+            f"{model}: no such directory, and no such model in the cache of Hugging Face here; "
+            f"run 'hf download {model} config.json'"
+        )
+    return Path(found).parent
 
 
 def _geometry(raw: Mapping[str, object], ranks: int, dtype: str) -> Geometry:
@@ -94,6 +121,7 @@ def _dtype(raw: Mapping[str, object], dtype: str) -> str:
 
 def _attention(raw: Mapping[str, object], ranks: int) -> tuple[str, int, bool]:
     """Name the kind of attention, count the elements per token, layer and rank, and say whether it is latent."""
+    refuse_ranks(_int(raw, "num_attention_heads", "n_head"), ranks)
     if raw.get("kv_lora_rank"):
         latent = _int(raw, "kv_lora_rank") + _int(raw, "qk_rope_head_dim")
         return f"MLA, {latent} latent elements on every rank", latent, True
@@ -103,6 +131,14 @@ def _attention(raw: Mapping[str, object], ranks: int) -> tuple[str, int, bool]:
     kind = "MHA" if kv_heads == heads else "MQA" if kv_heads == 1 else "GQA"
     words = f"{kind}, {kv_heads} KV heads of {dim} elements"
     return words, 2 * dim * max(1, kv_heads // ranks), False
+
+
+def refuse_ranks(heads: int, ranks: int) -> None:
+    """Raise a ConfigError for tensor-parallel ranks that cannot share the heads evenly: vLLM refuses them."""
+    if heads % ranks:
+        raise ConfigError(
+            f"{ranks} ranks cannot share {heads} attention heads evenly: vLLM refuses that"
+        )
 
 
 def _layer_kinds(raw: Mapping[str, object]) -> list[str]:

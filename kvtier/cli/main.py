@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from kvtier import __version__
 from kvtier.cli.outputs import with_file
-from kvtier.errors import ConfigError, KvtierError, one_line
+from kvtier.errors import ConfigError, KvtierError, one_line, reason
 
 COMMANDS = {
     "config": "kvtier.cli.config",
@@ -76,7 +76,10 @@ def main() -> None:
             typer.echo(f"kvtier: {mistake}", err=True)
         sys.exit(1)
     except (KvtierError, OSError) as exc:
-        typer.echo(f"kvtier: {one_line(str(exc))}", err=True)
+        file = exc.filename if isinstance(exc, OSError) else None
+        typer.echo(
+            f"kvtier: {one_line(f'{file}: {reason(exc)}' if file else reason(exc))}", err=True
+        )
         sys.exit(1)
 
 

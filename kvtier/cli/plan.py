@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from kvtier.cli.geometry import Geometry, read_geometry
+from kvtier.cli.geometry import Geometry, locate, read_geometry
 from kvtier.cli.options import read
 from kvtier.cli.outputs import JsonFile, check_writable, console_beside, plain, save_json
 from kvtier.cli.replay import assumed, policies
@@ -52,7 +52,10 @@ class Need(NamedTuple):
 
 
 def plan(  # noqa: PLR0913 - a command's options are its arguments
-    model: Annotated[Path, typer.Option(help="A model's directory or config.json.")],
+    model: Annotated[
+        Path,
+        typer.Option(help="A model: directory, config.json, or name in the cache of Hugging Face."),
+    ],
     gpu_memory: Annotated[str, typer.Option(help="Of all ranks together.")],
     context: Annotated[str, typer.Option(help="Tokens of one conversation.")] = "32k",
     users: Annotated[int, typer.Option(min=1, help="Conversations at the same time.")] = 100,
@@ -128,6 +131,7 @@ def plan(  # noqa: PLR0913 - a command's options are its arguments
 
 def weight_nbytes(model: Path) -> int:
     """Add up the weight files of a model's directory; 0 where there are none."""
+    model = locate(model)
     return sum(file.stat().st_size for file in model.glob("*.safetensors")) if model.is_dir() else 0
 
 

@@ -37,7 +37,10 @@ class Suggestion(NamedTuple):
 
 
 def suggest(
-    model: Annotated[Path, typer.Option(help="A model's directory or config.json.")],
+    model: Annotated[
+        Path,
+        typer.Option(help="A model: directory, config.json, or name in the cache of Hugging Face."),
+    ],
     path: Annotated[
         Path | None, typer.Option(help="A directory on a local disk, for a file tier.")
     ] = None,

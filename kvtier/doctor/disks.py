@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from kvtier.config import Config
 from kvtier.doctor.finding import Finding, Level, Patient
-from kvtier.errors import FULL
+from kvtier.errors import FULL, reason
 from kvtier.tiers.directory import SUFFIX
 from kvtier.tiers.file import refuses_direct
 from kvtier.tiers.mount import Mount, mount_of, nearest_folder, objection_to
@@ -64,7 +64,9 @@ def look(path: Path, root: Path = Path("/"), *, exclusive: bool = False) -> Iter
         mount = mount_of(there, root)
         why = objection(path)
     except OSError as exc:
-        yield Finding(area, Level.FAIL, f"cannot be looked at: {exc}", "choose another path")
+        yield Finding(
+            area, Level.FAIL, f"cannot be looked at: {reason(exc)}", "choose another path"
+        )
         return
     if read_only:
         said = f"{there} is on a read-only file system"
@@ -100,7 +102,7 @@ def _look_at_medium(area: str, there: Path, mount: Mount, root: Path) -> Iterato
         advice = "choose another path; until then engines start without the tier"
         if full:
             advice = "make room there, or choose another path; until then engines write nothing into the tier"
-        said = f"nothing can be written: {exc.strerror or exc}"
+        said = f"nothing can be written: {reason(exc)}"
         yield Finding(area, Level.WARN if full else Level.FAIL, said, advice)
         refused = ""
     if refused:
@@ -125,7 +127,9 @@ def rooms(config: Config, failed: Collection[Path] = ()) -> Iterator[Finding]:
             free = shutil.disk_usage(nearest_folder(next(iter(capacities)))).free
             held = sum(_held(path) for path in capacities)
         except OSError as exc:
-            yield Finding(area, Level.FAIL, f"cannot be looked at: {exc}", "choose another path")
+            yield Finding(
+                area, Level.FAIL, f"cannot be looked at: {reason(exc)}", "choose another path"
+            )
             continue
         capacity = sum(capacities.values())
         said = f"{format_nbytes(free)} free, {format_nbytes(held)} of records, for {format_nbytes(capacity)}"

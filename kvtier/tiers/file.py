@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from kvtier.errors import FULL, ConfigError, TierError
+from kvtier.errors import FULL, ConfigError, TierError, reason
 from kvtier.tier import Bytes, Entry, Site, Tier
 from kvtier.tiers import directory, ownership
 from kvtier.tiers.directory import PARTIAL, SUFFIX, Root
@@ -395,5 +395,5 @@ def refuses_direct(folder: Path) -> str:
         except OSError as exc:
             if exc.errno in FULL:
                 raise
-            return exc.strerror or str(exc)
+            return reason(exc)
     return ""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kvtier.errors import CorruptBlock
+from kvtier.errors import CorruptBlock, reason
 from kvtier.io_process import record
 from kvtier.tiers.directory import PARTIAL, SUFFIX, namespaces, trash_in
 from kvtier.types import PAGE
@@ -65,7 +65,7 @@ def verify(place: Location) -> Verdict | None:
     except CorruptBlock as exc:
         return Verdict(place, nbytes, str(exc))
     except OSError as exc:
-        return Verdict(place, nbytes, exc.strerror or str(exc))
+        return Verdict(place, nbytes, reason(exc))
     return Verdict(place, nbytes)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
 from kvtier import topology
-from kvtier.errors import ConfigError, one_line
+from kvtier.errors import ConfigError, one_line, reason
 from kvtier.registry import nearest
 from kvtier.trace.formats import FORMATS, Drawing, TraceFormat
 from kvtier.trace.trace import Row, Trace, TraceBuilder, check
@@ -110,7 +110,7 @@ def open_lines(path: Path) -> Iterator[Iterator[bytes]]:
         ):
             yield _lines(cast(BinaryIO, file))
     except _broken(path) as exc:
-        raise ConfigError(f"{path}: cannot be read: {exc}") from exc
+        raise ConfigError(f"{path}: cannot be read: {reason(exc)}") from exc
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:

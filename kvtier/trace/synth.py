@@ -10,7 +10,7 @@ from typing import BinaryIO
 import msgspec
 import numpy as np
 
-from kvtier.errors import ConfigError
+from kvtier.errors import ConfigError, reason
 from kvtier.replacement import replacement
 from kvtier.trace.files import open_file
 from kvtier.trace.formats.own import VERSION, Heading, TraceLine
@@ -82,4 +82,4 @@ def _create(path: Path) -> Iterator[BinaryIO]:
         with replacement(path) as partial, open_file(partial, path.suffix, "wb") as file:
             yield file
     except OSError as exc:
-        raise ConfigError(f"{path}: cannot be written: {exc}") from exc
+        raise ConfigError(f"{path}: cannot be written: {reason(exc)}") from exc

@@ -102,3 +102,29 @@ def test_what_has_no_figure_is_refused(tmp_path: Path, raw: object, message: str
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         read_geometry(tmp_path / "nowhere", ranks=1)
+
+
+def test_ranks_that_cannot_share_the_heads_are_refused(tmp_path: Path) -> None:
+    for raw in (LLAMA_8B, DEEPSEEK_V3):
+        with pytest.raises(ConfigError, match=r"3 ranks cannot share .* attention heads evenly"):
+            geometry(tmp_path, raw, ranks=3)
+
+
+def test_a_model_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    snapshot = tmp_path / "models--meta--llama" / "snapshots" / "abc"
+    (tmp_path / "models--meta--llama" / "refs").mkdir(parents=True)
+    (tmp_path / "models--meta--llama" / "refs" / "main").write_text("abc")
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(json.dumps(LLAMA_8B))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert read_geometry(Path("meta/llama"), ranks=1).nbytes_per_token == 128 << 10
+    with pytest.raises(ConfigError, match=r"hf download meta/other config\.json"):
+        read_geometry(Path("meta/other"), ranks=1)
+
+
+def test_a_file_that_is_not_there_is_said_in_words(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        read_geometry(tmp_path / "none", ranks=1)
+    assert str(raised.value).endswith("model's config.json: No such file or directory")
