@@ -1,5 +1,6 @@
 """Whether the KV of a token depends on `max_model_len`: engines that differ in nothing else should share."""
 
+import re
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,10 @@ if TYPE_CHECKING:
 
 _OF_NO_LENGTH = {"default", "llama3", "linear", "proportional", "yarn"}
 """Kinds of rope that compute the same for a position, whatever the longest is. LongRoPE and dynamic NTK do not."""
+
+_IMPORTED = re.compile(r"^\s*from (?:\.|vllm\.model_executor\.models\.)(\w+) import", re.MULTILINE)
+_NOT_COMPUTING = {"adapters", "config"}
+"""Modules of vLLM that turn models into poolers, and that check options: what a layer computes is not in them."""
 
 
 def length_that_counts(model: "ModelConfig") -> int | None:
@@ -39,13 +44,27 @@ def _kinds(parameters: Mapping[str, object]) -> Iterator[str]:
 
 
 def _is_read(model: "ModelConfig") -> bool:
-    """Whether the code of the model reads the length, or is not found; nothing is imported for it."""
+    """Whether the code of the model, or code that it builds on, reads the length, or is not found; nothing is imported for it."""
     from vllm.model_executor.models import ModelRegistry
 
+    found: dict[str, str] = {}
     try:
-        names = [ModelRegistry.models[name].module_name for name in model.hf_config.architectures]
-        specs = [find_spec(name) for name in names]
-        sources = [Path(spec.origin).read_text() for spec in specs if spec and spec.origin]
+        for name in model.hf_config.architectures:
+            _collect(ModelRegistry.models[name].module_name, found)
     except (AttributeError, ImportError, KeyError, OSError, TypeError, ValueError):
         return True
-    return len(sources) < len(names) or any("max_model_len" in source for source in sources)
+    return any("max_model_len" in source for source in found.values())
+
+
+def _collect(module: str, found: dict[str, str]) -> None:
+    """Read the source of a module of models and of those that it imports from, each once."""
+    if module in found:
+        return
+    spec = find_spec(module)
+    if spec is None or not spec.origin:
+        raise ImportError(module)
+    found[module] = source = Path(spec.origin).read_text()
+    package = module.rpartition(".")[0]
+    for name in _IMPORTED.findall(source):
+        if name not in _NOT_COMPUTING:
+            _collect(f"{package}.{name}", found)

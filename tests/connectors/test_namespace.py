@@ -187,6 +187,12 @@ def test_each_alone_counts_not(name: str, monkeypatch: pytest.MonkeyPatch) -> No
             lambda made: setattr(made.model.hf_config, "architectures", ["DeepseekV2ForCausalLM"]),
         ),
         (
+            "code that it builds on reads it",
+            lambda made: setattr(
+                made.model.hf_config, "architectures", ["MistralLarge3ForCausalLM"]
+            ),
+        ),
+        (
             "its code is not known",
             lambda made: setattr(made.model.hf_config, "architectures", ["Mine"]),
         ),
