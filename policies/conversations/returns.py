@@ -104,7 +104,7 @@ class ReturnTimes:
             while inside and moves and now - inside[0][1] >= end:
                 moves -= 1
                 watched, since = inside.popleft()
-                if watched.last_s == since:
+                if (watched.last_s, watched.bin) == (since, i):  # of two uses at one time, once
                     self._next_bin(watched)
                     after.append((watched, since))
 
