@@ -48,12 +48,24 @@ def environ(name: str) -> dict[str, str]:
 
 def enter() -> None:
     """Take the lane that the environment names, in this process, before it imports vLLM."""
+    prepare()
+    take()
+
+
+def prepare() -> None:
+    """Do that part of it which cannot wait until vLLM is imported; it is the same for both ways of scheduling."""
     if (name := os.environ.get(NAME)) is None:
         return
     assert "vllm" not in sys.modules
-    lane = LANES[name]
-    if lane.v2:
+    if LANES[name].v2:
         _let_triton_interpret()
+
+
+def take() -> None:
+    """Do the rest of it."""
+    if (name := os.environ.get(NAME)) is None:
+        return
+    lane = LANES[name]
     if lane.asynchronous:
         _schedule_asynchronously()
     _prove(lane)

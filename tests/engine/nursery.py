@@ -1,7 +1,7 @@
 """A process that has imported vLLM, from which drivers are forked: else that import is half of an engine's start.
 
-`python -m tests.engine.nursery SOCKET_FD` forks a driver for every order that comes, all of one lane, and leaves when its asker does.
-It runs nothing itself, and has one thread. What a process has from its first instruction on is that of the nursery: the
+`python -m tests.engine.nursery SOCKET_FD` forks a driver for every order that comes, all with one model runner, and leaves when its
+asker does. It runs nothing itself, and has one thread. What a process has from its first instruction on is that of the nursery: the
 seed of Python's hashes, and the environment in so far as a module has read it when it was imported.
 """
 
@@ -38,13 +38,13 @@ class Forked(subprocess.Popen[bytes]):
 
     def __init__(self, lane: str, replies: int, env: Mapping[str, str], output: IO[bytes]) -> None:
         self._order = json.dumps(dict(env)).encode()
-        self._lane, self._replies = lane, replies
+        self._v2, self._replies = lanes.LANES[lane].v2, replies
         super().__init__("a fork", stdin=subprocess.PIPE, stdout=output)
 
     def _execute_child(self, *given: Any) -> None:
         """Have a fork made where `Popen` would make its own; the pipe to it is one of `Popen`."""
         stdin, _, _, output = given[10:14]
-        asked = _nursery(self._lane).asked
+        asked = _nursery(self._v2).asked
         with _Adopting():
             socket.send_fds(asked, [self._order], [stdin, output, self._replies])
             self.pid = int(asked.recv(64))
@@ -67,16 +67,16 @@ class _Adopting:
 
 
 class _Nursery:
-    """The nursery of a lane, as its asker has it."""
+    """The nursery of a model runner, as its asker has it."""
 
-    def __init__(self, lane: str) -> None:
+    def __init__(self, v2: bool) -> None:
         self.asked, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with its:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.engine.nursery", str(its.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[its.fileno()],
-                env=os.environ | lanes.environ(lane) | _ONE_THREAD,
+                env=os.environ | lanes.environ("v2-sync" if v2 else "v1-sync") | _ONE_THREAD,
             )
         atexit.register(self.close)
 
@@ -143,13 +143,14 @@ def _fork_engine_cores() -> None:
 
 def main() -> None:
     """Serve until the asker leaves; in each driver, be the driver."""
-    lanes.enter()
+    lanes.prepare()
     for name in _IMPORTED:
         importlib.import_module(name)
     _fork_engine_cores()
     assert len(os.listdir("/proc/self/task")) == 1, "a fork would lose threads"
     replies = _orders(socket.socket(fileno=int(sys.argv[1])))
     if replies is not None:
+        lanes.take()
         from tests.engine import driver
 
         driver.drive(replies)

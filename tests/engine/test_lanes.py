@@ -1,4 +1,4 @@
-"""The core of what every lane must do, on one engine each; the lane of all other tests is not among them."""
+"""The core of what every lane must do, on one engine each."""
 
 import shutil
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import pytest
 from tests.engine import damage
 from tests.engine.conftest import EngineFactory
 from tests.engine.harness import EngineError
-from tests.engine.lanes import DEFAULT, LANES
+from tests.engine.lanes import LANES
 from tests.engine.rig import ASKED, CHUNK, Disk, Rig, config, rig
 from tests.engine.scenarios import Reference
 from tests.patience import until
@@ -20,13 +20,12 @@ pytestmark = pytest.mark.core
 
 TOKENS = 5
 KEPT, *OTHERS = ASKED[:3]
-OTHER_LANES = [name for name in LANES if name != DEFAULT]
-DAMAGED = dict(zip(OTHER_LANES, ASKED[8:11], strict=True))  # by a lane, and unknown to the next
+DAMAGED = dict(zip(LANES, ASKED[8:12], strict=True))  # by a lane, and unknown to the next
 SHORT = [prompt[: 3 * CHUNK - 3] for prompt in ASKED[:8]]  # the fourth token needs one more block
 ASKED_OF_LLAMA = [*ASKED[:3], *DAMAGED.values(), *SHORT]
 
 
-@pytest.fixture(scope="module", params=OTHER_LANES)
+@pytest.fixture(scope="module", params=LANES)
 def lane(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
