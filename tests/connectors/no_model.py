@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from vllm.config import set_current_vllm_config
@@ -67,11 +67,18 @@ class Row:
         return self.names[end - 1]
 
 
+class Part(NamedTuple):
+    """Which tokens of a sequence a rank keeps, where ranks share a context: each rank's in turn."""
+
+    ranks: int = 1
+    rank: int = 0
+
+
 class Memory:
     """The pages of one worker: what a model would write and read."""
 
-    def __init__(self, cache_config: Any, layout: Any, owner: str) -> None:
-        self._owner = owner
+    def __init__(self, cache_config: Any, layout: Any, owner: str, part: Part) -> None:
+        self._owner, self._part = owner, part
         self.caches = allocate_kv_cache(cache_config, torch.device("cpu"), layout)
         self._layers = [
             (index, name, group.kv_cache_spec, self.caches[name].view(torch.uint8))
@@ -82,21 +89,29 @@ class Memory:
     def run(self, row: Row, count: int) -> None:
         """Read what the tokens after `row.computed` attend to, then write `count` of them."""
         for group, name, spec, cache in self._layers:
-            run = _run_state if isinstance(spec, MambaSpec) else _run_tokens
-            run(row, count, row.blocks[group], f"{self._owner}: {name}", spec, cache)
+            owned = f"{self._owner}: {name}"
+            if isinstance(spec, MambaSpec):
+                _run_state(row, count, row.blocks[group], owned, spec, cache)
+                continue
+            part = self._part if spec.dcp_sharded else Part()
+            _run_tokens(row, count, row.blocks[group], owned, spec, cache, part)
 
 
 def _run_tokens(
-    row: Row, count: int, blocks: list[int], name: str, spec: Any, cache: torch.Tensor
+    row: Row, count: int, blocks: list[int], name: str, spec: Any, cache: torch.Tensor, part: Part
 ) -> None:
-    start, end, size = row.computed, row.computed + count, spec.block_size
+    start, end, size = row.computed, row.computed + count, spec.block_size * part.ranks
     first = _first_read(spec, start)
     for place in range(first // size, -(-end // size)):
         page, base = cache[blocks[place]], place * size
-        tokens = range(max(first, base), min(end, base + size))
+        of_all = range(max(first, base), min(end, base + size))
+        tokens = [at for at in of_all if at % part.ranks == part.rank]
+        if not tokens:
+            continue
         right = [_bytes(row.prefix(at + 1), name, page[:, 0].shape) for at in tokens]
-        held = page[:, tokens.start - base : tokens.stop - base]
-        known = max(0, min(start, tokens.stop) - tokens.start)
+        begin = (tokens[0] - base) // part.ranks
+        held = page[:, begin : begin + len(tokens)]
+        known = sum(at < start for at in tokens)
         whole = torch.stack(right, dim=1)
         assert torch.equal(held[:, :known], whole[:, :known]), f"{name}: other KV in block {place}"
         held[:, known:] = whole[:, known:]
@@ -160,8 +175,10 @@ class NoModelEngine:
             self.workers = [_worker(config, rank, each) for rank, each in enumerate(made)]
         layout = config.cache_config.get_resolved_kv_cache_layout()
         same = self.cache_config.kv_tp_replicas == ranks > 1
+        shared = config.parallel_config.decode_context_parallel_size
         self._memories = [
-            Memory(each, layout, "all" if same else str(rank)) for rank, each in enumerate(made)
+            Memory(each, layout, "all" if same else str(rank), Part(shared, rank % shared))
+            for rank, each in enumerate(made)
         ]
         for worker, memory in zip(self.workers, self._memories, strict=True):
             worker.register_kv_caches(memory.caches)

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -212,3 +213,71 @@ def test_two_ranks(pipeline: bool, tmp_path: Path) -> None:
             arena.slot(slot)[:64] ^= 1
         with pytest.raises(AssertionError, match=r"1: .* other KV"):
             engine.ask(asked[0])
+
+
+CONTEXTS: dict[str, dict[str, Any]] = {
+    "decode context": {"tensor_parallel_size": 2, "decode_context_parallel_size": 2},
+    "prefill context": {"prefill_context_parallel_size": 2},
+    "both": {"prefill_context_parallel_size": 2, "decode_context_parallel_size": 2},
+}
+
+
+@pytest.mark.parametrize("sizes", CONTEXTS.values(), ids=CONTEXTS)
+@pytest.mark.parametrize(
+    "layers", [(FULL, FULL), (LATENT, LATENT)], ids=["full attention", "latent attention"]
+)
+def test_ranks_that_share_a_context(
+    layers: tuple[KVCacheSpec, ...],
+    sizes: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each has every second token, or all of them; a chunk is of tokens of the sequence, and files are those of its rank."""
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")  # no other runner divides prompts
+    monkeypatch.setattr("vllm.config.vllm.HAS_TRITON", True)  # it is not called here
+    specs = {f"layers.{i}": spec for i, spec in enumerate(layers)}
+    kvtier = nvme(tmp_path / "kv", dram_capacity="4MiB", write="through") | {"chunk_tokens": 64}
+    model, asked = tiny.make(tmp_path, "deepseek-v2"), prompts(4, 200, seed=8)
+
+    def start() -> AbstractContextManager[NoModelEngine]:
+        made = NoModelEngine(model, specs, kvtier, blocks=128, **sizes)
+        made.settle()
+        return closing(made)
+
+    with start() as engine:
+        assert engine.ask(*asked) == [0] * 4
+        engine.reset()
+        assert [engine.ask(prompt) for prompt in asked] == [[192]] * 4
+        engine.settle()
+    with start() as engine:
+        assert engine.ask(*asked) == [192] * 4
+        engine.reset()
+        arena = engine.workers[1].rank.worker.arena
+        for slot in range(arena.slots):
+            arena.slot(slot)[:64] ^= 1
+        with pytest.raises(AssertionError, match=r"1: .* other KV"):
+            engine.ask(asked[0])
+
+
+@pytest.mark.parametrize("layer", [FULL, LATENT], ids=["full attention", "latent attention"])
+def test_two_nodes(layer: KVCacheSpec, tmp_path: Path) -> None:
+    """A rank on each, with capacities of its own; each keeps its records, also where both have the same KV."""
+    if layer is LATENT and hasattr(layer, "max_tp_shards"):
+        layer = replace(layer, max_tp_shards=1)
+    specs = {f"layers.{i}": layer for i in range(2)}
+    kvtier = nvme(tmp_path / "kv", dram_capacity="4MiB", write="through") | {"chunk_tokens": 32}
+    model, asked = tiny.make(tmp_path, "deepseek-v2"), prompts(4, 200, seed=9)
+
+    def start() -> AbstractContextManager[NoModelEngine]:
+        made = NoModelEngine(model, specs, kvtier, blocks=128, tensor_parallel_size=2, nnodes=2)
+        made.settle()
+        return closing(made)
+
+    with start() as engine:
+        assert {worker.rank.worker.sharers.ranks for worker in engine.workers} == {1}
+        assert engine.ask(*asked) == [0] * 4
+        engine.settle()
+    records = list((tmp_path / "kv").rglob("*.kvt"))
+    assert {path.parents[1].name for path in records} == {"r0", "r1"}
+    with start() as engine:
+        assert engine.ask(*asked) == [192] * 4
