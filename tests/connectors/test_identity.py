@@ -252,7 +252,7 @@ def test_it_reads_slowly_and_more_so_while_operations_wait(
     assert sum(slept) == pytest.approx(NBYTES / (1 << 20) * slower)
 
 
-@pytest.mark.parametrize("registered_ns", [0, time.time_ns()])
+@pytest.mark.parametrize("registered_ns", [0, time.time_ns()], ids=["never", "now"])
 def test_what_changed_after_the_load_began_has_no_name(
     tmp_path: Path, registered_ns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
