@@ -16,8 +16,11 @@ import kvtier.connectors.vllm as connector_package
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _ACCESSORS = (property, cached_property)
 
-SINCE = {"get_load_source": (0, 32)}
-"""Hooks of ours that vLLM calls only from this release on; before it nobody misses them."""
+_SINCE = dict.fromkeys(
+    ("get_load_source", "get_external_cache_hit_sources", "load_key_ranges", "CacheHitSource"),
+    (0, 32),
+)
+"""Hooks of ours that vLLM calls only from this release on, and what they use; before it nobody misses them."""
 
 
 def modules() -> list[ModuleType]:
@@ -57,6 +60,11 @@ def release() -> tuple[int, int]:
     return int(major), int(minor)
 
 
+def comes_later(name: str) -> bool:
+    """Whether only later releases have what has this name, and reach it."""
+    return release() < _SINCE.get(name, (0, 0))
+
+
 def inherited(cls: type, name: str) -> object | None:
     """Find what a name means in the bases of a class that are vLLM's; None where it means nothing."""
     for base in cls.__mro__[1:]:
@@ -87,7 +95,7 @@ def orphan_faults(cls: type, called: set[str]) -> Iterator[str]:
     for name, ours in vars(cls).items():
         if name.startswith("_") or not _is_method(ours) or name in called:
             continue
-        if inherited(cls, name) is None and release() >= SINCE.get(name, (0, 0)):
+        if inherited(cls, name) is None and not comes_later(name):
             yield f"{cls.__name__}.{name}{signature(ours)} overrides nothing and nobody calls it"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from tests.compat.contract import binds, inherited, load, of_vllm
+from tests.compat.contract import binds, comes_later, inherited, load, of_vllm
 
 
 class Use(NamedTuple):
@@ -47,7 +47,7 @@ def import_faults(use: Use) -> Iterator[str]:
         for statement in node.body
     }
     for node, name, found in vllm_imports(use.tree):
-        if found is None and id(node) not in caught:
+        if found is None and id(node) not in caught and not comes_later(name):
             yield f"{use.file}:{node.lineno}: vLLM has no {node.module}.{name}"
 
 
@@ -146,6 +146,8 @@ def _misfit(use: Use, node: ast.Call, name: str, target: inspect.Signature) -> I
 
 def _super_misfit(use: Use, node: ast.Call, cls: type, name: str) -> Iterator[str]:
     theirs = inherited(cls, name)
+    if theirs is None and comes_later(name):
+        return
     if theirs is None:
         yield f"{use.file}:{node.lineno}: vLLM has no {name} above {cls.__name__}"
         return

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 CODES = re.compile(
     r"\[(attr-defined|union-attr|override|call-arg|arg-type|call-overload|abstract)\]$"
 )
+NAMED = re.compile(r'"(\w+)"')
 
 
 def test_attributes_and_arguments_are_what_vllm_declares() -> None:
@@ -35,5 +36,9 @@ def test_attributes_and_arguments_are_what_vllm_declares() -> None:
         check=False,
     )
     assert done.returncode in (0, 1), done.stderr or done.stdout
-    faults = [line for line in done.stdout.splitlines() if CODES.search(line)]
+    faults = [
+        line
+        for line in done.stdout.splitlines()
+        if CODES.search(line) and not any(map(contract.comes_later, NAMED.findall(line)))
+    ]
     assert not faults, "\n".join(["", *faults])
