@@ -18,7 +18,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import Of
 
 from kvtier.brain import Why
 from kvtier.brain.metric import Samples
-from kvtier.connectors.vllm import increments, settings, validity
+from kvtier.connectors.vllm import increments, settings, start, validity
 from kvtier.connectors.vllm.live import Fetch
 from kvtier.connectors.vllm.looks import Trust
 from kvtier.connectors.vllm.lookups import Lookups
@@ -165,6 +165,7 @@ class KVTierConnector(OffloadingConnector):
                 case Fetch.PINNED:
                     return answer, False
                 case Fetch.READING:
+                    side.guard.run(partial(side.prompts.waits, request.request_id), None)
                     return (None, False), False
         return (0, False), False
 
@@ -229,14 +230,14 @@ class KVTierConnector(OffloadingConnector):
     def request_finished(
         self, request: "Request", block_ids: list[int]
     ) -> tuple[bool, dict[str, Any] | None]:
-        self._finished(request)
-        return self._returned(*super().request_finished(request, block_ids))
+        report = self._finished(request)
+        return self._returned(report, *super().request_finished(request, block_ids))
 
     def request_finished_all_groups(
         self, request: "Request", block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        self._finished(request)
-        return self._returned(*super().request_finished_all_groups(request, block_ids))
+        report = self._finished(request)
+        return self._returned(report, *super().request_finished_all_groups(request, block_ids))
 
     def take_events(self) -> "Iterable[KVCacheEvent]":
         events, side = list(super().take_events()), self.scheduling
@@ -288,18 +289,22 @@ class KVTierConnector(OffloadingConnector):
         side = self.scheduling
         side.guard.run(partial(side.cancel, request.request_id), None)
 
-    def _finished(self, request: "Request") -> None:
+    def _finished(self, request: "Request") -> dict[str, object] | None:
+        """Note that a request is over, and give the report that it asked for."""
         self._cancel(request)
         side = self.scheduling
         side.guard.run(partial(self._lookups.forget, request.request_id), None)
         side.guard.run(partial(side.finished, request), None)
-        side.guard.always(partial(side.prompts.finished, request.request_id), None)
+        report = side.guard.always(partial(side.prompts.finished, request.request_id), None)
+        if report:
+            side.guard.always(partial(start.say_report, request, report), None)
+        return report
 
     def _returned(
-        self, later: bool, found: dict[str, Any] | None
+        self, report: dict[str, object] | None, later: bool, found: dict[str, Any] | None
     ) -> tuple[bool, dict[str, Any] | None]:
         side = self.scheduling
-        return later, side.guard.always(partial(side.returns.of, found), None)
+        return later, side.guard.always(partial(side.returns.of, found, report), None)
 
     # Workers
 

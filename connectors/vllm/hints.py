@@ -43,6 +43,7 @@ class Hints(NamedTuple):
     priority: int = 0  # higher is more worth keeping
     ttl_s: float | None = None  # nobody will ask again after so many seconds
     session_end: bool = False  # the conversation ends with this request
+    report: bool = False  # answer with where its prompt's tokens came from
 
     @classmethod
     def of(cls, params: object, complaints: Complaints) -> "Hints":
@@ -52,12 +53,15 @@ class Hints(NamedTuple):
             complaints.about([f"kvtier: expected a mapping, got a {type(given).__name__}"])
             return cls()
         known = {name: given[name] for name in cls._fields if name in given}
+        foreign = isinstance(known.get("report"), Mapping)  # another engine's, handed on by a proxy
+        if foreign:
+            del known["report"]
         mistakes = []
-        if len(given) > len(known):
-            looked_at = (name for name in islice(given, _LOOKED_AT) if name not in known)
+        if len(given) > len(known) + foreign:
+            looked_at = (name for name in islice(given, _LOOKED_AT) if name not in cls._fields)
             mistakes = [f"kvtier.{str(name)[:32]!r}: unknown hint" for name in islice(looked_at, 3)]
             if len(mistakes) != 1:
-                mistakes.append(f"{len(given) - len(known)} unknown hints in all")
+                mistakes.append(f"{len(given) - len(known) - foreign} unknown hints in all")
         for name in list(known):
             what, good = _KINDS.get(name, ("true or false", _is_bool))
             if not good(known[name]):
@@ -78,6 +82,13 @@ class Hints(NamedTuple):
     def facts(self) -> RequestHints:
         """Return what policies are told."""
         return RequestHints(self.session_id, self.priority, self.ttl_s, self.session_end)
+
+
+def wants_report(request: "Request") -> bool:
+    """Whether a request asks for a report, whatever else it says."""
+    params = request.kv_transfer_params
+    given = params.get("kvtier") if isinstance(params, Mapping) else None
+    return isinstance(given, Mapping) and given.get("report") is True
 
 
 def comes_from_elsewhere(request: "Request") -> bool:

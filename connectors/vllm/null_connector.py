@@ -15,6 +15,7 @@ from kvtier.brain import Why
 from kvtier.connectors.vllm import validity
 from kvtier.connectors.vllm.metrics import Meter
 from kvtier.connectors.vllm.prompts import Prompts
+from kvtier.connectors.vllm.returns import Returns
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +46,8 @@ class NullConnector(KVConnectorBase_V1, SupportsHMA):
         super().__init__(vllm_config, role, kv_cache_config)
         self._prompts = Prompts()
         self._meter = Meter(engine=self._prompts.stats)
+        transfer = vllm_config.kv_transfer_config
+        self._returns = Returns(transfer.engine_id if transfer else None)
         if role is KVConnectorRole.SCHEDULER:
             why = validity.objection(vllm_config, kv_cache_config)
             logger.warning("kvtier is off: %s. The engine runs as without it.", why)
@@ -79,8 +82,7 @@ class NullConnector(KVConnectorBase_V1, SupportsHMA):
     def request_finished_all_groups(
         self, request: "Request", block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        self._prompts.finished(request.request_id)
-        return False, None
+        return False, self._returns.of(None, self._prompts.finished(request.request_id))
 
     def reset_cache(self) -> bool | None:
         return True

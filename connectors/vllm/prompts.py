@@ -6,12 +6,14 @@ its first output: whoever is aborted before has none. What it loads and does not
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvtier.brain import TieredCache, Why
 from kvtier.brain.stats import EngineStats
+from kvtier.connectors.vllm.hints import wants_report
 from kvtier.connectors.vllm.live import LiveRequest
 from kvtier.types import COMPUTED, HBM, OTHER, TIER0
 
@@ -35,6 +37,7 @@ class Prompt:
     figures: Any  # vLLM's own
     parts: list[Part]  # of its hit, in order
     misses: Mapping[Why, int]
+    waited_s: float = 0.0  # for reads, until it was admitted
     valid: int = sys.maxsize  # from this token on, what was to be loaded is not
 
 
@@ -46,18 +49,26 @@ class Prompts:
     clock: Callable[[], float] = time.time  # as of requests' arrivals
     tiers: Sequence[str] = ()  # names
     pace: float = 0.0  # seconds to compute a token
+    timer: Callable[[], float] = time.monotonic
     _open: dict[str, Prompt] = field(default_factory=dict)
+    _waiting: dict[str, float] = field(default_factory=dict)  # who waits for reads, and since when
+    _reports: dict[str, dict[str, object]] = field(default_factory=dict)  # of who asked for one
 
     def show(self, tiers: Sequence[str]) -> None:
         """Take the names of the tiers."""
         self.tiers = tiers
         self.stats.show(tiers)
 
+    def waits(self, request: str) -> None:
+        """Note that a request waits for reads from now on."""
+        self._waiting.setdefault(request, self.timer())
+
     def admit(
         self, request: "Request", loaded: int, live: LiveRequest | None, brain: TieredCache | Why
     ) -> None:
         """Note an admission with a hit of `loaded` tokens of ours, and the brain, or why there is none."""
         figures, name = _figures(request), request.request_id
+        since = self._waiting.pop(name, None)
         if figures is None:
             return
         first, computed = figures.num_local_cached_tokens, figures.num_computed_tokens
@@ -68,7 +79,8 @@ class Prompts:
             end = figures.num_prompt_tokens
             misses = brain.view.missed(name, end - computed, end)
             self.pace = brain.view.pace
-        self._open[name] = Prompt(request, figures, parts, misses)
+        waited_s = 0.0 if since is None else self.timer() - since
+        self._open[name] = Prompt(request, figures, parts, misses, waited_s)
 
     def lost(self, request: str, token: int) -> None:
         """Note that a load failed from a token on: vLLM computes from there."""
@@ -83,26 +95,31 @@ class Prompts:
             for name in done:
                 self._count(self._open.pop(name))
 
-    def finished(self, request: str) -> None:
-        """Count the prompt of a request that ends with its first output; one without an output is not counted."""
+    def finished(self, request: str) -> dict[str, object] | None:
+        """Count the prompt of a request that ends with its first output; one without an output is not counted.
+
+        Returns:
+            What it asked to be told; None where it asked for nothing, or was not counted.
+        """
+        self._waiting.pop(request, None)
         prompt = self._open.pop(request, None)
         if prompt is not None and prompt.request.prefill_stats is None:
             self._count(prompt)
+        return self._reports.pop(request, None)
 
     def _count(self, prompt: Prompt) -> None:
-        figures, tokens = prompt.figures, self.stats.tokens
-        computed, source = figures.num_computed_tokens, COMPUTED
+        figures, tokens, misses = prompt.figures, Counter[str](), Counter(prompt.misses)
+        tokens[COMPUTED], source = figures.num_computed_tokens, COMPUTED
         if hbm := figures.num_local_cached_tokens:
-            tokens[HBM] += hbm
+            tokens[HBM] = hbm
             source = HBM
         other, deepest = figures.num_external_cached_tokens, TIER0
         for part in prompt.parts:
             other -= part.end - part.start
             had = max(0, min(part.end, prompt.valid) - part.start)
-            failed = part.end - part.start - had
-            if failed:
-                computed += failed
-                self.stats.misses[Why.FAILED] += failed
+            if failed := part.end - part.start - had:
+                tokens[COMPUTED] += failed
+                misses[Why.FAILED] += failed
             if had:
                 name = self.tiers[part.tier]
                 tokens[name] += had
@@ -110,12 +127,26 @@ class Prompts:
                 deepest = max(deepest, part.tier)
                 source = self.tiers[deepest]
         if other:
-            tokens[OTHER] += other
+            tokens[OTHER] = other
             source = OTHER
-        tokens[COMPUTED] += computed
-        for why, n in prompt.misses.items():
+        for name, n in tokens.items():
+            self.stats.tokens[name] += n
+        for why, n in misses.items():
             self.stats.misses[why] += n
         self.stats.ttft.note(max(0.0, self.clock() - prompt.request.arrival_time), source)
+        if wants_report(prompt.request):
+            self._reports[prompt.request.request_id] = self._report(prompt, tokens, misses)
+
+    def _report(
+        self, prompt: Prompt, tokens: Mapping[str, int], misses: Mapping[Why, int]
+    ) -> dict[str, object]:
+        """Say of one prompt what the metrics say of all: each name of a source has its tokens, also if none."""
+        names = dict.fromkeys((COMPUTED, HBM, *self.tiers, *tokens), 0)
+        return {
+            "tokens": names | dict(tokens),
+            "wait_ms": round(prompt.waited_s * 1e3, 1),
+            "why": max(misses, key=lambda why: misses[why]).value if misses else None,
+        }
 
 
 def _figures(request: "Request") -> Any:

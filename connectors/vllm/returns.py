@@ -20,7 +20,13 @@ class Returns:
         self.index: int = next(i for i in count() if i not in taken)
         _living.add(self)
 
-    def of(self, found: Mapping[str, Any] | None) -> dict[str, Any] | None:
-        """Give back what was found of a request; a fresh mapping, because vLLM adds to it what others give back."""
+    def of(
+        self, found: Mapping[str, Any] | None, report: Mapping[str, object] | None = None
+    ) -> dict[str, Any] | None:
+        """Give back what was found of a request, and the report that it asked for.
+
+        It is a fresh mapping, because vLLM adds to it what others give back.
+        """
         key = f"kvtier_{self.index}" if self.index else "kvtier"
-        return {key: dict(found)} if found else None
+        told = dict(found or {}) | ({"report": report} if report else {})
+        return {key: told} if told else None

@@ -1,6 +1,8 @@
 """What EngineCore makes and says once the ranks have said hello."""
 
+import json
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from vllm.logger import init_logger
@@ -70,6 +72,11 @@ def say_hit(request: "Request", loaded: int, why: Why | None) -> None:
         request.num_prompt_tokens,
         f": {why.text}" if why else "",
     )
+
+
+def say_report(request: "Request", report: Mapping[str, object]) -> None:
+    """Say at debug level what a request asked to be told: a stream's answer has no field for it."""
+    logger.debug("kvtier: request %s: %s", request.request_id, json.dumps(report))
 
 
 def announce(mine: Config, ranks: Ranks, statuses: Statuses, why_chunks: str) -> None:

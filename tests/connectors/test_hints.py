@@ -60,6 +60,22 @@ def test_a_hundred_thousand_unknown_hints_are_one_short_line(
     assert "100000 unknown hints in all" in said
 
 
+def test_the_report_of_another_engine_is_no_mistake(caplog: pytest.LogCaptureFixture) -> None:
+    """A proxy hands on to one engine what another one gave back."""
+    report = {"tokens": {"dram": 512}, "wait_ms": 3, "why": "tail"}
+    with caplog.at_level(logging.WARNING):
+        told = Hints.of(
+            {"kvtier": {"report": report}, "kvtier_1": {"report": report}}, Complaints()
+        )
+    assert told == Hints()
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        Hints.of({"kvtier": {"report": report, "stor": 1}}, Complaints())
+    assert [record.getMessage() for record in caplog.records] == [
+        "kv_transfer_params: kvtier.'stor': unknown hint; ignored"
+    ]
+
+
 def test_who_errs_in_every_request_is_told_once_in_a_while(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -88,6 +88,7 @@ def request(name: str = "a", *, prompt: int, local: int, external: int) -> Any:
         num_preemptions=0,
         num_computed_tokens=0,
         arrival_time=90.0,
+        kv_transfer_params=None,
     )
 
 
@@ -128,6 +129,42 @@ def test_a_load_that_fails_is_computed_from_there_on() -> None:
     assert made.stats.misses == {Why.FAILED: 30, Why.OPENING: 10}
     assert made.stats.saved == {"hot": 7.5, "warm": 0, "cold": 5.0}
     assert made.stats.ttft["cold"] == [10.0]
+
+
+def test_who_asks_for_a_report_is_told_the_same_as_the_metrics() -> None:
+    made, asked = books(), request(prompt=70, local=5, external=55)
+    asked.kv_transfer_params = {"kvtier": {"report": True}}
+    made.timer = iter([10.0, 10.25]).__next__
+    made.waits("a")
+    made.admit(asked, 55, live(below={KEYS[2]: 2, KEYS[3]: 2}), Why.OPENING)
+    made.lost("a", 30)
+    asked.prefill_stats = None
+    made.settle()
+    told = made.finished("a")
+    tokens = {"computed": 40, "hbm": 5, "hot": 15, "warm": 0, "cold": 10}
+    assert told == {"tokens": tokens, "wait_ms": 250.0, "why": "failed"}
+    assert made.finished("a") is None, "it is told once"
+
+
+@pytest.mark.parametrize("params", [None, {}, {"kvtier": {"report": False}}, {"kvtier": 3}])
+def test_who_does_not_ask_is_told_nothing(params: object) -> None:
+    made, asked = books(), request(prompt=70, local=5, external=0)
+    asked.kv_transfer_params = params
+    made.admit(asked, 0, None, Why.OFF)
+    asked.prefill_stats = None
+    assert made.finished("a") is None
+    assert not made._reports
+
+
+def test_of_who_ends_early_nothing_stays() -> None:
+    made, asked = books(), request(prompt=70, local=5, external=0)
+    asked.kv_transfer_params = {"kvtier": {"report": True}}
+    made.waits("a")
+    assert made.finished("a") is None, "it was never admitted"
+    made.waits("a")
+    made.admit(asked, 0, None, Why.OFF)
+    assert made.finished("a") is None, "it has no output"
+    assert (made._waiting, made._open, made._reports) == ({}, {}, {})
 
 
 def test_what_another_connector_brought_is_not_ours() -> None:

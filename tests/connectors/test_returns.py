@@ -1,5 +1,6 @@
 """What several kvtier connectors give back of one request: vLLM ends where two give back the same key."""
 
+import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ from vllm.config import KVTransferConfig
 from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiConnector
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 
+from kvtier.connectors.vllm import start
 from kvtier.connectors.vllm.connector import KVTierConnector
 from kvtier.connectors.vllm.lookups import Lookups
 from kvtier.connectors.vllm.returns import Returns
@@ -59,3 +61,25 @@ def test_each_engine_counts_its_own_and_those_that_are_gone_leave_their_number()
     assert [first.index, second.index, other.index] == [0, 1, 0]
     del first
     assert Returns("a").index == 0
+
+
+def test_a_report_is_in_the_debug_log_too(caplog: pytest.LogCaptureFixture) -> None:
+    """The answer of a stream has no field for it."""
+    logger = logging.getLogger("vllm.kvtier")
+    logger.addHandler(caplog.handler)
+    try:
+        with caplog.at_level(logging.DEBUG, "vllm.kvtier"):
+            start.say_report(REQUEST, {"tokens": {"dram": 7}, "why": "tail"})
+    finally:
+        logger.removeHandler(caplog.handler)
+    said = {record.getMessage() for record in caplog.records}
+    assert said == {'kvtier: request r: {"tokens": {"dram": 7}, "why": "tail"}'}
+
+
+def test_a_report_is_beside_what_vllm_found() -> None:
+    found, report = {"a": 1}, {"why": "tail"}
+    made = Returns("c")
+    assert made.of(None, None) is None
+    assert made.of(found, None) == {"kvtier": {"a": 1}}
+    assert made.of(found, report) == {"kvtier": {"a": 1, "report": report}}
+    assert found == {"a": 1}

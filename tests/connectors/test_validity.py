@@ -26,6 +26,7 @@ from vllm.v1.kv_cache_interface import (
     SlidingWindowSpec,
     UniformTypeKVCacheSpecs,
 )
+from vllm.v1.metrics.stats import PrefillStats
 
 from kvtier.connectors.vllm.connector import KVTierConnector
 from kvtier.connectors.vllm.null_connector import NullConnector
@@ -200,11 +201,29 @@ def test_under_a_multi_connector_its_metrics_are_found() -> None:
 
 def off() -> Any:
     """What stands in for the connector of a model without KV, in EngineCore."""
-    made_for: Any = SimpleNamespace(kv_transfer_config=SimpleNamespace())
+    made_for: Any = SimpleNamespace(kv_transfer_config=SimpleNamespace(engine_id="a"))
     caches: Any = SimpleNamespace(kv_cache_groups=[])
     made: object = KVTierConnector(made_for, KVConnectorRole.SCHEDULER, caches)
     assert isinstance(made, NullConnector)
     return made
+
+
+def test_who_asks_for_a_report_is_told_that_it_is_off() -> None:
+    made, figures = off(), PrefillStats()
+    figures.set(70, 5, 0)
+    request: Any = SimpleNamespace(
+        request_id="r",
+        prefill_stats=figures,
+        num_preemptions=0,
+        num_computed_tokens=0,
+        arrival_time=0.0,
+        kv_transfer_params={"kvtier": {"report": True}},
+    )
+    made.update_state_after_alloc(request, None, 0)
+    request.prefill_stats = None
+    _, told = made.request_finished_all_groups(request, ())
+    report = {"tokens": {"computed": 65, "hbm": 5}, "wait_ms": 0.0, "why": "off"}
+    assert told == {"kvtier": {"report": report}}
 
 
 def test_it_neither_stores_nor_loads_and_says_so_once() -> None:

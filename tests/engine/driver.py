@@ -39,6 +39,7 @@ def answer(output: "RequestOutput") -> dict[str, Any]:
         "cached": output.num_cached_tokens or 0,
         "finished": output.finished,
         "reason": choice.finish_reason,
+        "told": output.kv_transfer_params,
     }
 
 

@@ -35,6 +35,7 @@ class Answer(NamedTuple):
     )
     finished: bool
     reason: str | None
+    told: dict[str, Any] | None = None  # its `kv_transfer_params`
 
 
 @dataclass(frozen=True, kw_only=True)

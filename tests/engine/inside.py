@@ -25,6 +25,12 @@ def check(llm: Any) -> dict[str, Any]:
     }
 
 
+def reports_kept(llm: Any) -> int:
+    """How many requests something is kept of for a report; when the engine is idle there are none."""
+    books = connector(llm).scheduling.prompts
+    return len(books._open) + len(books._waiting) + len(books._reports)
+
+
 def idle(llm: Any) -> dict[str, Any]:
     """Step until all that was ordered is done, and the engine while it wants to be stepped, then `check`."""
     settle(llm)

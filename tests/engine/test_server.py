@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from kvtier.demo.client import complete, metrics
-from kvtier.demo.server import ServerConfig
+from kvtier.demo.client import complete, connect, metrics
+from kvtier.demo.server import MODEL, ServerConfig
 from tests.engine.conftest import ServerFactory
 from tests.engine.models import prompts
 from tests.engine.scenarios import TOKENS, Reference, nvme
@@ -79,7 +79,7 @@ def test_streaming_metrics_and_events(
             blocks=20,
             max_tokens=2304,
             kvtier=nvme(tmp_path / "nvme", dram_capacity="10MiB"),
-            options=("--kv-events-config", json.dumps(publish)),
+            options=("--kv-events-config", json.dumps(publish), "--trust-request-chat-template"),
         )
     )
     for _ in range(2):
@@ -111,7 +111,28 @@ def test_streaming_metrics_and_events(
     assert line.endswith(
         f"256 tokens (chunk_tokens), 1 rank(s), 1 on a node; of each rank: dram 10MiB, nvme 1GiB (file at {tmp_path}/nvme)"
     )
+    assert_reports(server.port)
     assert server.close(), "it went by itself, with all that it started"
+
+
+def assert_reports(port: int) -> None:
+    """Who asks is told where its prompt's tokens came from, in answers that are no streams; nobody else is."""
+    asked = {"model": MODEL, "prompt": LONG[0], "max_tokens": 1, "temperature": 0}
+    chat = {"model": MODEL, "messages": [{"role": "user", "content": "who?"}], "max_tokens": 1}
+    chat["chat_template"] = "{{ messages[0].content }}"
+    wish = {"kv_transfer_params": {"kvtier": {"report": True}}}
+    with connect(port) as http:
+        told = http.post("/v1/completions", json=asked | wish).json()["kv_transfer_params"]
+        talked = http.post("/v1/chat/completions", json=chat | wish).json()["kv_transfer_params"]
+        plain = http.post("/v1/completions", json=asked).json()
+        streamed = http.post("/v1/completions", json=asked | wish | {"stream": True})
+    report = told["kvtier"]["report"]
+    assert sum(report["tokens"].values()) == len(LONG[0])
+    assert report["tokens"]["computed"] < len(LONG[0])
+    assert report["why"] == "tail"
+    assert set(talked["kvtier"]["report"]) == {"tokens", "wait_ms", "why"}
+    assert plain.get("kv_transfer_params") is None
+    assert "report" not in streamed.text
 
 
 def test_data_parallel_engines_keep_to_themselves(
