@@ -131,3 +131,7 @@ def test_the_wheel_holds_every_module_of_the_tree(installed: Path) -> None:
     for folder, inside in (("kvtier", "."), ("connectors", "connectors"), ("policies", "policies")):
         for module in (ROOT / folder).rglob("*.py"):
             assert (there / inside / module.relative_to(ROOT / folder)).is_file(), module
+    for file in (ROOT / "kvtier/page").rglob(
+        "*"
+    ):  # what is no module there is part of every report
+        assert "__pycache__" in file.parts or (there / file.relative_to(ROOT / "kvtier")).exists()

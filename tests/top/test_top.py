@@ -193,3 +193,8 @@ def test_top_once_and_as_json(serve: Serve) -> None:
     assert told.returncode == 1, "one server did not answer"
     (line,) = told.stdout.splitlines()
     assert json.loads(line)["tokens"]["dram"] == 300
+
+
+def test_scrapes_that_are_kept_share_their_labels() -> None:
+    one, other = (read(page(scale)).values["prompt_tokens_total"] for scale in (1, 2))
+    assert [id(labels) for labels in one] == [id(labels) for labels in other]
