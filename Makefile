@@ -56,8 +56,9 @@ types: setup
 layers: setup
 	$(BIN)/lint-imports
 
+# In two processes, because many a test waits for a process that it started.
 unit: setup
-	$(BIN)/python -m pytest -q -m "not engine and not modes and not gpu and not wheel and not numa"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not engine and not modes and not gpu and not wheel and not numa"
 
 # What fails on the real engine is run once more, alone: deadlines pass by chance where other work shares
 # the cores. What fails twice has failed.
