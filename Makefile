@@ -56,12 +56,13 @@ types: setup
 layers: setup
 	$(BIN)/lint-imports
 
-# In two processes, because many a test waits for a process that it started.
+# In two processes, because many a test waits for a process that it started. What fails is run once more, alone:
+# deadlines pass by chance where other work shares the cores. What fails twice has failed. The same for the engine's.
+UNIT := not engine and not modes and not gpu and not wheel and not numa
 unit: setup
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not engine and not modes and not gpu and not wheel and not numa"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "$(UNIT)" || \
+	$(BIN)/python -m pytest -q -m "$(UNIT)" --last-failed --last-failed-no-failures=none
 
-# What fails on the real engine is run once more, alone: deadlines pass by chance where other work shares
-# the cores. What fails twice has failed.
 engine: setup
 	$(BIN)/python -m pytest -q -m "engine and not gpu" || \
 	$(BIN)/python -m pytest -q -m "engine and not gpu" --last-failed --last-failed-no-failures=none
