@@ -13,6 +13,9 @@ from kvtier.policy import AdmissionPolicy, EvictionPolicy, PrefetchPolicy
 from kvtier.registry import build, find_callable, kept_once
 from kvtier.types import GroupSpec, Medium
 
+_MOST_IDLE = 512  # writes under way at leisure: what an engine that falls idle still gets written
+_MOST_IDLE_SHARED = 16  # into a store of others, which may hang: each of them holds a slot
+
 
 def assemble(
     config: Config,
@@ -56,16 +59,17 @@ def assemble(
 
 def lower_tier(tier: TierConfig) -> TierSpec:
     """Describe one tier below the arena to the brain, as one rank has it."""
-    assert tier.capacity is not None
     return TierSpec(
         name=tier.name,
         capacity=tier.capacity,
         write=tier.write,
         deadline_s=tier.deadline_s,
         persistent=tier.persistent,
-        eviction=_eviction(tier),
+        eviction=None if tier.capacity is None else _eviction(tier),
         admission=_admission(tier),
         medium=_medium(tier),
+        max_writes=64 if tier.capacity else _MOST_IDLE_SHARED,
+        max_idle_writes=_MOST_IDLE if tier.capacity else _MOST_IDLE_SHARED,
     )
 
 

@@ -63,3 +63,7 @@ class TierError(KvtierError):
 
 class CorruptBlock(KvtierError):
     """Bytes that are not what their record claims, or not a record at all."""
+
+
+class Undecodable(CorruptBlock):
+    """A whole record, as it was written, that nothing here can decode."""

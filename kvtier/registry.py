@@ -16,7 +16,7 @@ import msgspec
 from kvtier.codec import Codec
 from kvtier.errors import ConfigError
 from kvtier.policy import AdmissionPolicy, EvictionPolicy, PrefetchPolicy
-from kvtier.tier import Site, Tier
+from kvtier.tier import AskedTier, Site, Tier
 
 EVICTION = {
     "arc": "kvtier.policies.eviction.arc:ArcPolicy",
@@ -65,6 +65,8 @@ STAGES: dict[str, tuple[dict[str, object], ...]] = {
 TIER = {
     "file": "kvtier.tiers.file:FileTier",
     "memory": "kvtier.tiers.memory:MemoryTier",
+    "redis": "kvtier.tiers.redis:RedisTier",
+    "valkey": "kvtier.tiers.redis:RedisTier",
 }
 WRAPPER = {
     "faulty": "kvtier.tiers.wrappers:FaultyTier",
@@ -159,6 +161,11 @@ def kept_once(tier_kind: str) -> bool:
 def in_memory(tier_kind: str) -> bool:
     """Whether the records of this kind of tier take this machine's memory."""
     return bool(getattr(lookup("tier", tier_kind), "takes_numa", False))
+
+
+def is_asked(tier_kind: str) -> bool:
+    """Whether a tier of this kind is a store that other engines use too."""
+    return issubclass(lookup("tier", tier_kind), AskedTier)
 
 
 def names(kind: str) -> list[str]:

@@ -1,7 +1,7 @@
 """The tier interface: where records live below the arena. Runs in the I/O process."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -131,3 +131,51 @@ class Tier(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release everything; idempotent."""
+
+
+class AskedTier(Tier):
+    """A store that other engines use at the same time: it is asked what it has, and never listed, weighed or emptied.
+
+    Engines of one namespace and rank have the same records, which are all equally right. Every call ends within the time
+    that its configuration gives it, whatever the store does. Its constructor looks at its configuration only: a store that is
+    not there is a TierError of `open`.
+    """
+
+    @classmethod
+    def refuse(cls, options: Mapping[str, object], where: str, *, here: bool) -> None:
+        """Raise a ConfigError, which says `where`, for options that cannot work; nobody is asked, least of all the store.
+
+        What is not to run `here` is not held against this machine.
+        """
+
+    @abstractmethod
+    def leading(self, keys: Sequence[bytes]) -> int:
+        """Return how many of `keys` have a record, one after the other from the first. A hint: a read may find less.
+
+        Raises:
+            TierError: the store does not say.
+        """
+
+    @abstractmethod
+    def has(self, key: bytes) -> bool:
+        """Return whether there is a record, as a hint.
+
+        Raises:
+            TierError: the store does not say.
+        """
+
+    @abstractmethod
+    def discard(self, key: bytes, head: bytes) -> bool:
+        """Drop the record if it begins with `head`, and return whether it did: another one may have taken its place.
+
+        Raises:
+            TierError: the store failed.
+        """
+
+    def scan(self) -> Iterator[Entry]:
+        """List nothing: there may be more than anybody can list."""
+        return iter(())
+
+    def reset(self, namespace: str, manifest: str) -> None:
+        """Go on under `namespace`; what others have stays."""
+        self.open(namespace, manifest)

@@ -39,6 +39,7 @@ class OpKind(IntEnum):
     HASTEN = 8  # raise queued operation `target` to `priority`; never answered
     SCORE = 9  # sample the keys in slot `target`; MISSING: how they lie there is not known
     ROOM = 10  # how much the medium of `tier` still takes, in records of `nbytes` each
+    ASK = 11  # how many of `keys`, in order, `tier` has one after the other; rank 0 finds out
 
 
 class Priority(IntEnum):
@@ -88,6 +89,7 @@ class TierOp(NamedTuple):
     target: int = 0  # CANCEL, HASTEN: the other operation's `op`; SCORE: a slot, not held for it
     nbytes: int = 0  # RECLAIM: bytes wanted; ROOM: of one record
     text: str = ""  # OPEN, RESET: the namespace manifest
+    keys: tuple[bytes, ...] = ()  # ASK: chunks of one prefix
 
 
 class OpResult(NamedTuple):
@@ -104,6 +106,7 @@ class OpResult(NamedTuple):
     free: int = -1  # NO_ROOM, ROOM: bytes that the medium still takes; -1: nobody can say
     queued: float = 0.0  # READ, WRITE: seconds until a thread took it
     coded: float = 0.0  # READ, WRITE: of the seconds in service, in the codec and the checksum
+    found: int = -1  # ASK: so many of its keys; -1: this rank was not to look
 
 
 class ScanBatch(NamedTuple):

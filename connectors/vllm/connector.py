@@ -126,7 +126,7 @@ class KVTierConnector(OffloadingConnector):
         side = self.scheduling
         if side.guard.run(partial(side.sits_out, request), False):
             return None, False
-        if side.guard.run(partial(side.reading, request), False):
+        if side.guard.run(partial(side.reading, request, num_computed_tokens), False):
             return None, False
         name, lookups = request.request_id, self._lookups
         if side.guard.run(partial(lookups.waits, name, num_computed_tokens), False):

@@ -3,9 +3,11 @@
 Two engines share records only if their manifests are equal to the letter.
 """
 
+import hashlib
 import json
 import secrets
 from collections.abc import Iterable
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from kvtier.config import Config
@@ -22,6 +24,11 @@ if TYPE_CHECKING:
 _SWITCHES = ("quantization_config", "model_class_overrides", "code_revision")
 _MEDIA_SWITCHES = ("video_pruning_rate", "video_pruning_method", "mm_encoder_attn_dtype")
 """Options of vLLM that change what is computed from the same weights, and that are mostly not given."""
+
+
+_WHERE = ("_name_or_path", "transformers_version", "name_or_path")
+_CALLED_THROUGH_VLLM = (None, "mp", "uni", "ray")
+"""Executors whose workers are in processes of vLLM's own: whoever changes their weights calls vLLM, and that is heard."""
 
 
 def manifest(
@@ -79,6 +86,64 @@ def manifest(
 def in_epoch(manifest: str, epoch: str) -> str:
     """Write a manifest of this engine out again for the epoch that follows a reset; looks at nothing but the text."""
     return json.dumps({**json.loads(manifest), "epoch": epoch}, sort_keys=True, indent=1)
+
+
+def shared_manifest(
+    manifest: str, hellos: Iterable[Hello], config: Config, architecture: str
+) -> str:
+    """Write a manifest of this engine out again for stores that engines share: no name in it is of one machine only."""
+    said = json.loads(manifest)
+    found = [hello.weights for hello in hellos if hello.weights is not None]
+    said["weights"] = [each.sample if _named(config) else each.content for each in found]
+    if all(said["weights"]):  # else where they are from has to say what they are
+        for place in ("model", "revision"):
+            said.pop(place, None)
+    return json.dumps({**said, "epoch": "", "config": architecture}, sort_keys=True, indent=1)
+
+
+def architecture(model: "ModelConfig") -> str:
+    """Digest all that the model's configuration says, but for where it was."""
+    told = {name: each for name, each in model.hf_config.to_dict().items() if name not in _WHERE}
+    text = json.dumps(told, sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def private(vllm_config: "VllmConfig", hellos: Iterable[Hello], config: Config) -> str:
+    """Say why no other engine could use this one's records; empty if some can."""
+    hellos = list(hellos)
+    if why := ephemeral(vllm_config, hellos, config) or _unwatched(vllm_config.parallel_config):
+        return why
+    if config.persist_lora:
+        return "persist_lora: an adapter's name and path say on no other machine what is in it"
+    if vllm_config.model_config.multimodal_config is not None:
+        return "the model takes images, audio or video, and a client's name for one may mean another one elsewhere"
+    said = chain.from_iterable(each for hello in hellos for each in hello.arranged.values())
+    if any(each.startswith("unknown") for each in [*said, *(hello.device for hello in hellos)]):
+        return "how the pages of the device's cache lie cannot be looked at"
+    weights = [hello.weights for hello in hellos if hello.weights is not None]
+    if not _named(config) and not all(each.content for each in weights):
+        return (
+            "the content of the weight files is not known yet; it is from the second start on, where a tier of kind file "
+            "remembers it; or set weights_id"
+        )
+    return ""
+
+
+def _unwatched(parallel: "ParallelConfig") -> str:
+    """Say why weights could change without a call of vLLM's, so that what is written until that is seen would be wrong."""
+    from vllm import envs
+    from vllm.v1.engine.core import EngineCore
+
+    backend = parallel.distributed_executor_backend
+    if not hasattr(EngineCore, "collective_rpc"):
+        return "this vLLM does not say when workers are called, which may change weights"
+    if parallel.worker_extension_cls or not str(parallel.worker_cls).startswith(("auto", "vllm.")):
+        return "workers have code of others in them, which could change weights"
+    if not envs.VLLM_ENABLE_V1_MULTIPROCESSING:
+        return "the engine is in the process of its user, who could change weights past vLLM"
+    if backend not in _CALLED_THROUGH_VLLM:
+        return f"workers that {backend} starts could have their weights changed past vLLM"
+    return ""
 
 
 def _of_model(vllm_config: "VllmConfig") -> dict[str, object]:

@@ -120,7 +120,10 @@ class TieredCacheManager(OffloadingManager):
 
 
 def _events(side: "Scheduling") -> list[OffloadingEvent]:
-    """Take what became readable and what left, as vLLM publishes it."""
+    """Take what became readable and what left, as vLLM publishes it. What a store of many engines has is not told:
+    nobody is told when it goes.
+    """
+    view = side.brain.view
     return [
         OffloadingEvent(
             keys=[OffloadKey(key) for key in event.keys],
@@ -128,4 +131,5 @@ def _events(side: "Scheduling") -> list[OffloadingEvent]:
             removed=event.removed,
         )
         for event in side.brain.events()
+        if event.tier == TIER0 or view.tier(event.tier).capacity is not None
     ]

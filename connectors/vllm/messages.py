@@ -44,6 +44,7 @@ class KVTierMetadata(OffloadingConnectorMetadata):
     """Of LoRA adapters: whether the files there are as they were read is to be found out with the look."""
     greet: bool = False  # not every rank has said hello: say it
     idle: bool = False  # nothing is computed in this step
+    round: int = 0  # the number of a step with which tiers are asked; 0: none is
 
     @classmethod
     def of(cls, base: KVConnectorMetadata) -> "KVTierMetadata":
@@ -74,6 +75,7 @@ class KVTierWorkerMetadata(OffloadingWorkerMetadata):
     hellos: list[Hello] = field(default_factory=list)
     loaded: list[Loaded] = field(default_factory=list)
     copied: list[CopyTimes] = field(default_factory=list)  # where anybody listens
+    round: int = 0  # of the step that this comes with, as it was ordered
 
     @classmethod
     def of(cls, base: OffloadingWorkerMetadata | None, *, broken: str) -> "KVTierWorkerMetadata":
@@ -98,4 +100,5 @@ class KVTierWorkerMetadata(OffloadingWorkerMetadata):
             hellos=self.hellos + theirs.hellos,
             loaded=self.loaded + theirs.loaded,
             copied=self.copied + theirs.copied,
+            round=max(self.round, theirs.round),
         )

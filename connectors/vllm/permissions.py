@@ -8,6 +8,7 @@ from kvtier.brain import Why
 from kvtier.config import Config
 from kvtier.connectors.vllm.hints import Hints, comes_from_elsewhere
 from kvtier.connectors.vllm.media import MediaNames
+from kvtier.registry import is_asked
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -37,6 +38,10 @@ class Permissions:
         self._persist_lora = config.persist_lora
         self._media = media
         self._tiers = [_MEDIUM.get(tier.kind, Medium.STORAGE) for tier in config.tiers]
+        self._where = [
+            Locality.REMOTE if i and is_asked(tier.kind) else Locality.LOCAL
+            for i, tier in enumerate(config.tiers)
+        ]
 
     def of(self, request: "Request", hints: Hints) -> Permission:
         """Return what a request with these hints may do."""
@@ -55,5 +60,6 @@ class Permissions:
         return self._tiers[tier] is Medium.STORAGE
 
     def tiers(self, wanted: TierFilter) -> list[int]:
-        """List the tiers that a request wants to load from; all are this engine's own."""
-        return [i for i, at in enumerate(self._tiers) if wanted.allows(at, Locality.LOCAL)]
+        """List the tiers that a request wants to load from; all but stores that engines share are this engine's own."""
+        found = enumerate(zip(self._tiers, self._where, strict=True))
+        return [i for i, (at, where) in found if wanted.allows(at, where)]

@@ -69,7 +69,7 @@ class Rank:
         self._placed: list[Placed] = []
         self._io_seconds: dict[int, float] = {}  # to be told
         self._look_at = 0.0
-        self._timed = 0
+        self._timed = self._round = 0
         self._fingerprint: Fingerprint | None = None
         self._rest: list[TierOp] = []  # operations of this step that follow behind the pass
         self._asked = False  # for the hello, by this step
@@ -151,7 +151,7 @@ class Rank:
         if meta.fail_loads:
             self.worker.fail_loads()
         self.worker.spoil(meta.spoiled)
-        self._timed, self._asked = meta.timed, meta.greet
+        self._timed, self._asked, self._round = meta.timed, meta.greet, meta.round
         self._step = meta
         self.worker.idle = meta.idle
 
@@ -179,6 +179,8 @@ class Rank:
         if not isinstance(meta, KVTierMetadata):
             return
         ops = [op for op in meta.ops if op.kind is OpKind.RESET or not self.guard.broken]
+        if meta.round:  # whoever waits for an answer counts from this step
+            ops.sort(key=lambda op: op.kind is not OpKind.ASK)
         self._rest = ops[_AHEAD:]
         if ops:
             self.worker.submit_ops(ops[:_AHEAD])
@@ -215,6 +217,7 @@ class Rank:
         placed = self.guard.run(self._moved, unmoved)
         spent, self._io_seconds = self._io_seconds, {}
         timed, self._timed = self._timed, 0
+        asked, self._round = self._round, 0
         unseen: list[Looked] = []
         looked = self.guard.run(self._looked, unseen)
         hellos: list[Hello] = []
@@ -224,14 +227,14 @@ class Rank:
         loaded = self.guard.run(self._loaded, unread)
         broken = "" if self._said_broken else self.guard.broken  # last: until here it may become so
         copied = self.worker.trace.take()
-        told = answers or failed or broken or placed or timed or looked or loaded
+        told = answers or failed or broken or placed or timed or looked or loaded or asked
         if base is None and not (told or spent or hellos or copied):
             return None
         self._said_broken = bool(self.guard.broken)
         meta = KVTierWorkerMetadata.of(base, broken=broken)
         meta.results = [answer for answer in answers if isinstance(answer, OpResult)]
         meta.scans = [answer for answer in answers if isinstance(answer, ScanBatch)]
-        meta.failed, meta.timed, meta.placed = failed, timed, placed
+        meta.failed, meta.timed, meta.placed, meta.round = failed, timed, placed, asked
         meta.looked, meta.loaded, meta.hellos = looked, loaded, hellos
         meta.copied, meta.io_seconds = copied, spent
         return meta

@@ -128,8 +128,7 @@ class Scheduling:
         groups = self.statuses.keys(name)
         may = self._permissions.of(request, hints)
         self._live[name] = LiveRequest(may, list(map(len, groups)))
-        facts = hints.facts()
-        self.brain.arrive(name, groups, persist=may.persist, reads=may.reads, hints=facts)
+        self.brain.arrive(name, groups, persist=may.persist, reads=may.reads, hints=hints.facts())
         if may.no_load:
             self.brain.refuse_load(name, may.no_load)
         if self._recorder is not None:
@@ -148,13 +147,13 @@ class Scheduling:
         if self._recorder is not None:
             self._recorder.close()
 
-    def reading(self, request: "Request") -> bool:
-        """Whether reads for this request are still under way; O(1)."""
-        live = self._live.get(request.request_id)
-        if live is None or not live.reading:
+    def reading(self, request: "Request", computed: int) -> bool:
+        """Whether answers, or reads, for this request are under way, beyond what the device has of it; O(1)."""
+        name = request.request_id
+        if (live := self._live.get(name)) is None:
             return False
-        live.reading = not self.brain.ready(request.request_id)
-        return live.reading
+        live.reading = live.reading and not self.brain.ready(name)
+        return live.reading or self.brain.asks.waits(name, computed)
 
     def sits_out(self, request: "Request") -> bool:
         """Whether a request waits for the next step because the coming one has yet to announce its preemption.
@@ -179,8 +178,7 @@ class Scheduling:
 
     def scheduled(self, request: "Request", loaded: int) -> None:
         """Find out, once, why `loaded` tokens are all that a request loads; at debug level say it."""
-        live = self._live.get(request.request_id)
-        if live is not None and not live.scheduled:
+        if (live := self._live.get(request.request_id)) is not None and not live.scheduled:
             live.scheduled, live.away = True, False
             why = self.brain.fell_short(request.request_id, live.computed + loaded)
             start.say_hit(request, loaded, why)
@@ -313,7 +311,9 @@ class Scheduling:
             if request in self._live:
                 self.statuses.offer_again(request, refused)
         self._crowded_out.clear()
-        meta.ops = self.brain.drain()
+        if self.watch.touched and self.namespace.leaves(self.watch.touched):
+            self.brain.leave_shared()
+        meta.ops, meta.round = self.brain.drain(), self.brain.asks.handed
         meta.fail_loads, self._fail_loads = self._fail_loads, False
         meta.spoiled = self._overwrites.spoiled(output, meta.jobs_to_flush)
         meta.timed = self.speed.begin(output.total_num_scheduled_tokens)
@@ -334,6 +334,7 @@ class Scheduling:
         for batch in meta.scans:
             self.brain.scanned(batch)
         self.brain.complete(meta.results)
+        self.brain.asks.heard(meta.round)
         load, store = meta.transfer_stats.load, meta.transfer_stats.store
         if load.time or store.time:
             self.brain.transferred(load.bytes, load.time, store.bytes, store.time)
@@ -348,8 +349,7 @@ class Scheduling:
 
     def cancel(self, request: str) -> None:
         """Forget what was being read for a request that ended."""
-        live = self._live.get(request)
-        if live is not None:
+        if (live := self._live.get(request)) is not None:
             live.reading = False
             self.brain.cancel(request)
 
@@ -381,7 +381,7 @@ class Scheduling:
         brain = start.make_brain(mine, ranks, self.statuses, self._vllm_config)
         self._recorder = start.make_recorder(self._config, self.statuses, self._vllm_config)
         self._ranks, self._brain = ranks, brain
-        brain.open(ranks.slots, self.namespace.first(ranks))
+        brain.open(ranks.slots, self.namespace.first(ranks), shared=self.namespace.shared)
         self._manager.serve(self)
         self.watch.adapters.only(self._manager.early.keys())
         for name, request in self._manager.early.items():

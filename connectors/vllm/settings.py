@@ -61,7 +61,8 @@ def summary(mine: Config, arena_nbytes: int) -> str:
     said = [f"{mine.tiers[0].name} {format_nbytes(arena_nbytes)}"]
     for tier in mine.tiers[1:]:
         where = f" at {tier.options['path']}" if "path" in tier.options else ""
-        said.append(f"{tier.name} {format_nbytes(tier.capacity or 0)} ({tier.kind}{where})")
+        size = "" if tier.capacity is None else f" {format_nbytes(tier.capacity)}"
+        said.append(f"{tier.name}{size} ({tier.kind}{where})")
     return ", ".join(said)
 
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_HARMLESS = ("update_max_model_len", "compute_weight_checksums", "profile")
+"""Calls of the workers that change no weight, whatever they are given."""
+
 
 class Watch:
     """The model's weights and the adapters'. EngineCore's main thread only."""
@@ -33,7 +36,14 @@ class Watch:
         self._clock = clock
         self._waiting: dict[str, float] = {}  # by request: since when
         self.device = DeviceCache(self.looks, self.adapters)
-        core_calls.listen("collective_rpc", self.looks.suspect)
+        self.touched = ""
+        """The call of the workers that may have changed weights, if there was one: samples may not show what it did."""
+        core_calls.listen("collective_rpc", self._called)
+
+    def _called(self, method: object, result: object) -> None:
+        self.looks.suspect()
+        if not isinstance(method, str) or method not in _HARMLESS:
+            self.touched = self.touched or str(method)
 
     def order(self, meta: "KVTierMetadata", output: "SchedulerOutput") -> None:
         """End the making of a step: say whether it computes anything, and let the ranks look, if it is time to."""

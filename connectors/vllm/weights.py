@@ -51,6 +51,7 @@ class Weights(NamedTuple):
     name: str = ""  # what the namespace calls them; empty: another name at each start
     sample: str = ""  # equal on all nodes that have the same model; also beside the user's own word
     why: str = ""  # there is no name
+    content: str = ""  # what every engine calls them that has the same; empty: not known yet
     unread: Unread | None = None  # what the I/O process is to find out, and to remember
 
 
@@ -62,7 +63,8 @@ def identify(model: "ModelConfig", load: "LoadConfig", folder: Path | None) -> W
     """
     kind = str(load.load_format)
     if kind == "dummy":
-        return Weights(f"dummy:{model.seed}", f"dummy:{model.seed}")
+        seed = f"dummy:{model.seed}"
+        return Weights(seed, seed, content=seed)
     if kind not in _READ_FROM_FILES:
         return Weights(why=f"load_format {kind} takes them from where kvtier cannot look")
     if weights := getattr(model, "model_weights", ""):
@@ -117,7 +119,8 @@ def name_files(
     else:
         states = [(file.name, file.state) for file in files]
         name = _digest("private", sample, settings, msgspec.json.encode(states).decode())
-    return Weights(name, sample, "", Unread(str(folder), files, settings, name) if folder else None)
+    unread = Unread(str(folder), files, settings, name) if folder else None
+    return Weights(name, sample, content=content if ledger is not None else "", unread=unread)
 
 
 def _born_ns() -> int:

@@ -23,7 +23,8 @@ from kvtier.connectors.vllm.load_trace import CopyTrace
 from kvtier.connectors.vllm.messages import SlotSpec
 from kvtier.connectors.vllm.pages import Pages, element_name
 from kvtier.connectors.vllm.ranks import Sharers, engine_of, owner_of
-from kvtier.io_process.client import IoClient, IoSetup
+from kvtier.io_process.client import IoSetup
+from kvtier.io_process.pair import IoPair
 from kvtier.io_process.weights import Unread
 from kvtier.layout import ChunkLayout
 from kvtier.memory.arena import Arena
@@ -228,11 +229,11 @@ class KVTierWorker(OffloadingWorker):
         vllm: OffloadingConfig,
         layouts: dict[int, ChunkLayout | str],
         spare_nbytes: int,
-    ) -> IoClient | None:
-        """Start the I/O process of this rank's tiers, `mine`, where there are any below the arena."""
+    ) -> IoPair | None:
+        """Start the I/O processes of this rank's tiers, `mine`, where there are any below the arena."""
         if len(mine.tiers) == 1:
             return None
-        client = IoClient(
+        pair = IoPair(
             IoSetup(
                 rank=self._rank,
                 local_ranks=self.sharers.ranks,
@@ -255,11 +256,11 @@ class KVTierWorker(OffloadingWorker):
             self.arena.fd,
         )
         try:
-            client.wait_ready()
+            pair.wait_ready()
         except BaseException:
-            client.close()
+            pair.close()
             raise
-        return client
+        return pair
 
     def _layout(self, pages: Pages | str, group: int) -> ChunkLayout | str:
         if isinstance(pages, str):

@@ -3,6 +3,7 @@
 from collections import Counter
 from itertools import chain
 
+from kvtier.brain.asking import Asking
 from kvtier.brain.copies import Copies
 from kvtier.brain.index import IN_TIER0, LEAVING, STORING, ChunkState
 from kvtier.brain.promotion import Promotion
@@ -12,7 +13,7 @@ from kvtier.brain.turn import Turns
 from kvtier.types import NO_SLOT, BlockKey, OpKind
 
 
-def audit(state: State, promotion: Promotion, copies: Copies) -> None:
+def audit(state: State, promotion: Promotion, copies: Copies, asks: Asking) -> None:
     """Assert all of it.
 
     Raises:
@@ -24,6 +25,7 @@ def audit(state: State, promotion: Promotion, copies: Copies) -> None:
     _check_reads(state, promotion)
     _check_turns(state, promotion.turns)
     _check_lowers(state)
+    asks.check()
 
 
 def _check_rows(state: State, promotion: Promotion, copies: Copies) -> None:

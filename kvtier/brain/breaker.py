@@ -1,5 +1,6 @@
 """A circuit breaker: a tier that fails again and again rests, for longer each time."""
 
+import random
 from collections.abc import Callable
 from enum import StrEnum
 
@@ -28,13 +29,16 @@ class Breaker:
         limit: int = 5,
         rest_s: float = 1.0,
         max_rest_s: float = 60.0,
+        spread: float = 0.0,
     ) -> None:
+        """Let each rest be longer or shorter by up to the share `spread`: many engines must not probe one store in step."""
         self.state = BreakerState.CLOSED
         self.trips = 0
         self._clock = clock
         self._limit = limit
         self._first_rest_s = self._rest_s = rest_s
         self._max_rest_s = max_rest_s
+        self._spread = spread
         self._failures: dict[OpKind, int] = {}  # in a row
         self._opened_by: OpKind | None = None
         self._until = 0.0
@@ -95,5 +99,6 @@ class Breaker:
     def _rest(self) -> None:
         self.state = BreakerState.RESTING
         self.trips += 1
-        self._until = self._clock() + self._rest_s
+        spread = random.uniform(1 - self._spread, 1 + self._spread)
+        self._until = self._clock() + self._rest_s * spread
         self._rest_s = min(2 * self._rest_s, self._max_rest_s)

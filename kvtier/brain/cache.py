@@ -7,10 +7,12 @@ only when no rank can still read or write it.
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+from kvtier.brain.asking import Asking
 from kvtier.brain.audit import audit
 from kvtier.brain.copies import Copies
 from kvtier.brain.cost import Costs
 from kvtier.brain.demotion import Demotion
+from kvtier.brain.holds import Holds
 from kvtier.brain.index import IN_TIER0
 from kvtier.brain.notifier import Notifier
 from kvtier.brain.operations import Operation
@@ -26,11 +28,10 @@ from kvtier.brain.upkeep import Upkeep
 from kvtier.brain.view import CacheView
 from kvtier.brain.why import Why
 from kvtier.facts import RequestFacts, RequestHints, TierFacts
-from kvtier.hook import HookKind, HookSet
+from kvtier.hook import HookSet
 from kvtier.policy import AdmissionPolicy, EvictionPolicy, PrefetchPolicy
 from kvtier.types import (
     NO_SLOT,
-    TIER0,
     BlockKey,
     GroupSpec,
     OpKind,
@@ -86,8 +87,10 @@ class TieredCache:
         self._notifier = Notifier(state.policies, state.victims, self._agenda, clock)
         self._scoring = Scoring(state)
         self._demotion = Demotion(state, low_watermark=low_watermark)
+        self._holds = Holds(state, self._notifier, self._demotion)
         self._promotion = Promotion(state, self._demotion, read_share, max_wait_s)
         self._prefetch = Prefetch(state, self._agenda, self._promotion, self._demotion)
+        self.asks = Asking(state)
         self._copies = Copies(state, self._demotion, self._promotion, self._scoring)
         self._residency = state.residency
         self._index = state.residency.index
@@ -97,14 +100,18 @@ class TieredCache:
         self._opened = False
         self._next_manifest: str | None = None  # of a reset before `open`
 
-    def open(self, slots: int, manifest: str) -> None:
-        """Start to serve with so many slots; orders the start of every lower tier."""
+    def open(self, slots: int, manifest: str, *, shared: str | None = None) -> None:
+        """Start to serve with so many slots; orders the start of every lower tier.
+
+        `shared` is the manifest for tiers that other engines use too: None is the same one, and without any they are
+        left alone.
+        """
         assert not self._opened
         self._opened = True
         self._residency.slots.open(slots)
         self._demotion.open()
         for upkeep in self._upkeeps:
-            upkeep.open(manifest)
+            upkeep.open(manifest, manifest if shared is None else shared)
         if self._next_manifest is not None:
             self._end_epoch(self._next_manifest)
 
@@ -121,6 +128,11 @@ class TieredCache:
             self._end_epoch(manifest)
         else:
             self._next_manifest = manifest
+
+    def leave_shared(self) -> None:
+        """Leave tiers that other engines use too to them: nothing is asked, read or written there any more."""
+        for upkeep in self._upkeeps:
+            upkeep.leave()
 
     def weights_changed(self) -> None:
         """Note that the next reset is because weights were changed in place."""
@@ -146,6 +158,7 @@ class TieredCache:
         facts = RequestFacts(request, keys, self._state.clock(), hints)
         known = self._requests[request] = Request(request, persist, lists, facts, reads=reads)
         self._promotion.link(known)
+        self.asks.arrived(known)
         for move in self._notifier.arrived(known):
             self._prefetch.ahead(known, move.keys)
 
@@ -173,7 +186,7 @@ class TieredCache:
         known = self._requests.get(request)
         if known is not None:
             self._promotion.abandon(known)
-            self._hold(known, [])
+            self._holds.hold(known, [])
 
     def depart(self, request: str) -> None:
         """Forget a request; its copies under way keep their own pins."""
@@ -203,8 +216,7 @@ class TieredCache:
     def refuse_store(self, request: str, chunks: int, why: Why) -> None:
         """Note that a request was scheduled, and that the caller stores nothing of what it offers."""
         self._counters.store_refusals[why] += chunks
-        known = self._requests.get(request)
-        if known is not None:
+        if (known := self._requests.get(request)) is not None:
             self._notifier.started(known)
 
     def fell_short(self, request: str, tokens: int) -> Why | None:
@@ -230,9 +242,9 @@ class TieredCache:
         if known.given and known.held == wanted:
             return None
         resident = self._residency.index.residents(wanted)
-        self._hold(known, resident)
+        self._holds.hold(known, resident)
         if len(resident) == len(wanted):
-            self._count_hits(known, wanted)
+            self._holds.give(known, wanted)
             return None
         if known.settled:
             return ReadPlan(0)
@@ -250,7 +262,7 @@ class TieredCache:
         if known is not None:
             known.use()
             self._notifier.started(known)
-            self._hold(known, [])
+            self._holds.hold(known, [])
         return plan
 
     def plan_store(self, request: str, keys: Sequence[BlockKey]) -> StorePlan:
@@ -291,6 +303,7 @@ class TieredCache:
         self._promotion.turns.tick()
         self._scoring.tick()
         self._prefetch.tick()
+        self.asks.tick()
         self._index.tidy(_TIDY)
         self._refresh()
         return self._state.operations.drain()
@@ -319,8 +332,9 @@ class TieredCache:
 
     def awake(self) -> bool:
         """Whether the engine must step on: something moved a moment ago, or waits for `drain` only."""
-        scanning = any(low.space and low.space.scanning for low in self._state.lowers)
-        return self._state.operations.awake() or scanning or self._demotion.due
+        if self._state.operations.awake() or self._demotion.due or self.asks.waiting:
+            return True
+        return any(low.space and low.space.scanning for low in self._state.lowers)
 
     def events(self) -> list[CacheEvent]:
         """Take what became readable and what left, per tier, since the last call; nothing if made without `events`."""
@@ -337,17 +351,12 @@ class TieredCache:
 
     def check(self) -> None:
         """Assert every invariant, in a pass over everything; the AssertionError names the broken one."""
-        audit(self._state, self._promotion, self._copies)
+        audit(self._state, self._promotion, self._copies, self.asks)
 
     def _end_epoch(self, manifest: str) -> None:
-        old, unsent = self._state.operations.end_epoch()
-        for operation in unsent:
-            if operation.op.slot != NO_SLOT:
-                self._residency.slots.done(operation.op.slot)
-        for operation in old:
-            if operation.op.slot != NO_SLOT:
-                self._state.operations.cancel(operation)
+        old = self._state.end_epoch()
         self._promotion.clear()
+        self.asks.clear()
         self._state.ahead.clear()
         self._demotion.clear()
         self._agenda.clear()
@@ -374,26 +383,12 @@ class TieredCache:
                 self._demotion.wrote(operation, upkeep.lower, key)
             case OpKind.REMOVE:
                 upkeep.lower.removed(operation, key)
+            case OpKind.ASK:
+                self.asks.ended(operation)
             case OpKind.SCORE:
                 self._scoring.ended(operation, key)
             case _:
                 upkeep.ended(operation)
-
-    def _hold(self, known: Request, keys: list[BlockKey]) -> None:
-        """Pin `keys` instead of what the request held before."""
-        self._residency.rescue(keys)
-        self._residency.pin(keys)
-        self._residency.unpin(known.hold(keys))
-
-    def _count_hits(self, known: Request, keys: Sequence[BlockKey]) -> None:
-        self._residency.touch(known, keys)
-        self._notifier.accessed(known, keys)
-        self._state.ahead.used(keys)
-        counted, below = known.give(len(keys))
-        fresh = keys[counted:]
-        self._state.hooks.tell(HookKind.HIT, TIER0, fresh)
-        self._state.arena.hits += max(0, len(fresh) - below)
-        self._demotion.reused(self._residency.hit(fresh))
 
     def _refresh(self) -> None:
         serving = (1 << lower.tier for lower in self._state.lowers if lower.serving)

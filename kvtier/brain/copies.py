@@ -6,7 +6,7 @@ from itertools import count
 
 from kvtier.brain.demotion import Demotion
 from kvtier.brain.groups import Spot
-from kvtier.brain.index import IN_TIER0, STORING, TIERS
+from kvtier.brain.index import IN_TIER0, STORING
 from kvtier.brain.plans import LoadPlan, StorePlan
 from kvtier.brain.promotion import Promotion
 from kvtier.brain.requests import Request
@@ -138,7 +138,7 @@ class Copies:
                 fresh[key] = spot
                 continue
             flags = index.flags_of(parent)
-            if flags & (TIERS | STORING):
+            if flags & (self._state.kept | STORING):
                 fresh[key] = spot
                 if flags & IN_TIER0:
                     parents.append(parent)

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from kvtier.brain.groups import Place
-from kvtier.brain.index import HIT, IN_TIER0, TIERS, VOLATILE
+from kvtier.brain.index import HIT, IN_TIER0, VOLATILE
 from kvtier.brain.lower_tier import LowerTier
 from kvtier.brain.operations import Operation
 from kvtier.brain.space import worst_case
@@ -27,6 +27,7 @@ class Demotion:
         self._residency = state.residency
         self._lowers = state.lowers
         self._owned = tuple(lower for lower in state.lowers if lower.space)
+        self._elsewhere = state.kept & ~IN_TIER0
         self._counters = state.counters
         self._low_watermark = low_watermark
         self._backlog: dict[int, deque[BlockKey]] = {}  # writes to come, per tier
@@ -47,8 +48,9 @@ class Demotion:
 
     def stored(self, keys: Sequence[BlockKey]) -> None:
         """Queue the writes of chunks that just came from the device."""
-        for backlog in self._backlog.values():
-            backlog.extend(keys)
+        for lower in self._lowers:
+            if lower.tier in self._backlog and not lower.detached:
+                self._backlog[lower.tier].extend(keys)
 
     def reused(self, keys: Iterable[BlockKey]) -> None:
         """Write chunks that were hit a second time into the tiers that wait for that."""
@@ -98,7 +100,7 @@ class Demotion:
 
     def _sink(self, key: BlockKey) -> None:
         flags = self._residency.index.flags_of(key)
-        if any(lower.serving and flags >> lower.tier & 1 for lower in self._lowers):
+        if any(lower.serving and flags >> lower.tier & 1 for lower in self._owned):
             self._expel(key)
         elif self._save(key, {}):
             self._residency.leave(key)
@@ -130,7 +132,7 @@ class Demotion:
         for lower in self._lowers:
             if lower.tier in self._backlog and lower.writable:
                 self._write_behind(lower)
-        if any(lower.writable and not self._full(lower, idle=False) for lower in self._lowers):
+        if any(lower.writable and not self._full(lower, idle=False) for lower in self._owned):
             self._to_watermark()
 
     def wrote(self, operation: Operation, lower: LowerTier, key: BlockKey) -> None:
@@ -141,7 +143,10 @@ class Demotion:
         leaving = residency.is_leaving(key)
         if operation.ok:
             place = Place(BlockKey(operation.op.parent) or None, operation.op.end_token)
-            residency.record(lower.tier, [(key, place, operation.nbytes)])
+            if lower.beliefs:
+                lower.beliefs.wrote(key, place, operation.nbytes, lower.ops)
+            else:
+                residency.record(lower.tier, [(key, place, operation.nbytes)])
             self._state.hooks.tell(HookKind.DEMOTE, lower.tier, (key,))
         elif leaving and lower.space:
             full = operation.status is OpStatus.NO_ROOM
@@ -155,7 +160,7 @@ class Demotion:
         refused: dict[int, Why] = {}
         if self._save(key, refused):
             self._residency.leave(key)
-        elif needed or self._residency.index.flags_of(key) & TIERS & ~IN_TIER0:
+        elif needed or self._residency.index.flags_of(key) & self._elsewhere:
             self._expel(key)
         else:
             return
@@ -171,7 +176,7 @@ class Demotion:
             self._residency.evicted.add(keys)
 
     def _expel(self, key: BlockKey) -> None:
-        if not self._residency.index.flags_of(key) & TIERS & ~IN_TIER0:
+        if not self._residency.index.flags_of(key) & self._elsewhere:
             self._counters.dropped += 1
             self._residency.evicted.add((key,))
         self._counters.evictions += 1

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from enum import StrEnum
 
+from kvtier.brain.beliefs import Beliefs
 from kvtier.brain.breaker import Breaker, BreakerState
 from kvtier.brain.cost import ReadCost
 from kvtier.brain.groups import Place
@@ -18,7 +19,9 @@ from kvtier.types import NO_SLOT, BlockKey, OpKind, OpStatus, Priority, TierOp
 
 _GONE = (OpStatus.MISSING, OpStatus.CORRUPT)
 _NOT_ITS_FAULT = (*_GONE, OpStatus.CANCELLED, OpStatus.NO_ROOM)
-_TRYING = (OpKind.READ, OpKind.WRITE)  # OPEN and RESET are tried again anyhow, and so is REMOVE
+_TRYING = (OpKind.READ, OpKind.WRITE, OpKind.ASK)
+"""Verbs that try the breaker: OPEN and RESET are tried again anyhow, and so is REMOVE."""
+_FULL_S = 10.0  # until a store of others that was full is written to again
 _STALLED_S = 1.0
 _MAX_SUSPECTS = 1024  # the oldest are forgotten
 
@@ -35,7 +38,7 @@ class LowerTier:
     """Orders the operations of one tier and takes their answers; at most one per record is under way.
 
     A tier without a `space` is not ours: it is never listed, nothing is removed from it, and what it holds is
-    what its answers say.
+    what its answers say, for a while: its `beliefs`.
     """
 
     def __init__(  # noqa: PLR0913 - everything it depends on comes in here, by name
@@ -48,12 +51,15 @@ class LowerTier:
         cost: ReadCost,
         admission: AdmissionPolicy | None,
         space: Space | None,
+        beliefs: Beliefs | None,
         clock: Callable[[], float],
     ) -> None:
         self.tier = tier
         self.spec = spec
         self.space = space
-        self.breaker = Breaker(clock)
+        self.beliefs = beliefs
+        self.detached = False  # others go on with it, and this engine does not
+        self.breaker = Breaker(clock, spread=0.0 if space else 0.5)
         self.cost = cost
         self.counters = TierStats(name=spec.name)
         self.keepers = 1 if spec.once else operations.ranks
@@ -63,6 +69,7 @@ class LowerTier:
         self._suspects: dict[BlockKey, int] = {}  # failed once; chunks read before that
         self.demotions = 0  # WRITE under way that a slot waits for, or soon will
         self.idles = 0  # WRITE under way at leisure
+        self._full_until = 0.0
         self._admission = admission
         self._moved = clock()
         self._landed = 0  # bytes since `learn`
@@ -80,7 +87,9 @@ class LowerTier:
     @property
     def writable(self) -> bool:
         """Whether it serves, and its medium takes writes."""
-        return self.serving and (self.space is None or self.space.room.writable)
+        if self.space is None:
+            return self.serving and self._clock() >= self._full_until
+        return self.serving and self.space.room.writable
 
     @property
     def stalled(self) -> bool:
@@ -90,11 +99,15 @@ class LowerTier:
     @property
     def opening(self) -> bool:
         """Whether it is not open yet, or does not know yet all that it holds."""
+        if self.detached:
+            return False
         return self.phase is not Phase.OPEN or bool(self.space and self.space.listing)
 
     @property
     def why_not(self) -> Why | None:
         """Why it does not serve; None if it does."""
+        if self.detached:
+            return Why.DETACHED
         if self.phase is not Phase.OPEN:
             return Why.OPENING
         return None if self.breaker.state is BreakerState.CLOSED else Why.RESTING
@@ -117,6 +130,8 @@ class LowerTier:
         self.demotions = self.idles = 0
         if self.space:
             self.space.clear()
+        if self.beliefs:
+            self.beliefs.clear()
 
     def refusal(self, key: BlockKey, end: int, nbytes: int) -> Why | None:
         """Return why a record may not be written now; if only room lacks, it is made for a later one."""
@@ -132,14 +147,16 @@ class LowerTier:
             return Why.NO_ROOM
         return None
 
-    def fail(self, verb: OpKind, status: OpStatus, *, ahead: bool = False) -> None:
-        """Count a failure; only what the medium did wrong to a READ or a WRITE tries the breaker.
+    def fail(
+        self, verb: OpKind, status: OpStatus, *, ahead: bool = False, known: bool = False
+    ) -> None:
+        """Count a failure; what the medium did wrong to a READ, a WRITE or an ASK tries the breaker, unless it is `known`.
 
         A read `ahead` of any request that never had its turn says only that others went first.
         """
         self.counters.failures[status] += 1
         outrun = ahead and status is OpStatus.DEADLINE
-        if status not in _NOT_ITS_FAULT and verb in _TRYING and not outrun:
+        if status not in _NOT_ITS_FAULT and verb in _TRYING and not outrun and not known:
             self.breaker.failed(verb)
 
     def watch(self) -> None:
@@ -192,6 +209,8 @@ class LowerTier:
             self.counters.count_write(operation)
         else:
             self.fail(OpKind.WRITE, operation.status)
+            if operation.status is OpStatus.NO_ROOM:
+                self._full_until = self._clock() + _FULL_S
         if self.space:
             self.space.wrote(key, operation.nbytes if operation.ok else None, operation.free)
 
@@ -199,7 +218,7 @@ class LowerTier:
         """Take the answer to READ. A record that is missing or bad on any rank is forgotten.
 
         So is one that cannot be read, twice, while others can. If the room of the tier is ours, the record is
-        then removed from every rank.
+        then removed from every rank. Of a tier that is not, every failure ends the belief in the record.
         """
         self._end(key)
         late = self.reads.is_late(key)
@@ -210,6 +229,8 @@ class LowerTier:
             self._landed += 0 if late else operation.nbytes
             if self.space:
                 self.space.room.read(key)
+            if self.beliefs:
+                self.beliefs.read(key, operation.nbytes)
             self.counters.count_read(operation)
             self._residency.note_read(self.tier, key)
             if self._suspects:
@@ -218,7 +239,9 @@ class LowerTier:
             ahead = operation.priority is Priority.PREFETCH
             self.fail(OpKind.READ, operation.status, ahead=ahead)
             failed = operation.status is OpStatus.ERROR
-            if operation.status in _GONE or (failed and self._is_bad(key)):
+            if self.beliefs:
+                self.beliefs.missing(key)
+            elif operation.status in _GONE or (failed and self._is_bad(key)):
                 nbytes = self._residency.erase(self.tier, key)
                 if self.space:
                     self.space.doom(key, nbytes)
@@ -258,6 +281,8 @@ class LowerTier:
             self.space.check(records, writes=writes, removes=removes)
         else:
             assert not removes, f"{self.spec.name}: removes what is not ours"
+        if self.beliefs:
+            self.beliefs.check(self.ops)
 
     def _is_bad(self, key: BlockKey) -> bool:
         """Whether a record that cannot be read failed before, and others were read since."""

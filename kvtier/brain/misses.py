@@ -33,4 +33,6 @@ def nowhere(state: State, key: BlockKey) -> Why:
     if key in state.residency.evicted:
         return Why.EVICTED
     opening = not state.residency.slots.n or any(lower.opening for lower in state.lowers)
-    return Why.OPENING if opening else Why.ABSENT
+    if opening:
+        return Why.OPENING
+    return Why.DETACHED if any(lower.detached for lower in state.lowers) else Why.ABSENT

@@ -42,6 +42,7 @@ class Operation:
     coded: float = 0.0
     codec: str = ""  # WRITE: of the record
     score: float = 0.0
+    found: int = 0  # ASK: what the one rank says that looks
     free: int | None = (
         None  # what the fullest medium still takes, -1: nobody can say; None: no rank was full
     )
@@ -117,6 +118,7 @@ class Operations:
         operation.coded = max(operation.coded, result.coded)
         operation.codec = result.codec or operation.codec
         operation.score = max(result.score, operation.score)  # a NaN stays one
+        operation.found = max(operation.found, result.found)
         if result.status is OpStatus.NO_ROOM or operation.op.kind is OpKind.ROOM:
             known = result.free if operation.free is None else operation.free
             operation.free = min(known, result.free)

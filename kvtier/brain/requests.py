@@ -10,6 +10,7 @@ from kvtier.facts import RequestFacts, RequestHints
 from kvtier.types import BlockKey
 
 if TYPE_CHECKING:
+    from kvtier.brain.asking import Ask
     from kvtier.brain.reading import Reading
     from kvtier.brain.turn import Turn
 
@@ -51,6 +52,8 @@ class Request:
     held: list[BlockKey] = field(default_factory=list)  # pinned, each once per mention
     given: bool = False  # `held` is a hit that was given, and counted
     reading: "Reading | Turn | None" = None  # what it waits for
+    asked: bool = False  # all that could be asked for it, was
+    asks: "list[Ask]" = field(default_factory=list)  # the questions whose answers it waits for
     patience: Patience = _NO_PATIENCE
     began: float | None = None  # when its wait did; None: it has not
     heard_s: float = 0.0  # when a chunk landed for it last, or its reads were ordered
@@ -199,7 +202,7 @@ class Request:
 
     def reset(self, *, stale: bool) -> None:
         """Forget what was of the old epoch; its KV is, if it is `stale` or used the cache."""
-        self.held, self.given, self.reading = [], False, None
+        self.held, self.given, self.reading, self.asks = [], False, None, []
         self.counted = self.below = 0
         self.stale |= stale or self.used
         self._see_again()

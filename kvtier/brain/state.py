@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from kvtier.brain.beliefs import Beliefs
 from kvtier.brain.cost import Costs, ReadCost
 from kvtier.brain.groups import Groups
 from kvtier.brain.hooks import Hooks
-from kvtier.brain.index import Index
+from kvtier.brain.index import IN_TIER0, Index
 from kvtier.brain.lower_tier import LowerTier
-from kvtier.brain.operations import Operations
+from kvtier.brain.operations import Operation, Operations
 from kvtier.brain.plans import TierSpec
 from kvtier.brain.policies import PolicySet, TierView
 from kvtier.brain.read_ahead import ReadAhead
@@ -23,7 +24,7 @@ from kvtier.brain.why import Why
 from kvtier.facts import TierFacts
 from kvtier.hook import HookSet
 from kvtier.policy import AdmissionPolicy, EvictionPolicy, PrefetchPolicy
-from kvtier.types import MAX_LOWER_TIERS, TIER0, GroupSpec
+from kvtier.types import MAX_LOWER_TIERS, NO_SLOT, TIER0, GroupSpec
 
 if TYPE_CHECKING:
     from kvtier.brain.copies import CopyPlan
@@ -42,11 +43,27 @@ class State:
     lowers: tuple[LowerTier, ...]
     requests: dict[str, Request]
     costs: Costs
+    kept: int  # the tiers whose chunks stay until the brain says otherwise, as bits
     counters: CacheStats
     arena: TierStats
     ahead: ReadAhead
     copies: dict[int, "CopyPlan"]  # between the device and slots, under way
     clock: Callable[[], float]
+
+    def end_epoch(self) -> list[Operation]:
+        """Begin a new epoch: what was not sent never will be, and what is under way and has a slot is cancelled.
+
+        Returns:
+            The operations of the old epoch that are under way.
+        """
+        old, unsent = self.operations.end_epoch()
+        for operation in unsent:
+            if operation.op.slot != NO_SLOT:
+                self.residency.slots.done(operation.op.slot)
+        for operation in old:
+            if operation.op.slot != NO_SLOT:
+                self.operations.cancel(operation)
+        return old
 
     def refuse_load(self, request: Request, why: Why) -> None:
         """Count why a request's hit ends early: its first reason, until it starts again."""
@@ -93,6 +110,7 @@ def make_state(  # noqa: PLR0913 - as of `TieredCache`
             cost=reads[tier - 1],
             admission=policies.admission[tier],
             space=make_space(tier, spec, largest, ranks, index, shape, clock),
+            beliefs=Beliefs(tier, residency, largest, clock) if spec.capacity is None else None,
             clock=clock,
         )
         for tier, spec in enumerate(lower, 1)
@@ -108,6 +126,7 @@ def make_state(  # noqa: PLR0913 - as of `TieredCache`
         lowers=tuple(lowers),
         requests={},
         costs=costs,
+        kept=IN_TIER0 | sum(1 << lower.tier for lower in lowers if lower.space),
         counters=counters,
         arena=TierStats(name=names[TIER0]),
         ahead=ReadAhead(counters),

@@ -31,7 +31,7 @@ _MISSES = tuple(why for why in Why if why not in OF_ASKED_TIERS | OF_STORES)
 _LOADS = tuple(why for why in _MISSES if why not in OF_TOKENS)
 _KEPT_OUT = (Why.NOT_ADMITTED, Why.VETOED, Why.NO_ROOM)
 _STORES = (*_KEPT_OUT, Why.ORPHAN, Why.STALE, Why.ADAPTER, Why.HINT, Why.ROLE)
-_WRITES = (*_KEPT_OUT, Why.OPENING, Why.RESTING, Why.FULL, Why.BUSY, Why.FAILED)
+_WRITES = (*_KEPT_OUT, Why.OPENING, Why.RESTING, Why.DETACHED, Why.FULL, Why.BUSY, Why.FAILED)
 
 _PARTS = ("queue", "codec", "medium")
 OPERATIONS_S = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -119,6 +119,12 @@ class TierStats:
         "Chunks that left DRAM and that the tier did not take.",
         by="reason",
         of=_WRITES,
+    )
+    asks: int = counter(
+        "tier_asks", "Questions to a tier that engines share: what it has of a request."
+    )
+    late_asks: int = counter(
+        "tier_late_asks", "Of these, those whose request went on before the answer."
     )
     trips: int = counter("tier_trips", "Times that the tier was sent to rest.")
     failures: Tally[OpStatus] = counter(

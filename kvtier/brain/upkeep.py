@@ -38,20 +38,27 @@ class Upkeep:
         self._retry_s = _RETRY_S
         self._list_s = _LIST_S
 
-    def open(self, manifest: str) -> None:
-        """Order its start, and expect the list of what it holds."""
-        self._begin(OpKind.OPEN, manifest)
+    def open(self, manifest: str, shared: str) -> None:
+        """Order its start, and expect the list of what it holds; one that others use too has a manifest of its own."""
+        if self.lower.space or shared:
+            self._begin(OpKind.OPEN, manifest if self.lower.space else shared)
+        else:
+            self._detach()
 
     def reset(self, manifest: str, lingering: int) -> None:
         """Order a fresh start: nothing is known any more, `lingering` old operations are under way.
 
-        Used again only when they have ended: an old REMOVE must not meet a new record.
+        Used again only when they have ended: an old REMOVE must not meet a new record. A tier that others use too is
+        left to them: this engine goes on without it.
         """
         self.lower.clear()
         self.lower.breaker.forget_probe()
         self._ghosts = iter(())
         self._lingering = lingering
-        self._begin(OpKind.RESET, manifest)
+        if self.lower.space:
+            self._begin(OpKind.RESET, manifest)
+        else:
+            self._detach()
 
     def lingered(self) -> None:
         """Note the end of an operation of an ended epoch."""
@@ -84,6 +91,8 @@ class Upkeep:
         if lower.phase is Phase.OPEN and lower.breaker.due:
             lower.breaker.probing()
             self._order(TierOp(0, OpKind.PROBE, priority=Priority.WRITE))
+        if lower.beliefs:
+            lower.beliefs.tick(lower.ops)
         if lower.serving and lower.space:
             if found := lower.space.take_found(_SCAN_SLICE):
                 self._residency.record(lower.tier, found)
@@ -93,6 +102,15 @@ class Upkeep:
             if lower.space.ask():
                 self._order(TierOp(0, OpKind.ROOM, nbytes=lower.space.room.largest))
             self._make_room(lower.space)
+
+    def leave(self) -> None:
+        """Leave the tier to others, if others use it too; what is under way is still answered."""
+        if not self.lower.space:
+            self._detach()
+
+    def _detach(self) -> None:
+        self.lower.phase, self.lower.detached = Phase.CLOSED, True
+        self._begun = self._started = False
 
     def _opened(self, operation: Operation) -> None:
         """Take the answer to OPEN or RESET; a failure is ordered again later."""
@@ -123,7 +141,7 @@ class Upkeep:
         return number
 
     def _open_if_ready(self) -> None:
-        if self._started and not self._lingering:
+        if self._started and not self._lingering and not self.lower.detached:
             self.lower.phase = Phase.OPEN
 
     def _lay_ghosts(self, space: Space) -> None:

@@ -127,7 +127,7 @@ class CacheView:
         found = [operation.op.kind.name for operation in self._state.operations.all()]
         found += ["a copy"] * len(self._state.copies)
         for lower in self._state.lowers:
-            if not lower.serving:
+            if not lower.serving and not lower.detached:
                 found.append(f"{lower.spec.name} is {lower.phase}, {lower.breaker.state}")
             if lower.space and lower.space.listing:
                 found.append("a scan")

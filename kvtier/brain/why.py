@@ -52,13 +52,13 @@ class Why(StrEnum):
     # everything
     OFF = "off", "kvtier is off"
 
-    # tiers that are asked
+    # tiers that engines share
+    ASKED_LATE = "asked_late", "a tier that engines share had not answered in time what it has"
+    DETACHED = "detached", "the tier that engines share is closed for this one, since a reset"
     ASKING = "asking", "a tier was asked and has not answered"
-    ASKED_LATE = "asked_late", "a tier answered after its budget"
-    DETACHED = "detached", "the tier is closed since a reset"
     FOREIGN_HANDOFF = "foreign_handoff", "what was handed over is of another namespace"
 
 
-OF_ASKED_TIERS = frozenset({Why.ASKING, Why.ASKED_LATE, Why.DETACHED, Why.FOREIGN_HANDOFF})
+OF_ASKED_TIERS = frozenset({Why.ASKING, Why.FOREIGN_HANDOFF})
 OF_TOKENS = frozenset({Why.TAIL, Why.UNASKED})
 OF_STORES = frozenset({Why.NOT_ADMITTED, Why.VETOED, Why.NO_ROOM, Why.FULL, Why.ORPHAN, Why.STALE})

@@ -24,6 +24,7 @@ from kvtier.measure import fio
 from kvtier.measure.advice import Advice, choose, confirmed
 from kvtier.measure.report import render
 from kvtier.measure.tiers import HEADS, Point, measure, measure_dram
+from kvtier.registry import is_asked
 from kvtier.types import PAGE
 from kvtier.units import format_nbytes, parse_room
 
@@ -91,6 +92,8 @@ def examine(config: Config, in_use: int, nbytes: int, found: Found, status: Stat
         ConfigError: a tier cannot be opened.
         TierError: an operation failed.
     """
+    if asked := [tier.name for tier in config.tiers[1:] if is_asked(tier.kind)]:
+        raise ConfigError(f"{asked[0]}: a store that engines share is not measured; leave it out")
     found.points += measure_dram(config.tiers[0], in_use, nbytes)
     now = config.io.threads
     for tier in config.tiers[1:]:

@@ -21,7 +21,7 @@ from kvtier.doctor import disks
 from kvtier.doctor.finding import Level
 from kvtier.errors import ConfigError
 from kvtier.memory.region import free_huge_nbytes
-from kvtier.registry import STAGES, in_memory, kept_once
+from kvtier.registry import STAGES, in_memory, is_asked, kept_once
 from kvtier.tiers.mount import refuse_network
 from kvtier.tiers.ownership import refuse_shared
 from kvtier.types import PAGE
@@ -82,7 +82,8 @@ def check(
     chunk = chunk_of(written, geometry, block_tokens, tp) if geometry else None
     config = fit_dram(written, tp, chunk.slot_nbytes if chunk else PAGE)
     refuse_memory(config)
-    held = [tier_room(config, index, geometry, chunk, tp) for index in range(len(config.tiers))]
+    own = [index for index, tier in enumerate(config.tiers) if not (index and is_asked(tier.kind))]
+    held = [tier_room(config, index, geometry, chunk, tp) for index in own]
     console = console_beside(json_file)
     verdict = disks.judge(config)
     ill = closed(config, verdict)
@@ -176,6 +177,11 @@ def notes(config: Config, geometry: Geometry | None, verdict: disks.Verdict) -> 
     found = []
     judged = (each for each in verdict.findings if each.level is not Level.OK)
     found += [f"{each.area}: {each.what}: {each.advice}" for each in judged]
+    found += [
+        f"{tier.name}: other engines may use it too; its server says how much it holds, and what leaves"
+        for tier in config.tiers[1:]
+        if is_asked(tier.kind)
+    ]
     if config.store == "prompt":
         found.append("store: prompt - what the model answers is not stored")
     if len(config.tiers) > 1 and not config.persist_lora:
@@ -245,7 +251,8 @@ def _behaviour_table(config: Config) -> Table:
     """Who decides what each tier holds, and how it is written and read."""
     table = Table("tier", "kind", "eviction", "admission", "codec", "write", "deadline")
     for index, tier in enumerate(config.tiers):
-        row = [tier.name, tier.kind, _name(tier.eviction), _name(tier.admission)]
+        leaves = "-" if index and is_asked(tier.kind) else _name(tier.eviction)
+        row = [tier.name, tier.kind, leaves, _name(tier.admission)]
         row += (
             [_name(tier.codec), tier.write, f"{tier.deadline_s:g}s"] if index else ["-", "-", "-"]
         )

@@ -26,7 +26,7 @@ from kvtier.config.words import (
 from kvtier.errors import ConfigError
 from kvtier.hook import HookKind
 from kvtier.registry import find_callable
-from kvtier.tier import Tier
+from kvtier.tier import AskedTier, Tier
 from kvtier.types import WriteMode
 from kvtier.units import parse_count, parse_nbytes, parse_room, parse_seconds
 
@@ -46,6 +46,13 @@ NOT_FOR_DRAM = {
     "deadline": "nobody waits to read from it",
     "depth": "no thread of the I/O process works on it",
     "wrappers": "they wrap what reads and writes records",
+}
+
+
+NOT_FOR_ASKED = {
+    "capacity": "its server says how much it holds, and removes what is too much",
+    "eviction": "its server chooses what leaves",
+    "wrappers": "they wrap tiers of this machine",
 }
 
 
@@ -149,7 +156,7 @@ def _tier(raw: object, index: int, here: bool) -> dict[str, object]:
     if index == 0:
         _dram(tier, given, path)
     else:
-        _lower(tier, kind, given, path)
+        _lower(tier, kind, given, path, here)
         _directory(tier["options"], join(path, "path"), here)
     if "deadline" in tier:
         tier["deadline_s"] = tier.pop("deadline")
@@ -180,7 +187,9 @@ def _dram(tier: dict[str, object], given: dict[str, object], path: str) -> None:
             raise mistake(join(path, key), f"not for dram: {why}; put it on a lower tier")
 
 
-def _lower(tier: dict[str, object], kind: str, given: dict[str, object], path: str) -> None:
+def _lower(
+    tier: dict[str, object], kind: str, given: dict[str, object], path: str, here: bool
+) -> None:
     """Check a lower tier's own options; what outlives the engine is written behind by default."""
     if kind == "dram":
         raise mistake(join(path, "kind"), "only the first tier is 'dram'")
@@ -189,11 +198,30 @@ def _lower(tier: dict[str, object], kind: str, given: dict[str, object], path: s
     tier["options"] = options(tier_class, given, path, also=_TIER_KEYS)
     if "numa" in tier and not tier_class.takes_numa:
         raise mistake(join(path, "numa"), f"{kind!r} keeps nothing in memory that could be bound")
+    if issubclass(tier_class, AskedTier):
+        _asked(tier, path)
+        tier_class.refuse(mapping(tier["options"], path), path, here=here)
     tier["persistent"] = tier_class.persistent
     if "write" in tier:
         choose(tier["write"], WriteMode, join(path, "write"))
     elif tier_class.persistent:
         tier["write"] = WriteMode.IDLE
+
+
+def _asked(tier: dict[str, object], path: str) -> None:
+    """Check a tier that other engines use too: how much it holds, and what leaves it, is its server's."""
+    for key, why in NOT_FOR_ASKED.items():
+        if key in tier:
+            raise mistake(join(path, key), f"not for {tier['kind']}: {why}")
+    if "zstd_dict" in repr(tier.get("codec")):
+        raise mistake(
+            join(path, "codec"), "zstd_dict keeps dictionaries that no other engine would find"
+        )
+    if tier.get("write") == WriteMode.ON_EVICT:
+        raise mistake(
+            join(path, "write"),
+            f"'on_evict' is not for {tier['kind']}: no chunk waits in DRAM for a network; use idle, through or on_reuse",
+        )
 
 
 def _is_no_directory(path: str) -> bool:

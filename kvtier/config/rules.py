@@ -5,6 +5,7 @@ import os.path
 from kvtier import topology
 from kvtier.config.structs import Config, TierConfig
 from kvtier.config.words import mistake
+from kvtier.registry import is_asked
 from kvtier.types import MAX_LOWER_TIERS, NOT_TIERS
 
 
@@ -27,6 +28,11 @@ def check(config: Config, *, here: bool) -> None:
             raise mistake(f"{path}.name", f"{tier.name!r} is the name of tiers[{other}] already")
         _check_capacity(tier, index, path)
         _check_place(tier, index, path, places, here)
+        if index > 1 and not is_asked(tier.kind) and is_asked(config.tiers[index - 1].kind):
+            above = config.tiers[index - 1].name
+            raise mistake(
+                path, f"below {above!r}, which engines share: this machine's own tiers go first"
+            )
         if (tier.depth or 0) > (threads := config.io.threads):
             raise mistake(f"{path}.depth", f"{tier.depth} are more than io.threads, {threads}")
         for node in tier.numa or () if here else ():
@@ -36,7 +42,7 @@ def check(config: Config, *, here: bool) -> None:
 
 
 def _check_capacity(tier: TierConfig, index: int, path: str) -> None:
-    if tier.capacity is None and index > 0:
+    if tier.capacity is None and index > 0 and not is_asked(tier.kind):
         raise mistake(f"{path}.capacity", "missing; a lower tier needs one, for example 100GiB")
     if tier.capacity == 0:
         raise mistake(f"{path}.capacity", "0 holds nothing; remove the tier instead")

@@ -48,6 +48,12 @@ _SAYS = {
     "wrappers": "What stands around the tier, innermost first: for tests.",
     "prefault": "Whether all of its memory is touched at the start.",
     "path": "The tier's own directory, absolute.",
+    "url": "Where the server is: redis://host:6379/0, rediss:// with TLS, or unix:///path of its socket.",
+    "prefix": "How the names of all its records begin.",
+    "user": "Who logs in; empty: the server's default.",
+    "password_env": "The environment variable that holds the password.",
+    "ca_file": "The certificate that the server's is signed with; empty: those of the system.",
+    "timeout_s": "Seconds until a call has failed.",
     "exclusive": "Your promise that no other engine has this directory, though it is on a network file system.",
 }
 
@@ -95,7 +101,12 @@ def _tiers(part: Schema, medium: Schema) -> Schema:
     for name in registry.TIER:
         own = _options("tier", name)
         properties = common | own["properties"] | {"kind": {"const": name}}
-        kinds.append(_object(_described(properties), ("kind", "capacity", *own["required"])))
+        required = ["kind", "capacity", *own["required"]]
+        if registry.is_asked(name):
+            required.remove("capacity")
+            for key in (*parse.NOT_FOR_ASKED, "numa"):
+                del properties[key]
+        kinds.append(_object(_described(properties), tuple(required)))
     others = _object(_described(common | {"kind": _OTHERS}), ("kind", "capacity"))
     return {"anyOf": [*kinds, others | {"additionalProperties": True}]}
 

@@ -79,6 +79,10 @@ class IoClient:
         """How many operations are not answered yet."""
         return len(self._pending) + len(self._doomed)
 
+    def awaits(self, number: int) -> bool:
+        """Whether an operation is not answered yet."""
+        return number in self._pending or number in self._doomed
+
     def wait_ready(self, timeout_s: float = _START_S) -> None:
         """Wait until the process has its tiers; blocks, so for the start of the engine only.
 

@@ -77,7 +77,7 @@ class TierControl:
         if op.kind is OpKind.ROOM:
             return Served(OpStatus.OK, free=self.lower.free(op.nbytes))
         opening = self.lower.probe()
-        if opening is None:
+        if opening is None or self.lower.asked:
             return Served(OpStatus.OK)
         self._start_scan(opening, 0)
         gone = next(self.lower.scan(self.lower.session), None) is None
@@ -89,6 +89,8 @@ class TierControl:
         finally:
             self._speaker.opened(self._index, epoch)
         foreign = 0
+        if self.lower.asked:
+            return Served(OpStatus.OK)
         try:
             foreign = self.lower.reclaim(0)
         except TierError as exc:

@@ -11,7 +11,7 @@ import numpy as np
 
 from kvtier.codec import MARGIN, ChunkFacts, Codec, CodecChoice
 from kvtier.decoders import Decoders
-from kvtier.errors import CorruptBlock, TierError
+from kvtier.errors import CorruptBlock, TierError, Undecodable
 from kvtier.io_process import record, shelf
 from kvtier.io_process.buffers import ArenaView, ThreadBuffers
 from kvtier.io_process.key_norms import key_norm, objection
@@ -19,7 +19,7 @@ from kvtier.io_process.record import Header, Identity, padded
 from kvtier.io_process.shelf import TierShelf
 from kvtier.io_process.wire import IoSetup
 from kvtier.limited_log import LimitedLog
-from kvtier.tier import Bytes, Entry, Site, Tier
+from kvtier.tier import AskedTier, Bytes, Entry, Site, Tier
 from kvtier.types import PAGE, OpKind, OpStatus, TierOp
 from kvtier.units import format_nbytes
 
@@ -40,6 +40,7 @@ class Served(NamedTuple):
     score: float = 0.0
     free: int = -1  # NO_ROOM: bytes that the medium still takes; -1: nobody can say
     coded: float = 0.0  # seconds in the codec and the checksum
+    found: int = -1  # ASK: keys that lead
 
 
 class _Change(NamedTuple):
@@ -89,6 +90,7 @@ class Records:
         self.log = LimitedLog(logger, _SAY_S)
         self.depth = depth
         self._tier = tier
+        self.asked = tier if isinstance(tier, AskedTier) else None
         self._codec = codec
         self._decoders = Decoders(*(codec.among if isinstance(codec, CodecChoice) else (codec,)))
         self._site = site
@@ -124,7 +126,7 @@ class Records:
         self._pending = None
 
     def serve(self, op: TierOp, epoch: int, waiting: int = 0) -> Served:
-        """Run a READ, WRITE, REMOVE or SCORE that was received in `epoch`, while so many reads wait for a thread.
+        """Run a READ, WRITE, REMOVE, SCORE or ASK that was received in `epoch`, while so many reads wait for a thread.
 
         Raises:
             TierError: the medium failed, or nothing is open.
@@ -140,7 +142,11 @@ class Records:
             case OpKind.READ:
                 return self._read(op, session)
             case OpKind.WRITE:
+                if self.asked and self.asked.has(op.key):
+                    return Served(OpStatus.OK)  # another engine was faster
                 return self._write(op, session, waiting)
+            case OpKind.ASK:
+                return self._ask(op)
             case OpKind.SCORE:
                 return self._score(op)
         self._tier.remove(op.key)
@@ -210,10 +216,18 @@ class Records:
         self._session = None
         self._tier.close()
 
+    def _ask(self, op: TierOp) -> Served:
+        """Let the first rank say what it has; what another one lacks, its read finds out."""
+        if self._site.rank or self.asked is None:
+            return Served(OpStatus.OK)
+        return Served(OpStatus.OK, found=self.asked.leading(op.keys))
+
     def _read(self, op: TierOp, session: Session) -> Served:
         try:
             nbytes, coded = self._fill(op, session)
         except CorruptBlock as exc:
+            if self.asked:
+                return self._read_again(self.asked, op, session)
             self.log.warning(
                 OpStatus.CORRUPT, "record %s is corrupt and goes: %s", op.key.hex(), exc
             )
@@ -223,6 +237,19 @@ class Records:
                 self.log.warning(
                     OpKind.REMOVE, "record %s cannot be removed: %s", op.key.hex(), stays
                 )
+            return Served(OpStatus.CORRUPT, error=str(exc))
+        return Served(OpStatus.OK if nbytes else OpStatus.MISSING, nbytes, coded=coded)
+
+    def _read_again(self, tier: AskedTier, op: TierOp, session: Session) -> Served:
+        """Read once more what was corrupt, as somebody may be writing it; drop it only if it is as it was."""
+        try:
+            nbytes, coded = self._fill(op, session)
+        except CorruptBlock as exc:
+            said = "record %s is corrupt and goes: %s"
+            self.log.warning(OpStatus.CORRUPT, said, op.key.hex(), exc)
+            if not isinstance(exc, Undecodable):  # which others may be able to
+                with suppress(TierError):
+                    tier.discard(op.key, self._scratch.header.tobytes())
             return Served(OpStatus.CORRUPT, error=str(exc))
         return Served(OpStatus.OK if nbytes else OpStatus.MISSING, nbytes, coded=coded)
 
@@ -279,14 +306,16 @@ class Records:
             self._tier.read(PROBE_KEY, [self._scratch.tail])
 
     def _write_and_read(self) -> None:
-        pages = self._scratch
+        pages, key = self._scratch, PROBE_KEY
         if not self._keeps:
             self._tier.read(PROBE_KEY, [pages.tail])
             return
+        if self.asked:
+            key += os.urandom(8)  # others may try it out too
         pages.header[:] = np.frombuffer(os.urandom(PAGE), np.uint8)
-        self._tier.write(PROBE_KEY, [pages.header])
-        found = self._tier.read(PROBE_KEY, [pages.tail])
-        self._tier.remove(PROBE_KEY)
+        self._tier.write(key, [pages.header])
+        found = self._tier.read(key, [pages.tail])
+        self._tier.remove(key)
         if found != PAGE or not np.array_equal(pages.header, pages.tail):
             raise TierError(self.name, "probe", "what was written did not come back")
 
@@ -308,7 +337,10 @@ class Records:
         record.check_identity(header, want)
         record.check_payload(header, nbytes, target[: padded(header.stored_nbytes)])
         facts = self._facts_of(session, header.group, header.end_token)
-        self._decode(header, target[: header.stored_nbytes], slot[:raw_nbytes], facts)
+        try:
+            self._decode(header, target[: header.stored_nbytes], slot[:raw_nbytes], facts)
+        except CorruptBlock as exc:
+            raise Undecodable(str(exc)) from exc
         return nbytes, time.monotonic() - started
 
     def _decode(self, header: Header, payload: Bytes, chunk: Bytes, facts: ChunkFacts) -> None:

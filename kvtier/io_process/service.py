@@ -3,7 +3,9 @@
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 
+from kvtier.io_process.asker import Asker
 from kvtier.io_process.control import TierControl, guarded
 from kvtier.io_process.opqueue import Job, OpQueue
 from kvtier.io_process.outbox import Outbox
@@ -19,7 +21,7 @@ class Service:
     """Run every operation once and answer it once; no operation stops it.
 
     `handle`, `expire` and `stop` belong to the main thread; only `stop` waits, for at most its timeout.
-    READ, WRITE and REMOVE share the threads through the queue, the rest has a thread per tier.
+    READ, WRITE and REMOVE share the threads through the queue, ASK has its own, the rest has a thread per tier.
     """
 
     def __init__(self, setup: IoSetup, tiers: Sequence[Records], outbox: Outbox) -> None:
@@ -32,6 +34,11 @@ class Service:
         self._queue = OpQueue(threads, depths, setup.idle_write_bytes_per_s)
         self._tiers = {
             i: TierControl(setup.rank, i, lower, self) for i, lower in enumerate(tiers, 1)
+        }
+        self._askers = {
+            i: Asker(partial(self._answer_question, i))
+            for i, lower in enumerate(tiers, 1)
+            if lower.asked
         }
         self._threads = [
             threading.Thread(target=self._work, name=f"io-{i}", daemon=True) for i in range(threads)
@@ -48,6 +55,8 @@ class Service:
             self._queue.hasten(op.target, op.priority)
         elif op.tier not in self._tiers:
             self.answer(op, Served(OpStatus.ERROR, error=f"there is no tier {op.tier} here"))
+        elif op.kind is OpKind.ASK and op.tier in self._askers:
+            self._askers[op.tier].put(op, self._tiers[op.tier].epoch)
         elif op.kind in (OpKind.READ, OpKind.WRITE, OpKind.REMOVE, OpKind.SCORE):
             nbytes = 0 if op.kind is OpKind.SCORE else self._group_nbytes.get(op.group, 0)
             self._queue.put(Job(op, self._tiers[op.tier].epoch, nbytes))
@@ -104,6 +113,7 @@ class Service:
                 served.free,
                 queued,
                 served.coded,
+                served.found,
             )
         )
 
@@ -114,6 +124,15 @@ class Service:
     def opened(self, tier: int, epoch: int) -> None:
         """Let the tier's operations run, unless it is about to change again; any thread."""
         self._queue.release(tier, epoch)
+
+    def _answer_question(self, tier: int, op: TierOp, epoch: int, queued: float) -> None:
+        lower = self._tiers[tier].lower
+        if queued > op.deadline_s:
+            self.answer(op, _LATE)
+            return
+        started = time.monotonic()
+        served = guarded(op, lambda: lower.serve(op, epoch), lower.log)
+        self.answer(op, served, time.monotonic() - started, queued)
 
     def _cancelled(self, jobs: Sequence[Job]) -> None:
         for job in jobs:

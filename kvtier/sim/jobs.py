@@ -10,6 +10,7 @@ import numpy as np
 from kvtier.brain import Why
 from kvtier.config import Config, Plugin
 from kvtier.errors import ConfigError
+from kvtier.registry import is_asked
 from kvtier.sim.belady import belady, infinite
 from kvtier.sim.engine import EngineReplay, replay_engine
 from kvtier.sim.lru import replay_one_tier
@@ -131,6 +132,10 @@ def tier_jobs(config: Config, policies: Sequence[Plugin], capacities: Sequence[i
     Raises:
         ConfigError: tier 0 has no capacity, and none is given.
     """
+    for index, tier in enumerate(config.tiers[1:], 1):
+        if is_asked(tier.kind):
+            said = f"{tier.kind} is a store that engines share, and one engine is replayed; leave it out"
+            raise ConfigError(f"tiers[{index}]: {said}")
     sizes = list(capacities) or [_dram_tokens(config)]
     variants = [(policy.kind, _with_policy(config, policy)) for policy in policies]
     runs: list[Job] = [

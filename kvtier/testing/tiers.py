@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from kvtier.tier import Bytes, Site, Tier
+from kvtier.errors import TierError
+from kvtier.tier import AskedTier, Bytes, Site, Tier
 from kvtier.types import PAGE
 
 FIRST, SECOND = "1" * 32, "2" * 32
@@ -168,3 +169,125 @@ def split(buf: Bytes, *counts: int) -> Sequence[Bytes]:
     """Cut into pieces of so many pages each."""
     edges = np.cumsum(counts) * PAGE
     return [piece for piece in np.split(buf, edges) if len(piece)]
+
+
+class AskedTierContract(ABC):
+    """What every `AskedTier` must do. A subclass makes tiers of one store, and settles it, loses from it, spoils it.
+
+    `make` may be called several times: the tiers are of several engines that use the store at once.
+    """
+
+    @abstractmethod
+    def make(self, site: Site) -> AskedTier:
+        """Make a tier of the store of this test; the test closes nothing."""
+
+    @abstractmethod
+    def damage(self, tier: AskedTier, key: bytes) -> None:
+        """Change a byte in the first page of a record, behind the API's back."""
+
+    def least(self, n: int) -> int:
+        """Return the least that a tier may say of `n` records that lead: all, if it counts each."""
+        return n
+
+    def settle(self) -> None:  # noqa: B027 - optional: most stores show at once what was written
+        """Wait until every engine sees what was written."""
+
+    def opened(self, namespace: str = FIRST, rank: int = 0) -> AskedTier:
+        """Make a tier and open it."""
+        tier = self.make(Site("shared", rank=rank))
+        tier.open(namespace, "{}")
+        return tier
+
+    def test_what_one_writes_another_finds_and_reads(self) -> None:
+        one, other = self.opened(), self.opened()
+        record, out = pages(3, seed=1), pages(3)
+        assert one.write(b"k", [record[:PAGE], record[PAGE:]]) == 3 * PAGE
+        self.settle()
+        assert other.has(b"k")
+        assert other.leading([b"k"]) == 1
+        assert other.read(b"k", [out[: 2 * PAGE], out[2 * PAGE :]]) == 3 * PAGE
+        assert np.array_equal(out, record)
+
+    def test_a_record_larger_than_the_buffers_says_its_length_and_the_next_is_read_well(
+        self,
+    ) -> None:
+        tier = self.opened()
+        tier.write(b"k", [pages(3, seed=1)])
+        tier.write(b"l", [pages(1, seed=2)])
+        out = pages(1)
+        assert tier.read(b"k", [out]) == 3 * PAGE
+        assert np.array_equal(out, pages(3, seed=1)[:PAGE])
+        assert tier.read(b"l", [out]) == PAGE
+        assert np.array_equal(out, pages(1, seed=2))
+
+    def test_what_is_absent_is_no_error(self) -> None:
+        tier = self.opened()
+        assert not tier.has(b"k")
+        assert tier.read(b"k", [pages(1)]) == 0
+        assert not tier.remove(b"k")
+        assert not tier.discard(b"k", bytes(PAGE))
+        assert tier.leading([]) == 0
+        assert list(tier.scan()) == []
+
+    @pytest.mark.parametrize("n", [0, 1, 63, 64, 700])
+    def test_it_counts_what_leads_and_nothing_behind_a_hole(self, n: int) -> None:
+        tier = self.opened()
+        keys = [b"key %d" % i for i in range(1000)]
+        for key in [*keys[:n], *keys[n + 1 : n + 3]]:
+            tier.write(key, [pages(1)])
+        self.settle()
+        assert self.least(n) <= tier.leading(keys) <= n
+        assert self.least(n) <= tier.leading(keys[:n]) <= n
+        assert tier.leading(keys[:1]) == (n > 0)
+
+    def test_namespaces_and_ranks_are_apart(self) -> None:
+        tier = self.opened()
+        tier.write(b"k", [pages(1)])
+        self.settle()
+        for other in (self.opened(SECOND), self.opened(rank=1)):
+            assert not other.has(b"k")
+            assert other.read(b"k", [pages(1)]) == 0
+
+    def test_one_engine_that_resets_or_leaves_takes_nothing_with_it(self) -> None:
+        one, other = self.opened(), self.opened()
+        one.write(b"k", [pages(1, seed=1)])
+        one.reset(SECOND, "{}")
+        assert not one.has(b"k")
+        one.close()
+        self.settle()
+        assert other.has(b"k")
+        assert other.read(b"k", [pages(1)]) == PAGE
+
+    def test_only_what_was_found_corrupt_is_discarded(self) -> None:
+        tier = self.opened()
+        record, out = pages(2, seed=1), pages(2)
+        tier.write(b"k", [record])
+        self.damage(tier, b"k")
+        assert tier.read(b"k", [out]) == 2 * PAGE
+        assert not np.array_equal(out, record)
+        found = out[:PAGE].tobytes()
+        tier.write(b"k", [record])  # another engine, meanwhile
+        assert not tier.discard(b"k", found)
+        assert tier.has(b"k")
+        self.damage(tier, b"k")
+        assert tier.discard(b"k", found)
+        self.settle()
+        assert not tier.has(b"k")
+
+    def test_two_that_write_one_record_leave_a_whole_one(self) -> None:
+        tiers = [self.opened(), self.opened()]
+        records = [pages(64, seed=i) for i in range(2)]
+        with ThreadPoolExecutor(4) as pool:
+            wrote = [pool.submit(tiers[i % 2].write, b"k", [records[i % 2]]) for i in range(20)]
+            for each in wrote:
+                assert each.result() == 64 * PAGE
+        out = pages(64)
+        assert tiers[0].read(b"k", [out]) == 64 * PAGE
+        assert any(np.array_equal(out, record) for record in records)
+
+    def test_nothing_is_served_before_it_is_open(self) -> None:
+        tier = self.make(Site("shared"))
+        with pytest.raises(TierError, match="no namespace is open"):
+            tier.has(b"k")
+        with pytest.raises(TierError, match="no namespace is open"):
+            tier.read(b"k", [pages(1)])

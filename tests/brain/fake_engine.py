@@ -154,7 +154,7 @@ class Engine:
     def schedule(self, n: int, load: bool) -> None:
         """Do what the connector does when the scheduler reaches a request."""
         req = self._pick(n)
-        if req is None or not self.cache.ready(req.name):
+        if req is None or not self.cache.ready(req.name) or self.cache.asks.waits(req.name, 0):
             return
         for _ in range(2):
             keys = self._hit(req)
@@ -244,6 +244,7 @@ class Engine:
 
     def drain(self) -> None:
         """End a step; whoever waits for room then, waits for something."""
+        self.cache.asks.heard(self.cache.asks.round)  # with the output of the step before
         self.ranks.drain()
         if self.cache._promotion.turns.waiting():
             assert self.ranks.pending or self.ranks.copies, "all wait, and nothing moves"

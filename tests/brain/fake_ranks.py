@@ -4,7 +4,7 @@ It notices lies: a slot that is reused while something reads or writes it, a chu
 somewhere where its bytes are not, on any rank.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -102,6 +102,7 @@ class Ranks:
         self.others = 0  # bytes of it that somebody else has
         self.kept = 0  # bytes of it that stay although they were removed
         self.snapshot = False  # removed bytes stay
+        self.lie: Callable[[int, int], int] = lambda leading, asked: leading
 
     # from the brain
 
@@ -193,7 +194,17 @@ class Ranks:
         self.left[op_id].discard(rank)
         if not self.left[op_id]:
             del self.pending[op_id], self.left[op_id]
-        self.cache.complete([OpResult(rank, op_id, status, nbytes, seconds, free=self.free)])
+        found = self._found(op, rank) if op.kind is OpKind.ASK else -1
+        result = OpResult(rank, op_id, status, nbytes, seconds, free=self.free, found=found)
+        self.cache.complete([result])
+
+    def _found(self, op: TierOp, rank: int) -> int:
+        """Count, on the first rank, the records of a question that lead; a store may lie."""
+        if rank:
+            return -1
+        records = self.ranks[0].records[op.tier]
+        leading = next((i for i, key in enumerate(op.keys) if key not in records), len(op.keys))
+        return self.lie(leading, len(op.keys))
 
     def occupied(self, rank: int) -> int:
         """Bytes of a rank's records."""
@@ -268,7 +279,7 @@ class Ranks:
         for key in list(view.keys()):
             if view.holds(0, key):
                 self.expect(key, view.slot(key))
-            for tier in self.ranks[0].records:
+            for tier in list(self.ranks[0].records)[: self.owned]:
                 for n, rank in enumerate(self.ranks):
                     if view.holds(tier, key) and (n, tier, key) not in self.lost:
                         assert rank.records[tier].get(key) == Content(key, self.epoch), "no record"

@@ -157,7 +157,7 @@ def test_a_mistake_in_the_dram_tier(change: Mapping[str, object], expected: str)
         ({"kind": "dram"}, "tiers[1].kind: only the first tier is 'dram'"),
         (
             {"kind": "fil"},
-            "tiers[1].kind: unknown tier 'fil' (did you mean 'file'?); known: file, memory",
+            "tiers[1].kind: unknown tier 'fil' (did you mean 'file'?); known: file, memory, redis, valkey",
         ),
         ({"numa": 0}, "tiers[1].numa: 'file' keeps nothing in memory that could be bound"),
         (

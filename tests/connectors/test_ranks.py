@@ -148,7 +148,7 @@ def start(
 
         def close(self) -> None: ...
 
-    monkeypatch.setattr(worker, "IoClient", Client)
+    monkeypatch.setattr(worker, "IoPair", Client)
     config = load({"tiers": tiers})
     parallel = parallel_of(layout)
     offloading: Any = SimpleNamespace(

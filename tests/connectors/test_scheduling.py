@@ -162,15 +162,15 @@ def test_reads_are_waited_for_and_their_source_is_known(
     monkeypatch.setattr(engine.side.brain, "plan_read", lambda *_: ReadPlan(1, keys[:1]))
     monkeypatch.setattr(CacheView, "coming", lambda *_: {keys[0]: 1})
     monkeypatch.setattr(engine.side.brain, "ready", lambda _: ready)
-    assert not engine.side.reading(request)
+    assert not engine.side.reading(request, 0)
     assert engine.side.fetch(request, 0, 2 * TOKENS) is Fetch.READING
-    assert engine.side.reading(request)
+    assert engine.side.reading(request, 0)
     assert engine.side.source(keys[0], "a") == 1
     assert engine.side.source(keys[1], "a") == 0
     ready = True
-    assert not engine.side.reading(request)
+    assert not engine.side.reading(request, 0)
     ready = False
-    assert not engine.side.reading(request), "what has landed is not asked for again"
+    assert not engine.side.reading(request, 0), "what has landed is not asked for again"
     ends: list[Callable[[], None]] = [
         partial(engine.side.cancel, "a"),
         partial(engine.side.reset, emptied=True),
@@ -178,7 +178,7 @@ def test_reads_are_waited_for_and_their_source_is_known(
     for end in ends:
         assert engine.side.fetch(request, 0, 2 * TOKENS) is Fetch.READING
         end()
-        assert not engine.side.reading(request)
+        assert not engine.side.reading(request, 0)
     engine.manager.on_request_finished(context)
     assert engine.side.source(keys[0], "a") == 0
 

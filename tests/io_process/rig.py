@@ -119,12 +119,13 @@ def rig(
     slot_nbytes: int = SLOT_NBYTES,
     open_now: bool = True,
     clock: Callable[[], float] = time.monotonic,
+    made: Callable[..., IoClient] = IoClient,
     **setup: object,
 ) -> Iterator[Rig]:
     arena = Arena(slots, slot_nbytes)
     client = None
     try:
-        client = IoClient(
+        client = made(
             IoSetup(
                 **{  # type: ignore[arg-type] # the fields of IoSetup
                     "arena_nbytes": arena.nbytes,
