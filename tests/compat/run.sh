@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the contract and the core engine tests on the other vLLM releases that kvtier supports.
+# Run the contract and the lanes on the other vLLM releases that kvtier supports.
 #
 # The environment of `make setup` stays as it is: each release is a folder of packages that goes before it
 # on PYTHONPATH, made once and kept in .venv-compat/<version> (git ignores it).
@@ -10,7 +10,7 @@
 #         the offloading code, the scheduler and the worker are 0.33's own, line by line. What is not tested
 #         here of any release: CUDA and its model runner.
 #
-# Usage: run.sh [0.31] [0.33]     both without arguments
+# Usage: run.sh [0.31] [0.33]     both without arguments. WHOLE=1: every engine test that is marked as core.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=$PWD/.venv/bin/python
@@ -49,12 +49,21 @@ PY
   ln -sr "$kernels"/*.so "$1/vllm/"
 }
 
-check() ( # version, VLLM_TARGET_DEVICE
-  export PYTHONPATH=$PWD/.venv-compat/$1 VLLM_TARGET_DEVICE=$2
+failed=()
+
+check() { # version, VLLM_TARGET_DEVICE
+  local engines=(tests/engine/test_lanes.py)
+  [ -z "${WHOLE:-}" ] || engines=(-m core tests/engine)
+  local -x PYTHONPATH=$PWD/.venv-compat/$1 VLLM_TARGET_DEVICE=$2
+  local -x VLLM_CACHE_ROOT=$PWD/.venv-compat/$1/.cache # what it found out of models, other releases would find out anew
   echo "== vLLM $($PYTHON -c 'import vllm; print(vllm.__version__, "in", vllm.__file__)')"
-  "$PYTHON" -m pytest -q -p no:cacheprovider tests/compat tests/connectors/test_increments.py
-  "$PYTHON" -m pytest -q -p no:cacheprovider -m core tests/engine
-)
+  run tests/compat tests/connectors/test_increments.py || failed+=("the contract on $1")
+  run "${engines[@]}" || failed+=("engines on $1")
+}
+
+run() { # what of the tests, for half an hour at most
+  timeout -k 60 1800 "$PYTHON" -m pytest -q -p no:cacheprovider "$@"
+}
 
 [ -x "$PYTHON" ] || { echo "run make setup first" >&2; exit 1; }
 [ $# -gt 0 ] || set -- 0.31 0.33
@@ -75,3 +84,4 @@ for version in "$@"; do
     ;;
   esac
 done
+[ ${#failed[@]} -eq 0 ] || { printf 'failed: %s\n' "${failed[@]}" >&2; exit 1; }

