@@ -8,6 +8,7 @@ import torch
 from vllm.v1.kv_offload.base import GPULoadStoreSpec
 
 from kvtier.connectors.vllm.guard import Guard
+from kvtier.connectors.vllm.landing import Landings
 from kvtier.connectors.vllm.load_trace import CopyTrace
 from kvtier.connectors.vllm.messages import SlotSpec
 from kvtier.connectors.vllm.worker import KVTierWorker
@@ -97,6 +98,7 @@ class NullRank:
         worker._collected = []
         worker._failed_loads, worker._invalid_blocks, worker.guard = set(), set(), Guard()
         worker._early, worker.idle, worker.trace = set(), False, CopyTrace()
+        worker._landings = Landings(list, self.engine.onload)
         self.worker: KVTierWorker = worker
 
     def specs(self, slots: range, first_block: int) -> tuple[SlotSpec, GPULoadStoreSpec]:

@@ -2,7 +2,7 @@
 
 128 MiB are copied a load. The share in which nothing is copied is taken from the trace of each load; the time to the
 first token is the client's. With `--against TREE` a server of another source tree is asked the same in turn, and
-its times to the first token are compared; it need not know the trace.
+its times to the first token are compared; it need not know the trace. Each of the two is started first once.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -40,10 +40,19 @@ KINDS = ("idle", "busy")
 TARGET_IDLE = 0.3
 TARGET_TTFT = 0.75
 LINE = re.compile(r"load of \S+: job=\d+ nbytes=\d+ (.*)")
+COPY = re.compile(r"copy of job=(\d+) chunks=\S+ landed=(\S+) started=(\S+) copied=")
 
 Tiers = Sequence[Mapping[str, object]]
 Times = dict[str, float]
 """Milliseconds after the hit at which each thing happened."""
+
+
+@dataclass
+class Found:
+    """What was found of one kind."""
+
+    ttft: dict[tuple[str, int], list[float]] = field(default_factory=dict)
+    loads: list[Times] = field(default_factory=list)
 
 
 def main() -> None:
@@ -59,26 +68,42 @@ def main() -> None:
     trees = {"this": Path(__file__).parents[1]}
     if args.against:
         trees["against"] = args.against.resolve()
-    with workspace() as folder, ExitStack() as stack:
-        tiers = {name: [dram("2GiB")] for name in trees}
-        lengths = args.lengths
-        if args.nvme:  # more than DRAM holds
-            tiers = {name: [dram("256MiB"), nvme(folder / name, "2GiB")] for name in trees}
-            lengths = [4096] * 6
-        servers = {n: start(folder, n, tree, tiers[n], stack) for n, tree in trees.items()}
-        asked = [prompts(1, n + TAIL, seed=i)[0] for i, n in enumerate(lengths)]
-        first: dict[str, list[list[int]]] = {name: [] for name in servers}
-        for name, server in servers.items():
-            for prompt in asked:
-                first[name].append(complete(server.port, prompt, ANSWER).tokens)
+    found = {kind: Found() for kind in args.kinds}
+    orders = [[*trees]] if len(trees) == 1 else [[*trees], [*trees][::-1]]
+    for order in orders:  # who starts first has other memory, and the machine for itself
+        with workspace() as folder, ExitStack() as stack:
+            tiers = {name: [dram("2GiB")] for name in order}
+            lengths = args.lengths
+            if args.nvme:  # more than DRAM holds
+                tiers = {name: [dram("256MiB"), nvme(folder / name, "2GiB")] for name in order}
+                lengths = [4096] * 6
+            servers = {n: start(folder, n, trees[n], tiers[n], stack) for n in order}
+            rounds = -(-args.rounds // len(orders))
+            sit(servers, lengths, rounds, found)
+            for name, server in servers.items() if args.nvme else ():
                 settle(server)
-        questions = list(zip(asked, first["this"], strict=True))
-        for kind in args.kinds:
-            measure(servers, questions, args.rounds, kind)
-        for name, server in servers.items() if args.nvme else ():
+                if name == "this":
+                    side_by_side(server)
+                if (read := sources(server).nvme) < len(found) * rounds * sum(lengths):
+                    raise RuntimeError(f"{name}: {read} tokens came from NVMe")
+    for kind, each in found.items():
+        tell(each.loads, kind)
+        compare(each.ttft, kind)
+
+
+def sit(
+    servers: Mapping[str, Server], lengths: Sequence[int], rounds: int, found: Mapping[str, Found]
+) -> None:
+    """Ask these servers, which have just been started, for so many rounds of each kind."""
+    asked = [prompts(1, n + TAIL, seed=i)[0] for i, n in enumerate(lengths)]
+    first: dict[str, list[list[int]]] = {name: [] for name in servers}
+    for name, server in servers.items():
+        for prompt in asked:
+            first[name].append(complete(server.port, prompt, ANSWER).tokens)
             settle(server)
-            if (read := sources(server).nvme) < len(args.kinds) * args.rounds * sum(lengths):
-                raise RuntimeError(f"{name}: {read} tokens came from NVMe")
+    questions = list(zip(asked, first["this"], strict=True))
+    for kind, each in found.items():
+        measure(servers, questions, rounds, kind, each)
 
 
 def start(folder: Path, name: str, tree: Path, tiers: Tiers, stack: ExitStack) -> Server:
@@ -113,10 +138,9 @@ def measure(
     questions: Sequence[tuple[list[int], list[int]]],
     rounds: int,
     kind: str,
+    found: Found,
 ) -> None:
-    """Ask every server in turn, and report."""
-    ttft: dict[tuple[str, int], list[float]] = {}
-    loads: list[Times] = []
+    """Ask every server in turn."""
     traced = max(min(TRACED, len(prompt) - TAIL) for prompt, _ in questions)
     for nth in range(rounds + 1):
         for prompt, right in questions:
@@ -131,15 +155,19 @@ def measure(
                 if answer.cached != n or (kind == "idle" and answer.tokens != right):
                     raise RuntimeError(f"{name}: {n} tokens: {answer} instead of {right}")
                 if nth:  # the first of each kind is slow
-                    ttft.setdefault((name, n), []).append(answer.ttft_s)
+                    found.ttft.setdefault((name, n), []).append(answer.ttft_s)
                     if name == "this" and n == traced:
-                        loads += [around(t, asked_at, answer.ttft_s) for t in traces(server)[seen:]]
-    tell(loads, kind)
+                        loads = traces(server)[seen:]
+                        found.loads += [around(t, asked_at, answer.ttft_s) for t in loads]
+
+
+def compare(ttft: Mapping[tuple[str, int], list[float]], kind: str) -> None:
+    """Report the times to the first token."""
     for (name, n), times in ttft.items():
         report("load_trace", f"TTFT, {kind}, {n} tokens, {name}", median(times), "s")
         fast = quantiles(times, n=4)[0]  # the least of what others do on the machine
         report("load_trace", f"TTFT, {kind}, {n} tokens, {name}, lower quartile", fast, "s")
-    for n in {n for _, n in ttft} if "against" in servers else ():
+    for n in {n for name, n in ttft if name == "against"}:
         pairs = zip(ttft["this", n], ttft["against", n], strict=True)
         ratio = median(mine / theirs for mine, theirs in pairs)
         report("load_trace", f"TTFT, {kind}, {n} tokens, ratio", ratio, "times", TARGET_TTFT)
@@ -176,6 +204,19 @@ def traces(server: Server) -> list[Times]:
         pairs = (each.split("=") for each in match[1].split())
         found.append({name: float(ms) for name, ms in pairs})
     return found
+
+
+def side_by_side(server: Server) -> None:
+    """Report for how long loads were copied while the last of their chunks was still read."""
+    landed: dict[str, list[float]] = {}
+    started: dict[str, list[float]] = {}
+    for job, at, since in COPY.findall(server.log.read_text(errors="replace")):
+        landed.setdefault(job, []).append(float(at))
+        started.setdefault(job, []).append(float(since))
+    report("load_trace", "loads copied as their chunks landed", len(landed), "loads")
+    if landed:
+        ahead = median(max(landed[job]) - min(started[job]) for job in landed)
+        report("load_trace", "their first copy, before their last chunk", ahead, "ms")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ _MOST_IDLE = 512  # writes under way at leisure: what an engine that falls idle 
 _MOST_IDLE_SHARED = 16  # into a store of others, which may hang: each of them holds a slot
 
 
-def assemble(
+def assemble(  # noqa: PLR0913 - as of `TieredCache`
     config: Config,
     groups: Sequence[GroupSpec],
     *,
@@ -26,11 +26,12 @@ def assemble(
     even_tokens: float = EVEN_TOKENS,
     events: bool = True,
     copies: bool = False,
+    overlap: bool = False,
 ) -> TieredCache:
     """Make the brain of `ranks` ranks from the configuration of one, see `kvtier.config.of_rank`.
 
     `even_tokens`: the context at which attention costs as much as all else of a token; `events`: somebody asks
-    what came and went.
+    what came and went; `overlap`: the ranks copy a hit's last chunks as they land.
     """
     costs = Costs(
         clock,
@@ -52,6 +53,7 @@ def assemble(
         clock=clock,
         costs=costs,
         max_wait_s=config.max_wait_s,
+        overlap=overlap,
         events=events,
         arena=config.tiers[0].name,
     )

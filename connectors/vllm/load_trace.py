@@ -5,12 +5,13 @@ Times are of the monotonic clock, which all processes of a machine share.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from vllm.logger import init_logger
 
+from kvtier.connectors.vllm.copy_job import Copied
 from kvtier.transfer.engine import Moved
 
 if TYPE_CHECKING:
@@ -77,12 +78,16 @@ class CopyTrace:
         if self.on:
             self._jobs[job] = self._announced, time.monotonic()
 
-    def reported(self, job: int, moved: Moved | None) -> None:
-        """Note that a load is over."""
-        if (times := self._jobs.pop(job, None)) is not None and moved is not None:
-            submitted = times[1]
-            ends = submitted + moved.waited, submitted + moved.seconds, time.monotonic()
-            self._ended.append(CopyTimes(job, moved.nbytes, moved.worked, *times, *ends))
+    def reported(self, job: int, moved: Moved | None, copied: Sequence[Copied]) -> None:
+        """Note that a load is over; of several copies, say when each was."""
+        if (times := self._jobs.pop(job, None)) is None or moved is None or not copied:
+            return
+        ends = min(part.started for part in copied), copied[-1].ended, time.monotonic()
+        self._ended.append(CopyTimes(job, moved.nbytes, moved.worked, *times, *ends))
+        for part in copied if len(copied) > 1 else ():
+            at = [f"{each * 1e3:.3f}" for each in part[1:]]
+            said = "kvtier: copy of job=%d chunks=%s landed=%s started=%s copied=%s"
+            logger.debug(said, job, ",".join(map(str, part.chunks)), *at)
 
     def take(self) -> list[CopyTimes]:
         """Take what is to be told."""

@@ -1,6 +1,8 @@
 """What rides on vLLM's own metadata between the scheduler and every rank."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorMetadata,
@@ -22,12 +24,21 @@ from kvtier.types import OpResult, Placed, ScanBatch, TierOp
 class SlotSpec(LoadStoreSpec):
     """The arena's side of a load or store job: slots per KV-cache group, in chunk order.
 
-    `plan` names the brain's plan, None when kvtier is off; a slot may be NO_SLOT in a load: that chunk is gone.
+    `plan` names the brain's plan, None when kvtier is off; a slot may be NO_SLOT in a load: that chunk is gone. What of a
+    load is on its way into its slot is in `reads`: by position, the READ that brings it; it is waited for `patience_s`.
     """
 
-    def __init__(self, plan: int | None, slots: tuple[tuple[int, ...], ...]) -> None:
+    def __init__(
+        self,
+        plan: int | None,
+        slots: tuple[tuple[int, ...], ...],
+        reads: Mapping[int, int] = MappingProxyType({}),
+        patience_s: float = 0.0,
+    ) -> None:
         self.plan = plan
         self.slots = slots
+        self.reads = dict(reads)
+        self.patience_s = patience_s
 
 
 @dataclass

@@ -15,7 +15,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.worker import (
 )
 
 from kvtier.config import Config, digest
-from kvtier.connectors.vllm import fingerprint, ranks
+from kvtier.connectors.vllm import fingerprint, ranks, recovery
 from kvtier.connectors.vllm.adapters import Loaded
 from kvtier.connectors.vllm.arrangement import arrangements, device_name
 from kvtier.connectors.vllm.fingerprint import Fingerprint
@@ -59,7 +59,7 @@ class Rank:
         self._vllm_config = vllm_config
         self._kv_cache_config = kv_cache_config
         self._base = base
-        self._by_blocks = _recovers_by_blocks(kv_cache_config)
+        self._by_blocks = recovery.by_blocks(kv_cache_config)
         self._said_broken = False
         self._failed_loads: set[int] = set()  # and not collected by vLLM yet
         self._hello: Hello | None = None
@@ -264,18 +264,3 @@ class Rank:
             return []
         self._placed = placed
         return placed
-
-
-def _recovers_by_blocks(kv_cache_config: "KVCacheConfig") -> bool:
-    """Whether a request may go on from the blocks before a bad one: one group, that keeps all blocks of a prefix.
-
-    Of several groups block ids are ambiguous. Of a window or a state nothing is on the device before the blocks that
-    were loaded: vLLM would take those for computed.
-    """
-    from vllm.v1.kv_cache_interface import FullAttentionSpec
-
-    if len(kv_cache_config.kv_cache_groups) > 1:
-        return False
-    spec = kv_cache_config.kv_cache_groups[0].kv_cache_spec
-    layers = getattr(spec, "kv_cache_specs", {"": spec}).values()
-    return all(isinstance(layer, FullAttentionSpec) for layer in layers)

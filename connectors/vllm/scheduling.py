@@ -17,7 +17,7 @@ from vllm.v1.request import RequestStatus
 
 from kvtier.brain import TieredCache, Why
 from kvtier.config import Config, digest, of_rank
-from kvtier.connectors.vllm import start
+from kvtier.connectors.vllm import recovery, start
 from kvtier.connectors.vllm.events import BlockEvents
 from kvtier.connectors.vllm.hints import Complaints, Hints, comes_from_elsewhere
 from kvtier.connectors.vllm.jobs import Jobs
@@ -67,6 +67,9 @@ class Scheduling:
         self._vllm_config = vllm_config
         self.statuses = Statuses(base)
         self.guard.run(partial(self.statuses.end_hits_at_states, kv_cache_config), None)
+        self._make_brain = partial(
+            start.make_brain, overlap=config.overlap and recovery.by_blocks(kv_cache_config)
+        )
         self._media = MediaNames(vllm_config)
         self._overwrites = Overwrites(vllm_config, kv_cache_config)
         self._ranks: Ranks | None = None
@@ -89,8 +92,7 @@ class Scheduling:
         self.speed = Speed()
         self.meter, self.prompts = base.manager.meter, base.manager.prompts
         self.prompts.show([tier.name for tier in config.tiers])
-        transfer = vllm_config.kv_transfer_config
-        self.returns = Returns(transfer.engine_id if transfer else None)
+        self.returns = Returns(getattr(vllm_config.kv_transfer_config, "engine_id", None))
         self.why_chunks = ""  # are as large as they are
 
     @property
@@ -248,7 +250,7 @@ class Scheduling:
             live.loaded = True
             live.loads = self.statuses.ends(request, keys) if live.below else []
         self._jobs.plan(plan.plan_id, keys)
-        return self.statuses.slot_spec(plan.plan_id, keys, plan.slots)
+        return self.statuses.load_spec(plan, keys)
 
     def store(self, keys: Sequence[BlockKey], request: str) -> PrepareStoreOutput:
         """Give slots to as many chunks as fit; what only lacks room is offered again at the end of the step."""
@@ -378,7 +380,7 @@ class Scheduling:
     def _open(self, ranks: Ranks) -> None:
         """Make the brain that fits the ranks, open its tiers, and tell it what came before."""
         mine = of_rank(self._config, ranks.local_ranks, copies=ranks.copies)
-        brain = start.make_brain(mine, ranks, self.statuses, self._vllm_config)
+        brain = self._make_brain(mine, ranks, self.statuses, self._vllm_config)
         self._recorder = start.make_recorder(self._config, self.statuses, self._vllm_config)
         self._ranks, self._brain = ranks, brain
         brain.open(ranks.slots, self.namespace.first(ranks), shared=self.namespace.shared)

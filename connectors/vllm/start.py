@@ -29,9 +29,17 @@ _warnings = logging.getLogger(__name__)
 
 
 def make_brain(
-    mine: Config, ranks: Ranks, statuses: Statuses, vllm_config: "VllmConfig"
+    mine: Config,
+    ranks: Ranks,
+    statuses: Statuses,
+    vllm_config: "VllmConfig",
+    *,
+    overlap: bool,
 ) -> TieredCache:
-    """Make the brain from one rank's configuration, vLLM's KV-cache groups and what the ranks said."""
+    """Make the brain from one rank's configuration, vLLM's KV-cache groups and what the ranks said.
+
+    With `overlap` a hit may be given whose last chunks land while others are copied.
+    """
     groups = [
         GroupSpec(
             index=group.group_idx,
@@ -49,6 +57,7 @@ def make_brain(
         ranks=len(ranks.hellos),
         copies=ranks.copies,
         even_tokens=even_tokens,
+        overlap=overlap,
         events=asked is not None and asked.enable_kv_cache_events,
     )
 

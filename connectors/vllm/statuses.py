@@ -16,7 +16,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import (
 )
 from vllm.v1.kv_offload.base import LookupResult, OffloadKey, make_offload_key
 
-from kvtier.brain import TieredCache
+from kvtier.brain import LoadPlan, TieredCache
 from kvtier.connectors.vllm.messages import SlotSpec
 from kvtier.types import BlockKey
 
@@ -222,6 +222,11 @@ class Statuses:
     def give_flushes(self, due: set[int]) -> None:
         """Give them back, to what came in the meantime."""
         self._base._current_batch_jobs_to_flush |= due
+
+    def load_spec(self, plan: LoadPlan, keys: Sequence[BlockKey]) -> SlotSpec:
+        """Say to the ranks where a hit's chunks are, and which READs bring those that are not there yet."""
+        spec = self.slot_spec(plan.plan_id, keys, plan.slots)
+        return SlotSpec(spec.plan, spec.slots, plan.reads, plan.patience_s)
 
     def slot_spec(
         self, plan: int | None, keys: Sequence[BlockKey], slots: Sequence[int]

@@ -1,11 +1,11 @@
 """The worker side: this rank's arena, its copies, and its end of the I/O process."""
 
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
 from vllm.v1.kv_offload.base import (
     CanonicalKVCaches,
     GPULoadStoreSpec,
@@ -18,7 +18,9 @@ from vllm.v1.kv_offload.config import OffloadingConfig
 from kvtier.config import Config, dram_nbytes, load, of_rank, to_builtins
 from kvtier.connectors.vllm import placing
 from kvtier.connectors.vllm.copy_job import CopyJob, CopyPart
+from kvtier.connectors.vllm.device import group_tensors, transfer_engine
 from kvtier.connectors.vllm.guard import Guard
+from kvtier.connectors.vllm.landing import Landings
 from kvtier.connectors.vllm.load_trace import CopyTrace
 from kvtier.connectors.vllm.messages import SlotSpec
 from kvtier.connectors.vllm.pages import Pages, element_name
@@ -27,10 +29,7 @@ from kvtier.io_process.client import IoSetup
 from kvtier.io_process.pair import IoPair
 from kvtier.io_process.weights import Unread
 from kvtier.layout import ChunkLayout
-from kvtier.memory.arena import Arena
-from kvtier.transfer.cpu import CpuTransferEngine
-from kvtier.transfer.cuda import stream_engine
-from kvtier.transfer.engine import ChunkCopy, Moved, TransferEngine, chunk_nbytes
+from kvtier.transfer.engine import ChunkCopy, Moved, chunk_nbytes
 from kvtier.types import NO_SLOT, PAGE, TIER0, OpResult, Placed, ScanBatch, TierOp
 from kvtier.units import format_nbytes
 
@@ -68,7 +67,7 @@ class KVTierWorker(OffloadingWorker):
         self._unread = unread
         self.blocks_per_chunk = config.cache.blocks_per_chunk
         self._groups = [group.group_id for group in config.groups]
-        pages = {group: _group_tensors(caches, i) for i, group in enumerate(self._groups)}
+        pages = {group: group_tensors(caches, i) for i, group in enumerate(self._groups)}
         self.pages = {g: tuple(t.shape[1] for t in tensors) for g, tensors in pages.items()}
         self.group_nbytes = {g: chunk_nbytes(t, self.blocks_per_chunk) for g, t in pages.items()}
         slot_nbytes = -(-max(self.group_nbytes.values()) // PAGE) * PAGE
@@ -92,9 +91,13 @@ class KVTierWorker(OffloadingWorker):
                 format_nbytes(self.arena.nbytes),
             )
         # What nobody asked for by name is not taken before it is needed; a device pins all of it.
-        fill = dram.capacity is not None or device.type != "cpu"
-        placing.settle(self.arena, nodes, sharers.processes, fill=fill)
-        self._engine = _transfer_engine(self.arena, pages, self.blocks_per_chunk)
+        placing.settle(
+            self.arena,
+            nodes,
+            sharers.processes,
+            fill=dram.capacity is not None or device.type != "cpu",
+        )
+        self._engine = transfer_engine(self.arena, pages, self.blocks_per_chunk)
         layouts = {g: self._layout(layout.get(g, "the pages were not looked at"), g) for g in pages}
         spare = free if self.arena.huge else free - self.arena.nbytes
         self.io = self._start_io(mine, config, layouts, spare)
@@ -106,6 +109,7 @@ class KVTierWorker(OffloadingWorker):
         self._collected: list[tuple[CopyJob, Sequence[ChunkCopy], Sequence[int]]] = []
         """Stores that are not given to the engine yet: with their copies, and the positions of these in the job."""
         self._early: set[int] = set()  # loads that are submitted, and will be by vLLM
+        self._landings = Landings(self.io.poll if self.io else list, self._engine.onload)
         self.idle = False  # nothing is computed in this step
         self.trace = CopyTrace()
 
@@ -136,6 +140,7 @@ class KVTierWorker(OffloadingWorker):
     def get_finished(self) -> list[TransferResult]:
         """Collect the jobs that are over. One that cannot say so is waited for, and what it says then counts."""
         self._submit_collected()
+        self._go_on()
         if self.idle:
             self.guard.run(self._rest, None)
         jobs = [each for each in self._jobs.items() if each[0] not in self._early]
@@ -154,6 +159,7 @@ class KVTierWorker(OffloadingWorker):
         """
         self.trace.announced()
         self._engine.launching()
+        self._go_on()
         if not self._engine.beside:
             return
         for job_id, job in loads.items():
@@ -204,7 +210,7 @@ class KVTierWorker(OffloadingWorker):
             self.io.submit(ops)
 
     def poll(self) -> list[OpResult | ScanBatch]:
-        return self.io.poll() if self.io is not None else []
+        return self._landings.take()
 
     def placed(self) -> list[Placed]:
         """Say on which NUMA nodes this rank's memory is: the arena's as looked at now, a lower tier's as last told."""
@@ -222,6 +228,11 @@ class KVTierWorker(OffloadingWorker):
             closing.insert(0, self.io.close)
         for close in closing:
             self.guard.always(close, None)
+
+    def _go_on(self) -> None:
+        """Let loads go on, where any wait for reads."""
+        if self._landings:
+            self.guard.run(self._landings.hear, None)
 
     def _start_io(
         self,
@@ -291,14 +302,19 @@ class KVTierWorker(OffloadingWorker):
 
     def _load(self, job_id: int, slots: SlotSpec, device: GPULoadStoreSpec) -> bool:
         copies, _ = self._copies(slots, device)
-        there = [i for i, copy in enumerate(copies) if copy.slot != NO_SLOT]
-        gone = set(range(len(copies))).difference(there)
+        coming = slots.reads
+        gone = {i for i, copy in enumerate(copies) if copy.slot == NO_SLOT}
+        there = [i for i in range(len(copies)) if i not in gone and i not in coming]
         for i in gone:
             self._invalid_blocks.update(b for b in copies[i].blocks if b is not None)
         job = self._jobs[job_id] = CopyJob(len(copies), tuple(map(int, device.block_ids)), gone)
         self.trace.submitted(job_id)
         if there:
-            job.parts.append(CopyPart(self._engine.onload([copies[i] for i in there]), there))
+            transfer, now = self._engine.onload([copies[i] for i in there]), time.monotonic()
+            job.parts.append(CopyPart(transfer, there, now))
+        if coming:
+            job.until = time.monotonic() + slots.patience_s
+            self._landings.begin(job, coming, copies)
         return True
 
     def _rest(self) -> None:
@@ -309,8 +325,10 @@ class KVTierWorker(OffloadingWorker):
                 return
 
     def _fail(self, job_id: int, slots: SlotSpec, blocks: Iterable[int]) -> None:
-        """Book a job that was not submitted as one that failed as a whole."""
-        job = self._jobs[job_id] = CopyJob(sum(map(len, slots.slots)), tuple(blocks))
+        """Book a job that was not submitted as one that failed as a whole; what was started of it ends first."""
+        whole = CopyJob(sum(map(len, slots.slots)), tuple(blocks))
+        job = self._jobs.setdefault(job_id, whole)
+        job.stop()
         job.fail()
         self._invalid_blocks.update(job.blocks)
         if job.blocks:
@@ -318,6 +336,7 @@ class KVTierWorker(OffloadingWorker):
 
     def _ended(self, job_id: int) -> TransferResult:
         job = self._jobs.pop(job_id)
+        self._landings.forget(job)
         moved = self.guard.always(partial(self._end, job_id, job), None)
         if moved is None:
             job.fail()
@@ -326,12 +345,13 @@ class KVTierWorker(OffloadingWorker):
             self._failed[job_id] = job.failed
             if job.blocks:
                 self._failed_loads.add(job_id)
-        self.trace.reported(job_id, moved)
+        self.trace.reported(job_id, moved, job.copied)
         nbytes, seconds = moved[:2] if moved else (None, None)
         return TransferResult(job_id, True, nbytes, seconds)
 
     def _end(self, job_id: int, job: CopyJob) -> Moved:
         before = len(job.failed)
+        self._invalid_blocks.update(job.lost)
         moved = job.result()
         if len(job.failed) > before:
             self._invalid_blocks.update(job.blocks)
@@ -366,19 +386,3 @@ class KVTierWorker(OffloadingWorker):
             if len(padded) > len(slots.slots[position]) * self.blocks_per_chunk:
                 raise ValueError(f"group {position}: {n} blocks for {slots.slots[position]}")
         return copies, torn
-
-
-def _group_tensors(caches: CanonicalKVCaches, position: int) -> list[torch.Tensor]:
-    """Collect a group's distinct tensors, each cut to its unpadded page."""
-    nbytes: dict[int, int] = {}
-    for ref in caches.group_data_refs[position]:
-        nbytes[ref.tensor_idx] = max(nbytes.get(ref.tensor_idx, 0), ref.page_size_bytes)
-    return [caches.tensors[i].tensor[:, :n] for i, n in nbytes.items()]
-
-
-def _transfer_engine(
-    arena: Arena, pages: dict[int, list[torch.Tensor]], blocks_per_chunk: int
-) -> TransferEngine:
-    if next(iter(pages.values()))[0].device.type == "cpu":
-        return CpuTransferEngine(arena, pages, blocks_per_chunk)
-    return stream_engine(arena, pages, blocks_per_chunk)

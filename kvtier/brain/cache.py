@@ -16,6 +16,7 @@ from kvtier.brain.holds import Holds
 from kvtier.brain.index import IN_TIER0
 from kvtier.brain.notifier import Notifier
 from kvtier.brain.operations import Operation
+from kvtier.brain.overlap import Overlap
 from kvtier.brain.plans import CacheEvent, LoadPlan, ReadPlan, StorePlan, TierSpec
 from kvtier.brain.prefetch import Agenda, Prefetch
 from kvtier.brain.promotion import Promotion
@@ -68,7 +69,9 @@ class TieredCache:
         costs: Costs | None = None,
         events: bool = True,
         arena: str = "dram",
+        overlap: bool = False,
     ) -> None:
+        """With `overlap` a hit may be given, of one KV-cache group, whose last chunks land while others are copied."""
         state = self._state = make_state(
             groups=groups,
             ranks=ranks,
@@ -91,7 +94,8 @@ class TieredCache:
         self._promotion = Promotion(state, self._demotion, read_share, max_wait_s)
         self._prefetch = Prefetch(state, self._agenda, self._promotion, self._demotion)
         self.asks = Asking(state)
-        self._copies = Copies(state, self._demotion, self._promotion, self._scoring)
+        self._overlap = Overlap(state, self._promotion, enabled=overlap)
+        self._copies = Copies(state, self._demotion, self._promotion, self._scoring, self._overlap)
         self._residency = state.residency
         self._index = state.residency.index
         self._counters = state.counters
@@ -236,9 +240,14 @@ class TieredCache:
         known = self._requests.get(request)
         if known is None:
             return ReadPlan(0)
-        if known.reading is not None:
-            return ReadPlan(len(known.reading.left))
         wanted = list(keys)
+        if known.reading is not None:
+            coming = len(known.reading.left)
+            if not self._overlap.gives(known, wanted):
+                return ReadPlan(coming)
+            if not known.given:
+                self._holds.give(known, wanted, coming)
+            return None
         if known.given and known.held == wanted:
             return None
         resident = self._residency.index.residents(wanted)
@@ -251,9 +260,14 @@ class TieredCache:
         return self._promotion.plan(known, wanted)
 
     def ready(self, request: str) -> bool:
-        """Whether the request waits for no read any more, nor for room; past its deadline it does not."""
+        """Whether the request waits for no read any more, nor for room; past its deadline it does not.
+
+        Nor for those that land in time for its copies.
+        """
         known = self._requests.get(request)
-        return known is None or known.reading is None or known.reading.over()
+        if known is None or known.reading is None or known.reading.over():
+            return True
+        return self._overlap.in_sight(known)
 
     def plan_load(self, request: str, keys: Sequence[BlockKey]) -> LoadPlan:
         """Give the slots of a hit to copy to the device; the plan takes over the request's pins."""

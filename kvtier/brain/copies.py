@@ -1,12 +1,13 @@
 """Copies between the device and slots: plans that every rank carries out."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import count
 
 from kvtier.brain.demotion import Demotion
 from kvtier.brain.groups import Spot
 from kvtier.brain.index import IN_TIER0, STORING
+from kvtier.brain.overlap import Overlap
 from kvtier.brain.plans import LoadPlan, StorePlan
 from kvtier.brain.promotion import Promotion
 from kvtier.brain.requests import Request
@@ -19,7 +20,7 @@ from kvtier.types import NO_SLOT, TIER0, BlockKey
 _NOTHING = StorePlan(0, (), (), ())
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class CopyPlan:
     """One plan under way; its slots are in use until every rank is done."""
 
@@ -29,6 +30,14 @@ class CopyPlan:
     pins: list[BlockKey]
     store: bool
     since: float
+    pin: Callable[[Sequence[BlockKey]], None]
+    coming: Collection[BlockKey] = ()  # were not in their slots when it was made
+
+    def landed(self, key: BlockKey, *, ok: bool) -> None:
+        """Take the news of a chunk that is coming: it stays until it is copied."""
+        if ok:
+            self.pin((key,))
+            self.pins.append(key)
 
 
 class Copies:
@@ -40,6 +49,7 @@ class Copies:
         demotion: Demotion,
         promotion: Promotion,
         scoring: Scoring,
+        overlap: Overlap,
     ) -> None:
         self.plans = state.copies
         self._state = state
@@ -47,25 +57,33 @@ class Copies:
         self._demotion = demotion
         self._promotion = promotion
         self._scoring = scoring
+        self._overlap = overlap
         self._admission = state.policies.admission[TIER0]
         self._ids = count(1)
 
     def load(self, request: Request | None, keys: Sequence[BlockKey]) -> LoadPlan:
-        """Pin what is in tier 0 and give its slots."""
+        """Pin what is in tier 0 and give its slots; also those of what lands while the others are copied."""
         residency, index = self._residency, self._residency.index
         found = index.residents(keys)
         residency.rescue(found)
         residency.pin(found)
-        used = [index.slots[index.rows[key]] for key in found]
-        self._state.counters.loads += len(used)
-        residency.slots.use_all(used)
-        plan = self._plan(found, used, found, store=False)
-        if len(used) == len(keys):
-            return LoadPlan(plan, tuple(used))
-        if request is not None:
+        fills = self._overlap.given(request, keys)
+        slots = [index.slots[index.rows[key]] for key in found]
+        slots += [fill.operation.op.slot for fill in fills.values()]
+        self._state.counters.loads += len(slots)
+        residency.slots.use_all(slots)
+        plan = self._plan(found, slots, found, store=False)
+        if request is not None and len(slots) < len(keys):
             self._state.refuse_load(request, Why.VANISHED)
-        held = dict(zip(found, used, strict=True))
-        return LoadPlan(plan, tuple(held.get(key, NO_SLOT) for key in keys))
+        if request is not None and fills:
+            self.plans[plan].coming = fills
+            self._overlap.take_over(request, fills.values(), self.plans[plan])
+        if len(found) == len(keys):
+            return LoadPlan(plan, tuple(slots))
+        held = dict(zip([*found, *fills], slots, strict=True))
+        given = tuple(held.get(key, NO_SLOT) for key in keys)
+        reads = {i: fills[key].operation.op.op for i, key in enumerate(keys) if key in fills}
+        return LoadPlan(plan, given, reads, self._overlap.patience(len(keys)))
 
     def store(self, request: Request, keys: Sequence[BlockKey]) -> StorePlan:
         """Touch what is here and give slots to what is not, in order, as many as fit."""
@@ -105,8 +123,10 @@ class Copies:
             self._stored(plan.keys, failed)
         else:
             self._state.arena.spent += self._state.clock() - plan.since
+            self._overlap.drop(plan.coming, plan)
             for key in failed:
-                self._lose(key)
+                if key not in plan.coming:  # that one came too late, or is not here
+                    self._lose(key)
 
     def _stored(self, keys: Sequence[BlockKey], failed: Collection[BlockKey]) -> None:
         for key in failed:
@@ -175,7 +195,8 @@ class Copies:
         plan = next(self._ids)
         if slots:
             epoch, now = self._state.operations.epoch, self._state.clock()
-            self.plans[plan] = CopyPlan(epoch, keys, slots, pins, store, now)
+            pin = self._residency.pin
+            self.plans[plan] = CopyPlan(epoch, keys, slots, pins, store, now, pin)
         return plan
 
     def _lose(self, key: BlockKey) -> None:

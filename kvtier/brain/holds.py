@@ -25,8 +25,8 @@ class Holds:
         residency.pin(keys)
         residency.unpin(request.hold(keys))
 
-    def give(self, request: Request, keys: Sequence[BlockKey]) -> None:
-        """Note that what a request holds is its hit."""
+    def give(self, request: Request, keys: Sequence[BlockKey], coming: int = 0) -> None:
+        """Note that what a request holds is its hit; so many chunks of it have not landed yet."""
         state = self._state
         state.residency.touch(request, keys)
         self._notifier.accessed(request, keys)
@@ -34,5 +34,5 @@ class Holds:
         counted, below = request.give(len(keys))
         fresh = keys[counted:]
         state.hooks.tell(HookKind.HIT, TIER0, fresh)
-        state.arena.hits += max(0, len(fresh) - below)
+        state.arena.hits += max(0, len(fresh) - below - coming)
         self._demotion.reused(state.residency.hit(fresh))

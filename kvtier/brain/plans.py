@@ -1,7 +1,8 @@
 """What the brain is told and what it answers: its vocabulary towards the connector and the simulator."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from kvtier.facts import TierFacts
@@ -38,6 +39,9 @@ class LoadPlan(NamedTuple):
 
     plan_id: int
     slots: tuple[int, ...]
+    reads: Mapping[int, int] = MappingProxyType({})
+    """By position, the READ whose answer a copy has to wait for."""
+    patience_s: float = 0.0  # after so long nobody waits for such an answer any more
 
 
 class StorePlan(NamedTuple):

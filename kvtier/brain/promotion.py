@@ -161,7 +161,7 @@ class Promotion:
             fill = self.fills[key]
             fill.waiters.remove(reading)
             if not fill.waiters:
-                self._cancel(fill)
+                self.cancel(fill)
 
     def hold(self, request: Request, key: BlockKey) -> None:
         """Pin a chunk that came up for a request."""
@@ -176,7 +176,7 @@ class Promotion:
         if reading.more and not reading.failed:
             request.give_up()
         else:
-            self._end(request)
+            self.end(request)
 
     def ended(self, operation: Operation, lower: LowerTier, key: BlockKey) -> bool:
         """Take the answer to READ; return whether the chunk is in its slot, to be made readable."""
@@ -201,7 +201,7 @@ class Promotion:
         """Cancel reads ahead, but for what is wanted: slots are needed."""
         for key, fill in self.fills.items():
             if not fill.waiters and key not in wanted:
-                self._cancel(fill)
+                self.cancel(fill)
 
     def _order(
         self, request: Request, missing: Sequence[BlockKey], why: Why | None, *, more: bool
@@ -226,10 +226,11 @@ class Promotion:
     def _settle(self, request: Request, why: Why) -> ReadPlan:
         """Let a request do without reads."""
         self._state.refuse_load(request, why)
-        self._end(request)
+        self.end(request)
         return ReadPlan(0)
 
-    def _end(self, request: Request) -> None:
+    def end(self, request: Request) -> None:
+        """Let a request wait for no reads any more."""
         self.turns.release(request)
         request.settle()
 
@@ -372,9 +373,8 @@ class Promotion:
 
     def _readable(self, missing: Sequence[BlockKey]) -> tuple[int, Why | None]:
         """Return how many slots the reads of `missing` take, up to one that cannot be read now, and why not."""
-        left: dict[
-            LowerTier | None, int
-        ] = {}  # of each budget; the tiers that are not ours have one
+        # of each budget; the tiers that are not ours have one
+        left: dict[LowerTier | None, int] = {}
         n = 0
         for key in missing:
             if fill := self.fills.get(key):
@@ -393,7 +393,8 @@ class Promotion:
             n += 1
         return n, None
 
-    def _cancel(self, fill: Fill) -> None:
+    def cancel(self, fill: Fill) -> None:
+        """Ask for a read to be dropped, once."""
         if not fill.cancelled:
             fill.cancelled = True
             self._state.operations.cancel(fill.operation)

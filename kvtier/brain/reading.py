@@ -37,7 +37,12 @@ class Reading:
         self.left: dict[BlockKey, LowerTier] = {}  # in the order in which they are served
         self.failed = False  # some read did
         self.more = more  # another wave follows
+        self.since = clock()
+        self.landings = 0
+        self.given = False  # its hit was, before the last of them
+        self.whole = False  # it is to be given when all have landed
         self.lowest: LowerTier | None = None
+        self.mixed = False  # they come from several tiers
         self._deadline_s = 0.0
         self._outcome = outcome
         self._clock = clock
@@ -46,6 +51,7 @@ class Reading:
         """Add a read to wait for."""
         self.left[key] = lower
         self._deadline_s = max(self._deadline_s, lower.spec.deadline_s)
+        self.mixed |= self.lowest is not None and self.lowest is not lower
         if self.lowest is None or self.lowest.tier < lower.tier:
             self.lowest = lower
 
@@ -53,24 +59,25 @@ class Reading:
         """Take the news of one key; the last one ends the wait."""
         del self.left[key]
         if ok:
+            self.landings += 1
             self.request.heard(self._clock())
             self._outcome.hold(self.request, key)
         else:
             self.failed = True
         if not self.left:
             if self.failed or not self.more:
-                self._count_wait()
+                self.count_wait()
             self._outcome.over(self)
 
     def over(self) -> bool:
         """Whether it waited too long; then the request goes on without what is left. O(1) while chunks land."""
         over = self.silent or self.request.overdue(self._clock())
         if over:
-            self._count_wait()
+            self.count_wait()
             self._outcome.expire(self)
         return over
 
-    def _count_wait(self) -> None:
+    def count_wait(self) -> None:
         """Count the whole wait of the request, over all waves, to the tier of the slowest reads."""
         if self.lowest is not None and self.request.began is not None:
             self.lowest.counters.count_wait(self._clock() - self.request.began)

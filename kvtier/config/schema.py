@@ -26,6 +26,7 @@ _SAYS = {
     "store": "What is stored: all, or the prompt alone.",
     "load": "auto: a prefix is computed where that is faster than reading it; always: it is read.",
     "max_wait": "How long a request waits for its hit at most.",
+    "overlap": "Whether copies to the device start while the last reads of a hit are under way.",
     "weights_id": "auto: the content of the weight files; or your own word for it.",
     "persist_lora": "Whether chunks of LoRA requests may leave DRAM.",
     "prefetch": "What is read into DRAM before it is asked for.",

@@ -103,6 +103,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     store: Literal["all", "prompt"] = "all"
     load: Literal["auto", "always"] = "auto"  # auto: computing wins where it is the faster way
     max_wait_s: float = 30.0  # of one request for its hit
+    overlap: bool = False  # copies to the device start while the last reads of a hit are under way
     weights_id: str = "auto"
     persist_lora: bool = False
     prefetch: tuple[Plugin, ...] = ()  # all of them are asked, in this order

@@ -7,7 +7,8 @@ through what the product has on their way: the worker's `Window` and the I/O pro
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from kvtier.brain import TieredCache, TierSpec
+from kvtier.brain import LoadPlan, TieredCache, TierSpec
+from kvtier.brain.cost import Costs
 from kvtier.io_process.opqueue import Job, OpQueue
 from kvtier.io_process.window import Window
 from kvtier.policies.eviction.lru import LruPolicy
@@ -38,6 +39,8 @@ class Prompt:
     arrived: float
     hit: int | None = None  # chunks that it was given; None: it still waits
     wait_s: float = 0.0
+    copied_s: float | None = None  # until all of it was on the device
+    late: int = 0  # chunks that were not
 
 
 class Drive:
@@ -116,6 +119,22 @@ class Drive:
 
 
 @dataclass
+class Load:
+    """Copies under way, and those that wait for a read."""
+
+    plan: LoadPlan
+    prompt: Prompt
+    keys: list[BlockKey]
+    coming: dict[int, int]  # the READ of each such chunk, and its position
+    until: float
+    copied_at: float = 0.0
+
+    def over(self, now: float) -> bool:
+        """Whether all is copied, or what is not is waited for no more."""
+        return self.copied_at <= now and (not self.coming or now >= self.until)
+
+
+@dataclass
 class Decoder:
     """A running request that stores a chunk every so often, and how many of its chunks were taken."""
 
@@ -140,6 +159,7 @@ class Rig:
         prefixes: Sequence[list[BlockKey]],
         prefill_rate: float | None = None,
         read_share: float = 0.5,
+        overlap: bool = False,
     ) -> None:
         self.clock = Clock()
         self.slots = slots
@@ -150,8 +170,10 @@ class Rig:
         self.most_pinned = 0
         self._steps = 0
         self.decoder: Decoder | None = None
-        self._loads: list[tuple[float, int, Prompt]] = []
+        self._loads: list[Load] = []
         self._link_free = 0.0
+        costs = Costs(self.clock)
+        costs.load.start(1 << 30, (1 << 30) / LINK)
         self.cache = TieredCache(
             groups=[GroupSpec(0, chunk_tokens, None, chunk_nbytes)],
             ranks=1,
@@ -168,6 +190,8 @@ class Rig:
             ],
             clock=self.clock,
             read_share=read_share,
+            overlap=overlap,
+            costs=costs,
         )
         self.drive = Drive(self.clock, nbytes_per_s, chunk_nbytes + PAGE)
         self._open(prefixes)
@@ -226,11 +250,16 @@ class Rig:
         if self._steps % (1 + self.slots // 64) == 0:  # a pass over everything
             self.cache.check()
         self.most_pinned = max(self.most_pinned, self.cache.stats().pinned)
-        self.cache.complete(self.drive.run(STEP_S))
-        for load in [load for load in self._loads if load[0] <= self.clock.now]:
+        answers = self.drive.run(STEP_S)
+        for load in self._loads:
+            self._copy(load, answers)
+        self.cache.complete(answers)
+        for load in [load for load in self._loads if load.over(self.clock.now)]:
             self._loads.remove(load)
-            self.cache.finish(load[1])
-            self.cache.depart(load[2].name)
+            load.prompt.copied_s = self.clock.now - load.prompt.arrived
+            load.prompt.late = len(load.coming)
+            self.cache.finish(load.plan.plan_id, [load.keys[i] for i in load.coming.values()])
+            self.cache.depart(load.prompt.name)
 
     def _ask(self, prompt: Prompt) -> None:
         cache, name = self.cache, prompt.name
@@ -251,9 +280,23 @@ class Rig:
         prompt.hit = len(keys)
         prompt.wait_s = self.clock.now - prompt.arrived
         plan = self.cache.plan_load(prompt.name, keys)
-        nbytes = len(keys) * self.chunk_nbytes
-        self._link_free = max(self._link_free, self.clock.now) + nbytes / LINK
-        self._loads.append((self._link_free, plan.plan_id, prompt))
+        coming = {op: i for i, op in plan.reads.items()}
+        load = Load(plan, prompt, keys, coming, self.clock.now + plan.patience_s)
+        self._loads.append(load)
+        self._give(load, len(keys) - len(coming))
+
+    def _copy(self, load: Load, answers: Sequence[OpResult]) -> None:
+        """Let a rank copy what landed: it hears of that between two steps."""
+        landed = [each.op for each in answers if each.op in load.coming]
+        for op in landed:
+            del load.coming[op]
+        self._give(load, len(landed))
+
+    def _give(self, load: Load, chunks: int) -> None:
+        if chunks:
+            nbytes = chunks * self.chunk_nbytes
+            self._link_free = max(self._link_free, self.clock.now) + nbytes / LINK
+            load.copied_at = self._link_free
 
     def _store(self) -> None:
         if (decoder := self.decoder) is None:

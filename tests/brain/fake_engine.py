@@ -27,7 +27,7 @@ from kvtier.types import (
     TierOp,
     WriteMode,
 )
-from tests.brain.fake_ranks import FULL, RECORD, WINDOW, Clock, Content, Ranks, chain
+from tests.brain.fake_ranks import CHUNK, FULL, RECORD, WINDOW, Clock, Content, Ranks, chain
 
 _MAX_REQUESTS = 6
 
@@ -60,6 +60,7 @@ class Shape(NamedTuple):
     hooks: HookSet = HookSet()
     below_admission: str = ""  # of the lower tiers; as `admission` if empty
     asked: int = 0  # the room of so many lower tiers, the last ones, is not ours
+    overlap: bool = False
 
     @property
     def owned(self) -> int:
@@ -117,6 +118,7 @@ class Engine:
             hooks=shape.hooks,
             clock=self.clock,
             low_watermark=shape.watermark,
+            overlap=shape.overlap,
         )
         self.ranks = Ranks(self.cache, shape.ranks, shape.slots, len(shape.modes), shape.owned)
         self.to_list: dict[tuple[int, int], list[bytes]] = {}
@@ -345,6 +347,10 @@ class Engine:
             else:
                 assert tracked == (held - leaving if tier == 0 else held)
 
+    def slow_copies(self, seconds: float) -> None:
+        """Let the brain know that a chunk's copy to the device takes so long."""
+        self.cache.transferred(CHUNK << 20, seconds * (1 << 20))
+
     def end(self) -> None:
         """Let everything end, then assert that nothing is left."""
         self.serve_all()
@@ -394,8 +400,10 @@ class Engine:
     def _pinned(self, req: Req, keys: list[BlockKey], *, load: bool) -> None:
         assert self.cache.plan_read(req.name, keys) is None
         assert self._hit(req) == keys
+        coming = self.cache.view.coming(req.name)
         for key in keys:
-            self.ranks.expect(key, self.cache.view.slot(key))
+            if key not in coming:
+                self.ranks.expect(key, self.cache.view.slot(key))
         if load and req.epoch in (None, self.ranks.epoch):
             req.epoch = self.ranks.epoch
             plan = self.ranks.loaded(self.cache.plan_load(req.name, keys), keys)

@@ -4,7 +4,7 @@ It notices lies: a slot that is reused while something reads or writes it, a chu
 somewhere where its bytes are not, on any rank.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -64,6 +64,7 @@ class Copy:
     slots: Sequence[int]
     store: bool
     epoch: int
+    reads: Mapping[int, int] = field(default_factory=dict)  # by position: copied when it has landed
 
 
 @dataclass
@@ -152,10 +153,13 @@ class Ranks:
 
     def loaded(self, plan: LoadPlan, keys: Sequence[BlockKey]) -> LoadPlan:
         """Take a load plan."""
-        for key, slot in zip(keys, plan.slots, strict=True):
-            if slot != NO_SLOT:
+        for i, (key, slot) in enumerate(zip(keys, plan.slots, strict=True)):
+            if i in plan.reads:
+                op = self.pending[plan.reads[i]]
+                assert (op.kind, op.key, op.slot) == (OpKind.READ, key, slot), "nothing brings it"
+            elif slot != NO_SLOT:
                 self.expect(key, slot)
-        self.copies[plan.plan_id] = Copy(keys, plan.slots, False, self.epoch)
+        self.copies[plan.plan_id] = Copy(keys, plan.slots, False, self.epoch, plan.reads)
         return plan
 
     def expect(self, key: bytes, slot: int) -> None:
@@ -169,8 +173,12 @@ class Ranks:
         """Let every rank finish a plan's copies."""
         copy = self.copies.pop(plan_id)
         failed = set(failed)
+        for i in copy.reads:  # of a chunk that has not landed, or badly, nobody made a copy
+            content = Content(copy.keys[i], copy.epoch)
+            if any(rank.slots[copy.slots[i]] != content for rank in self.ranks):
+                failed.add(BlockKey(copy.keys[i]))
         for key, slot in zip(copy.keys, copy.slots, strict=True):
-            if slot == NO_SLOT:
+            if slot == NO_SLOT or (copy.reads and key in failed):
                 continue
             assert not [u for u in self.users(slot) if u in ("READ", "store")], "two writers"
             for n, rank in enumerate(self.ranks):

@@ -48,6 +48,7 @@ class Machine(RuleBasedStateMachine):
             hooks=st.just(HookSet()),
             below_admission=st.just(""),
             asked=st.booleans(),
+            overlap=st.booleans(),
             medium=st.none()
             | st.builds(Medium, read=st.floats(1, 1e12), latency_s=st.floats(0, 10)),
             found=st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 7)), max_size=6).map(
@@ -178,6 +179,7 @@ def random_shape(rng: random.Random) -> Shape:
         watermark=rng.choice([0.0, 0.1, 0.3]),
         asked=rng.random() < 0.3,
         found=tuple((rng.choice(NAMES), rng.randrange(8)) for _ in range(rng.choice([0, 8, 40]))),
+        overlap=rng.random() < 0.5,
     )
 
 
@@ -220,6 +222,8 @@ def test_the_brain_never_lies_on_long_walks(seed: int) -> None:
         eviction=evictions[seed % len(evictions)], admission=admissions[seed % len(admissions)]
     )
     engine = Engine(shape)
+    if shape.overlap:
+        engine.slow_copies(rng.choice([0.1, 10]))
     calls = random_calls(engine, rng)
     weights = [weight for weight, _ in calls]
     for _ in range(400):
@@ -256,8 +260,9 @@ def crowd_calls(engine: Engine, rng: random.Random) -> list[tuple[float, Callabl
     ]
 
 
+@pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("seed", range(140, 170))
-def test_nobody_waits_for_ever_where_hits_crowd(seed: int) -> None:
+def test_nobody_waits_for_ever_where_hits_crowd(seed: int, overlap: bool) -> None:
     rng = random.Random(seed)
     shape = Shape(
         slots=rng.randint(6, 20),
@@ -267,8 +272,11 @@ def test_nobody_waits_for_ever_where_hits_crowd(seed: int) -> None:
         hybrid=rng.random() < 0.3,
         ranks=rng.randint(1, 2),
         found=tuple((name, i) for name in NAMES for i in range(8)),
+        overlap=overlap,
     )
     engine = started(shape)
+    if overlap:
+        engine.slow_copies(rng.choice([0.1, 10]))
     calls = crowd_calls(engine, rng)
     weights = [weight for weight, _ in calls]
     for _ in range(500):

@@ -8,6 +8,7 @@ from vllm.config import KVTransferConfig
 
 from kvtier.config import Config, digest, load
 from kvtier.connectors.vllm.guard import Guard
+from kvtier.connectors.vllm.landing import Landings
 from kvtier.connectors.vllm.load_trace import CopyTrace
 from kvtier.connectors.vllm.manager import TieredCacheManager
 from kvtier.connectors.vllm.messages import KVTierWorkerMetadata
@@ -98,6 +99,10 @@ def worker(engine: object) -> KVTierWorker:
     made._collected = []
     made._failed_loads, made._invalid_blocks, made.guard = set(), set(), Guard()
     made._early, made.idle, made.trace = set(), False, CopyTrace()
+    made.io = None
+    made._landings = Landings(
+        lambda: made.io.poll() if made.io else [], lambda copies: made._engine.onload(copies)
+    )
     return made
 
 

@@ -71,6 +71,21 @@ def cool(llm: object) -> None:
     brain._demotion.make_room(brain.stats().slots)
 
 
+def slow_copies(llm: object, seconds: float) -> None:
+    """Have the brain believe, whatever it sees, that a chunk's copy to the device takes so long."""
+    costs, (group,) = brain_of(llm)._state.costs, brain_of(llm).view.groups
+    costs.load = Pace(lambda: 0.0)
+    costs.load.add(group.nbytes * 1e9, seconds * 1e9)
+
+
+def awaited(llm: object) -> list[int]:
+    """Number the chunks of prefixes that loads under way wait for."""
+    brain = brain_of(llm)
+    tokens, fills = brain.view.groups[0].chunk_tokens, brain._promotion.fills
+    plans = brain._copies.plans.values()
+    return [brain.view.end(k) // tokens - 1 for plan in plans for k in plan.coming if k in fills]
+
+
 def trust(llm: object) -> None:
     """Forget what reading and computing cost: whatever was slow before is read again."""
     core = brain_of(llm)._state
