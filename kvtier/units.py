@@ -79,5 +79,6 @@ def format_count(count: int) -> str:
 
 def _bounded(value: float) -> float:
     if value > _MOST:
-        raise ValueError(f"{value:g} is more than anything can hold")
+        said = f"{value:g}" if isinstance(value, float) or value < 10**300 else "such a number"
+        raise ValueError(f"{said} is more than anything can hold")
     return value

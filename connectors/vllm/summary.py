@@ -11,7 +11,7 @@ from kvtier.brain.stats import OFF
 from kvtier.units import format_nbytes
 
 _COUNTED = {
-    "hits": "hits",
+    "hit_chunks": "hits",
     "reads": "read",
     "writes": "written",
     "evictions": "evicted",
@@ -36,7 +36,7 @@ class Summary(OffloadingConnectorStats):
 
     def _copies(self) -> Iterator[str]:
         for did, way in (("loaded", "load"), ("stored", "store")):
-            if count := self._sum(f"kvtier:{way}s"):
+            if count := self._sum(f"kvtier:{did}_chunks"):
                 nbytes = format_nbytes(self._sum(f"vllm:kv_offload_{way}_bytes"))
                 seconds = self._sum(f"vllm:kv_offload_{way}_time")
                 yield f"{did} {count:.0f} chunks ({nbytes} in {seconds:.3g} s)"

@@ -146,6 +146,9 @@ def start(
 
         def wait_ready(self) -> None: ...
 
+        def poll(self) -> list[Any]:
+            return []
+
         def close(self) -> None: ...
 
     monkeypatch.setattr(worker, "IoPair", Client)

@@ -16,7 +16,7 @@ from vllm.v1.kv_offload.base import (
 
 from kvtier import topology
 from kvtier.config import load
-from kvtier.connectors.vllm import pages, placing, rank, worker
+from kvtier.connectors.vllm import device, pages, placing, rank
 from kvtier.connectors.vllm.guard import Guard
 from kvtier.connectors.vllm.rank import Rank
 from kvtier.connectors.vllm.ranks import Sharers
@@ -43,15 +43,16 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     """A machine with 32 MiB free, and a device that is none."""
     found = Seen()
 
-    def engine(*_: object) -> None:
+    def engine(*_: object) -> SimpleNamespace:
         """Copy nothing."""
+        return SimpleNamespace(onload=engine)
 
     def start_io(*arguments: Any) -> None:
         found.spare = arguments[-1]
 
     monkeypatch.setattr(topology, "free_nbytes", lambda: 32 * MIB)
     monkeypatch.setattr(placing, "regions_of_others", lambda owner: [])  # of another test run
-    monkeypatch.setattr(worker, "stream_engine", engine)
+    monkeypatch.setattr(device, "stream_engine", engine)
     monkeypatch.setattr(KVTierWorker, "_start_io", start_io)
     return found
 

@@ -29,7 +29,7 @@ SETUP = IoSetup(arena_nbytes=4096, slot_nbytes=4096, group_nbytes={0: 4096}, tie
 INT = st.sampled_from([0, 1, 2, 5, -1, 255, 2**31, 2**63 - 1, 1 - 2**63])
 FLOAT = st.sampled_from([0.0, -1.0, 1e308, float("nan"), float("inf")])
 RESULTS = st.lists(
-    st.builds(OpResult, rank=INT, op=INT, status=st.sampled_from(list(OpStatus)), nbytes=INT, seconds=FLOAT, free=INT),
+    st.builds(OpResult, rank=INT, op=INT, status=st.sampled_from(list(OpStatus)), nbytes=INT, seconds=FLOAT, free=INT, found=INT),
     max_size=4,
 )  # fmt: skip
 SCANS = st.builds(
