@@ -7,18 +7,20 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import (
     OffloadingConnectorStats,
 )
 
-from kvtier.brain.stats import OFF
+from kvtier.brain.stats import CACHE_METRICS, OFF, TIER_METRICS
 from kvtier.units import format_nbytes
 
 _COUNTED = {
-    "hit_chunks": "hits",
+    "hits": "hits",
     "reads": "read",
     "writes": "written",
     "evictions": "evicted",
     "failures": "failed",
     "trips": "times sent to rest",
 }
-"""What is said of a tier, and in which words."""
+"""What is said of a tier, by the field of its stats, and in which words."""
+_NAMES = {metric.field: metric.name for metric in TIER_METRICS}
+_COPIED = {metric.field: metric.name for metric in CACHE_METRICS}
 
 
 class Summary(OffloadingConnectorStats):
@@ -36,18 +38,18 @@ class Summary(OffloadingConnectorStats):
 
     def _copies(self) -> Iterator[str]:
         for did, way in (("loaded", "load"), ("stored", "store")):
-            if count := self._sum(f"kvtier:{did}_chunks"):
+            if count := self._sum(_COPIED[f"{way}s"]):
                 nbytes = format_nbytes(self._sum(f"vllm:kv_offload_{way}_bytes"))
                 seconds = self._sum(f"vllm:kv_offload_{way}_time")
                 yield f"{did} {count:.0f} chunks ({nbytes} in {seconds:.3g} s)"
 
     def _tiers(self) -> Iterator[tuple[str, list[str]]]:
-        used = self._values.get("kvtier:tier_used_bytes", {})
-        names = dict.fromkeys(labels[0] for name in _COUNTED for labels in self._of(name))
+        used = self._of("used")
+        names = dict.fromkeys(labels[0] for field in _COUNTED for labels in self._of(field))
         for tier in dict.fromkeys([*names, *(labels[0] for labels in used)]):
             said = []
-            for name, word in _COUNTED.items():
-                of = self._of(name).items()
+            for field, word in _COUNTED.items():
+                of = self._of(field).items()
                 if count := sum(value for labels, value in of if labels[0] == tier):
                     said.append(f"{count:.0f} {word}")
             if (tier,) in used:
@@ -55,8 +57,8 @@ class Summary(OffloadingConnectorStats):
             if said:
                 yield tier, said
 
-    def _of(self, name: str) -> dict[tuple[str, ...], float]:
-        found: dict[tuple[str, ...], float] = self._values.get(f"kvtier:tier_{name}", {})
+    def _of(self, field: str) -> dict[tuple[str, ...], float]:
+        found: dict[tuple[str, ...], float] = self._values.get(_NAMES[field], {})
         return found
 
     def _sum(self, name: str) -> float:
