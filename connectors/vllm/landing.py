@@ -20,8 +20,11 @@ class Landings:
         self,
         poll: Callable[[], list[OpResult | ScanBatch]],
         onload: Callable[[Sequence[ChunkCopy]], Transfer],
+        *,
+        overlap: bool = True,
     ) -> None:
-        """Hear the I/O process with `poll`, and start copies with `onload`."""
+        """Hear the I/O process with `poll`, and start copies with `onload`; without `overlap` no load waits for a read."""
+        self._overlap = overlap
         self._poll = poll
         self._onload = onload
         self._unreported: list[OpResult | ScanBatch] = []
@@ -51,6 +54,8 @@ class Landings:
         """Take what the I/O process says, and start the copies that it allows."""
         answers = self._poll()
         self._unreported += answers
+        if not self._overlap:
+            return
         found = {a.op: a.status is OpStatus.OK for a in answers if isinstance(a, OpResult)}
         if len(self._answers) > _REMEMBERED:
             self._older, self._answers = self._answers, {}

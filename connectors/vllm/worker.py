@@ -109,7 +109,9 @@ class KVTierWorker(OffloadingWorker):
         self._collected: list[tuple[CopyJob, Sequence[ChunkCopy], Sequence[int]]] = []
         """Stores that are not given to the engine yet: with their copies, and the positions of these in the job."""
         self._early: set[int] = set()  # loads that are submitted, and will be by vLLM
-        self._landings = Landings(self.io.poll if self.io else list, self._engine.onload)
+        self._landings = Landings(
+            self.io.poll if self.io else list, self._engine.onload, overlap=mine.overlap
+        )
         self.idle = False  # nothing is computed in this step
         self.trace = CopyTrace()
 
