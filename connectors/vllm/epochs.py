@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kvtier.config import Config
+from kvtier.errors import reason
 from kvtier.io_process.record import namespace_of
 from kvtier.registry import lookup
 from kvtier.tier import Site
@@ -143,7 +144,7 @@ class _Note:
         try:
             epoch.note(self.path, *wanted)
         except OSError as exc:
-            return exc.strerror or str(exc)
+            return reason(exc)
         return ""
 
 

@@ -91,15 +91,15 @@ class RedisTier(AskedTier):
         return found
 
     def has(self, key: bytes) -> bool:
-        return self._number("ask", b"EVAL", _LEADING, b"1", self._name("ask", key)) == 1
+        return self.leading((key,)) == 1
 
     def read(self, key: bytes, bufs: Sequence[Bytes]) -> int:
         name = self._name("read", key)
         return self._call("read", lambda made: made.get(name, bufs))
 
     def write(self, key: bytes, bufs: Sequence[Bytes]) -> int:
-        words = (b"SET", self._name("write", key))
-        self._call("write", lambda made: made.put(words, bufs))
+        name = self._name("write", key)
+        self._call("write", lambda made: made.set(name, bufs))
         return sum(map(len, bufs))
 
     def remove(self, key: bytes) -> bool:

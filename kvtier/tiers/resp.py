@@ -71,15 +71,11 @@ class Connection:
         found = [self._reply() for _ in range(int(line))]
         return found[1] if len(found) == 2 and isinstance(found[1], bytes) else b""
 
-    def put(
-        self, words: Sequence[bytes], bufs: Sequence[Bytes], tail: Sequence[bytes] = ()
-    ) -> Reply:
-        """Ask with a value between `words` and `tail` that is in several buffers."""
+    def set(self, key: bytes, bufs: Sequence[Bytes]) -> Reply:
+        """Write a value that is in several buffers."""
         self._begin()
-        nbytes = sum(map(len, bufs))
-        head = _packed(words, more=1 + len(tail)) + b"$%d\r\n" % nbytes
-        ends = b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in tail)
-        self._send([head, *(memoryview(buf) for buf in bufs), b"\r\n" + ends])
+        head = _packed((b"SET", key), more=1) + b"$%d\r\n" % sum(map(len, bufs))
+        self._send([head, *(memoryview(buf) for buf in bufs), b"\r\n"])
         return self._reply()
 
     def get(self, key: bytes, bufs: Sequence[Bytes]) -> int:

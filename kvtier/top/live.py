@@ -3,7 +3,7 @@
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
-from kvtier.errors import KvtierError
+from kvtier.errors import KvtierError, reason
 from kvtier.page.document import document, pieces, policy
 from kvtier.top.history import History
 from kvtier.top.report import TITLE, body
@@ -25,7 +25,7 @@ class LivePage(ThreadingHTTPServer):
             super().__init__((HOST, port), _Handler)
         except OSError as exc:
             raise KvtierError(
-                f"port {port} of {HOST}: {exc.strerror}; --port takes another"
+                f"port {port} of {HOST}: {reason(exc)}; --port takes another"
             ) from exc
 
     @property

@@ -183,6 +183,27 @@ def test_traffic_that_fits_nowhere(model: Model, start: Start) -> None:
         assert any(tier.hits for tier in brain.stats().tiers)
 
 
+def hit_from_dram(start: Start, asked: list[list[int]]) -> None:
+    """Compute four prompts, and hit each after a reset of the device's cache."""
+    with start() as engine:
+        assert engine.ask(*asked) == [0] * 4
+        engine.reset()
+        assert [engine.ask(prompt) for prompt in asked] == [[192]] * 4
+        engine.settle()
+
+
+def hit_after_a_restart(start: Start, asked: list[list[int]]) -> None:
+    """Hit them all; what the second rank has in DRAM is then damaged, and noticed."""
+    with start() as engine:
+        assert engine.ask(*asked) == [192] * 4
+        engine.reset()
+        arena = engine.workers[1].rank.worker.arena
+        for slot in range(arena.slots):
+            arena.slot(slot)[:64] ^= 1
+        with pytest.raises(AssertionError, match=r"1: .* other KV"):
+            engine.ask(asked[0])
+
+
 @pytest.mark.parametrize("pipeline", [False, True], ids=["tensor parallel", "pipeline"])
 def test_two_ranks(pipeline: bool, tmp_path: Path) -> None:
     """Each rank has bytes of its own, and in a pipeline layers of its own; files of both are found after a restart."""
@@ -199,20 +220,9 @@ def test_two_ranks(pipeline: bool, tmp_path: Path) -> None:
         made.settle()
         return closing(made)
 
-    with start() as engine:
-        assert engine.ask(*asked) == [0] * 4
-        engine.reset()
-        assert [engine.ask(prompt) for prompt in asked] == [[192]] * 4
-        engine.settle()
+    hit_from_dram(start, asked)
     assert {path.parents[1].name for path in (tmp_path / "kv").rglob("*.kvt")} == {"r0", "r1"}
-    with start() as engine:
-        assert engine.ask(*asked) == [192] * 4
-        engine.reset()
-        arena = engine.workers[1].rank.worker.arena
-        for slot in range(arena.slots):
-            arena.slot(slot)[:64] ^= 1
-        with pytest.raises(AssertionError, match=r"1: .* other KV"):
-            engine.ask(asked[0])
+    hit_after_a_restart(start, asked)
 
 
 CONTEXTS: dict[str, dict[str, Any]] = {
@@ -244,19 +254,8 @@ def test_ranks_that_share_a_context(
         made.settle()
         return closing(made)
 
-    with start() as engine:
-        assert engine.ask(*asked) == [0] * 4
-        engine.reset()
-        assert [engine.ask(prompt) for prompt in asked] == [[192]] * 4
-        engine.settle()
-    with start() as engine:
-        assert engine.ask(*asked) == [192] * 4
-        engine.reset()
-        arena = engine.workers[1].rank.worker.arena
-        for slot in range(arena.slots):
-            arena.slot(slot)[:64] ^= 1
-        with pytest.raises(AssertionError, match=r"1: .* other KV"):
-            engine.ask(asked[0])
+    hit_from_dram(start, asked)
+    hit_after_a_restart(start, asked)
 
 
 @pytest.mark.parametrize("layer", [FULL, LATENT], ids=["full attention", "latent attention"])
